@@ -1,0 +1,42 @@
+"""The error type for what a user can mend: a wrong config, file, record or option."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from typing import NoReturn, ParamSpec
+
+Arguments = ParamSpec("Arguments")
+
+
+class UserError(Exception):
+    """What was wrong, where (file, key or record) and what to do, in one or two sentences.
+
+    Entry points print it without a traceback and exit with code 2. Anything else that is raised
+    is a bug of this library and keeps its traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    match = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def exit_with(error: UserError) -> NoReturn:
+    """Print ``error`` on stderr and end the process with code 2."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback."""
+
+    @wraps(main)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            exit_with(error)
+
+    return run
