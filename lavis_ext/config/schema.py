@@ -62,9 +62,8 @@ def _check_value(value: Any, key: str, limits: Any) -> None:
     choices = limits.get("choices")
     if choices is not None and value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
-        raise UserError(
-            f"{key} is '{value}'; it must be one of: {listed}.{nearest(str(value), map(str, choices))}"
-        )
+        hint = nearest(str(value), map(str, choices))
+        raise UserError(f"{key} is '{value}'; it must be one of: {listed}.{hint}")
     at_least, at_most, above = (limits.get(name) for name in ("at_least", "at_most", "above"))
     for number in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(number, int | float):
