@@ -1,0 +1,246 @@
+"""BLIP (Li et al., ICML 2022) as image encoder, question encoder and judge of a pair.
+
+The network is ``transformers``' ``BlipForImageTextRetrieval``, so published weights load as they
+are. Here its parts are called one at a time, because fused tokens go between them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lavis_ext.config.schema import check, option
+from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.errors import UserError
+from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BASE_COCO = "Salesforce/blip-itm-base-coco"
+
+
+@dataclass
+class BlipEncoderConfig:
+    """Sizes, tokenizer and weights. The defaults are Salesforce/blip-itm-base-coco.
+
+    Salesforce/blip-itm-large-coco differs in vision_width 1024, vision_layers 24, vision_heads 16
+    and vision_mlp 4096.
+    """
+
+    image_size: int = option(384, "side of the input image in pixels", at_least=1)
+    patch_size: int = option(16, "side of a patch in pixels", at_least=1)
+    vision_width: int = option(768, "width of the image transformer", at_least=1)
+    vision_layers: int = option(12, "layers of the image transformer", at_least=1)
+    vision_heads: int = option(12, "attention heads of the image transformer", at_least=1)
+    vision_mlp: int = option(3072, "inner width of its feed-forward layers", at_least=1)
+    text_width: int = option(768, "width of the text transformer", at_least=1)
+    text_layers: int = option(12, "layers of the text transformer", at_least=1)
+    # transformers' own default is 8, with which the published weights give wrong scores
+    # (huggingface/transformers, issue 22625).
+    text_heads: int = option(12, "attention heads of the text transformer", at_least=1)
+    text_mlp: int = option(3072, "inner width of its feed-forward layers", at_least=1)
+    vocab_size: int = option(
+        30524, "word embeddings: the tokenizer's, then [DEC], then [ENC]", at_least=3
+    )
+    max_position_embeddings: int = option(512, "position embeddings of the text", at_least=2)
+    projection_dim: int = option(256, "width of the image-text contrastive space", at_least=1)
+    tokenizer: str = option(
+        BASE_COCO, "hub name, local folder, or vocab.txt file of an uncased BERT tokenizer"
+    )
+    max_question_tokens: int = option(
+        35, "longer questions are cut, [CLS] and [SEP] counted", at_least=3
+    )
+    first_token: str = option(
+        "enc",
+        "first token of a question in matching: enc, as BLIP was trained, or cls, as transformers",
+        choices=("enc", "cls"),
+    )
+    weights: str | None = option(
+        BASE_COCO, "hub name, local path or URL; null starts from random weights"
+    )
+    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
+    allow_unexpected: list[str] = option(
+        lambda: ["*.position_ids"],  # a buffer with 0, 1, 2, ... that old checkpoints carry
+        "patterns of names the checkpoint may have in excess",
+    )
+
+    def check_together(self, where: str) -> None:
+        """Raise UserError for sizes that do not fit each other."""
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"{where}.image_size is {self.image_size}; it must be a multiple of "
+                f"{where}.patch_size, which is {self.patch_size}."
+            )
+        for tower, width, heads in (
+            ("vision", self.vision_width, self.vision_heads),
+            ("text", self.text_width, self.text_heads),
+        ):
+            if width % heads:
+                raise UserError(
+                    f"{where}.{tower}_heads is {heads}; it must divide {tower}_width {width}."
+                )
+        if self.max_question_tokens > self.max_position_embeddings:
+            raise UserError(
+                f"{where}.max_question_tokens is {self.max_question_tokens}, but there are only "
+                f"{self.max_position_embeddings} position embeddings (max_position_embeddings)."
+            )
+
+
+class BlipEncoder(nn.Module):
+    """BLIP's parts: ``encode_image``, ``tokenize``, ``encode_question`` and ``match``.
+
+    Parameters are under ``blip.``, by transformers' names. ``where`` is the config's own key, named
+    in errors. ``load_report`` says what was loaded, and is None for random weights.
+    ``truncated_questions`` counts the questions that ``tokenize`` has cut so far.
+
+    Raises UserError for sizes that do not fit, and for a tokenizer or weights that cannot be had,
+    read or matched.
+    """
+
+    def __init__(self, config: BlipEncoderConfig, where: str = "model.blip") -> None:
+        super().__init__()
+        check(config, where)
+        self.config = config
+        self.tokenizer = _read_tokenizer(config, where)
+        self.enc_token_id = _enc_token_id(config, self.tokenizer, where)
+        self.truncated_questions = 0
+        self.normalise = PixelNormalisation(CLIP_MEAN, CLIP_STD)
+        self.blip = transformers.BlipForImageTextRetrieval(
+            _transformers_config(config, self.tokenizer)
+        )
+        self.load_report: LoadReport | None = None
+        if config.weights is not None:
+            self.load_report = load_into(
+                self.blip,
+                read_state_dict(resolve(config.weights, key=f"{where}.weights")),
+                name=f"BLIP from {config.weights}",
+                allow_missing=config.allow_missing,
+                allow_unexpected=config.allow_unexpected,
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of a grid token."""
+        return self.config.vision_width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; N of ``encode_image`` is their product."""
+        side = self.config.image_size // self.config.patch_size
+        return side, side
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Grid tokens [B, 1+N, vision_width]: the class token, then the patches row by row.
+
+        ``images`` [B, 3, image_size, image_size] are uint8 in 0..255 or floating point in [0, 1].
+        Raises UserError for images of another size.
+        """
+        side = self.config.image_size
+        if images.shape[-2:] != (side, side):
+            raise UserError(
+                f"BLIP got images of {images.shape[-2]}x{images.shape[-1]} pixels and is built for "
+                f"{side}x{side}. Set the image size of its processor to image_size."
+            )
+        return self.blip.vision_model(self.normalise(images)).last_hidden_state
+
+    def tokenize(self, questions: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both [B, L] int64, padded to the longest question.
+
+        Questions of more than ``max_question_tokens`` tokens lose their end and are counted in
+        ``truncated_questions``.
+        """
+        limit = self.config.max_question_tokens
+        sequences = self.tokenizer(questions, verbose=False)["input_ids"]
+        self.truncated_questions += sum(len(ids) > limit for ids in sequences)
+        sequences = [
+            ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in sequences
+        ]
+        longest = max(map(len, sequences))
+        padding = self.tokenizer.pad_token_id
+        device = self.blip.itm_head.weight.device
+        input_ids = torch.tensor(
+            [ids + [padding] * (longest - len(ids)) for ids in sequences], device=device
+        )
+        lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        return input_ids, mask.long()
+
+    def encode_question(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Question tokens [B, L, text_width] from the text alone, without cross-attention."""
+        return self.blip.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+
+    def match(self, tokens: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, 2] of question matching; index 1 says that question and image belong together.
+
+        ``tokens`` [B, 1+N, vision_width] are grid tokens or fused ones in their place; gradients
+        reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
+        replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
+        models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].
+        """
+        if self.config.first_token == "enc":
+            input_ids = input_ids.clone()
+            input_ids[:, 0] = self.enc_token_id
+        # is_decoder is False by default here: the config's is_decoder builds the cross-attention,
+        # the argument would make self-attention causal.
+        hidden = self.blip.text_encoder(
+            input_ids=input_ids,
+            attention_mask=mask,
+            encoder_hidden_states=tokens,
+            is_decoder=False,
+        ).last_hidden_state
+        return self.blip.itm_head(hidden[:, 0])
+
+
+def _read_tokenizer(config: BlipEncoderConfig, where: str) -> transformers.BertTokenizer:
+    key = f"{where}.tokenizer"
+    path = resolve(config.tokenizer, key=key, filenames=("tokenizer.json", "vocab.txt"))
+    try:
+        if path.suffix == ".json":
+            return transformers.BertTokenizer.from_pretrained(path.parent)
+        return transformers.BertTokenizer(vocab=str(path))
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise UserError(f"{key}: {path} is no BERT tokenizer ({error!r:.120}).") from error
+
+
+def _enc_token_id(
+    config: BlipEncoderConfig, tokenizer: transformers.BertTokenizer, where: str
+) -> int:
+    """The id of [ENC]: the tokenizer's where it knows the word, else the last word embedding."""
+    words = tokenizer.get_vocab()
+    needed = max(words.values()) + 1 + (0 if "[ENC]" in words else 2)
+    if needed > config.vocab_size:
+        raise UserError(
+            f"{where}.vocab_size is {config.vocab_size}; the tokenizer {config.tokenizer}, with "
+            f"[DEC] and [ENC] after its words, needs {needed}."
+        )
+    return words.get("[ENC]", config.vocab_size - 1)
+
+
+def _transformers_config(
+    config: BlipEncoderConfig, tokenizer: transformers.BertTokenizer
+) -> transformers.BlipConfig:
+    return transformers.BlipConfig(
+        image_text_hidden_size=config.projection_dim,
+        vision_config={
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+            "hidden_size": config.vision_width,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.vision_heads,
+            "intermediate_size": config.vision_mlp,
+            # transformers' default of 1e-10 would make an untrained image encoder constant.
+            "initializer_range": 0.02,
+        },
+        text_config={
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.text_width,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "intermediate_size": config.text_mlp,
+            "max_position_embeddings": config.max_position_embeddings,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": config.vocab_size - 2,
+            "sep_token_id": tokenizer.sep_token_id,
+        },
+    )

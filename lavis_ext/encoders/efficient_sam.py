@@ -1,0 +1,178 @@
+"""EfficientSAM's image encoder (Xiong et al., CVPR 2024), the second visual stream.
+
+Parameter names are those of the authors' checkpoints (``efficient_sam_vitt.pt``,
+``efficient_sam_vits.pt``), which also hold a prompt encoder and a mask decoder.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm, LayerNorm2d
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from lavis_ext.config.schema import check, option
+from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.errors import UserError
+from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PRETRAINING_SIDE = 224  # pixels; SAMI pretraining, whose position embeddings the checkpoints keep
+AUTHORS_TINY = "https://github.com/yformer/EfficientSAM/raw/main/weights/efficient_sam_vitt.pt"
+
+
+@dataclass
+class EfficientSamConfig:
+    """Sizes and weights. The defaults are EfficientSAM-Ti; -S has width 384 and 6 heads."""
+
+    image_size: int = option(
+        384, "side of the input image in pixels, a multiple of patch_size", at_least=1
+    )
+    patch_size: int = option(16, "side of a patch in pixels", at_least=1)
+    width: int = option(192, "width of the transformer", at_least=1)
+    depth: int = option(12, "number of transformer blocks", at_least=1)
+    heads: int = option(3, "attention heads; divides width", at_least=1)
+    neck_width: int = option(256, "channels of the tokens that leave the encoder", at_least=1)
+    weights: str | None = option(
+        AUTHORS_TINY, "local path or URL of a checkpoint; null starts from random weights"
+    )
+    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
+    allow_unexpected: list[str] = option(
+        lambda: ["prompt_encoder.*", "mask_decoder.*"],
+        "patterns of names the checkpoint may have in excess",
+    )
+
+    def check_together(self, where: str) -> None:
+        """Raise UserError for sizes that do not divide each other."""
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"{where}.image_size is {self.image_size}; it must be a multiple of "
+                f"{where}.patch_size, which is {self.patch_size}."
+            )
+        if self.width % self.heads:
+            raise UserError(f"{where}.heads is {self.heads}; it must divide width {self.width}.")
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches to tokens, kept as a map."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to a map [B, h, w, width]."""
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class ImageEncoder(nn.Module):
+    """Pre-norm ViT without a class token, then a convolutional neck."""
+
+    def __init__(self, config: EfficientSamConfig) -> None:
+        super().__init__()
+        width, neck_width = config.width, config.neck_width
+        self.pretraining_grid = PRETRAINING_SIDE // config.patch_size
+        self.patch_embed = PatchEmbedding(config.patch_size, width)
+        # Position 0 belonged to the class token of pretraining: in the checkpoints, never used.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.pretraining_grid**2, width))
+        self.blocks = nn.ModuleList(
+            Block(
+                dim=width,
+                num_heads=config.heads,
+                mlp_ratio=4.0,
+                qkv_bias=True,
+                norm_layer=LayerNorm,  # timm's own, with eps 1e-6 as the authors have it
+            )
+            for _ in range(config.depth)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(width, neck_width, kernel_size=1, bias=False),
+            LayerNorm2d(neck_width, eps=1e-6),
+            nn.Conv2d(neck_width, neck_width, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(neck_width, eps=1e-6),
+        )
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to an embedding [B, neck_width, h, w]."""
+        tokens = self.patch_embed(images)
+        height, width = tokens.shape[1:3]
+        tokens = (tokens + self._positions(height, width)).flatten(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.neck(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """Position embeddings [1, height, width, width of the transformer] for a grid."""
+        side = self.pretraining_grid
+        positions = self.pos_embed[:, 1:].unflatten(1, (side, side))
+        if (height, width) == (side, side):
+            return positions
+        resized = F.interpolate(
+            positions.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False
+        )
+        return resized.permute(0, 2, 3, 1)
+
+    def _initialise(self) -> None:
+        """ViT's usual start (Dosovitskiy et al., 2021), for training from scratch."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+class EfficientSam(nn.Module):
+    """EfficientSAM, as far as the segmentation stream needs it: the image encoder.
+
+    ``where`` is the config's own key, named in errors. Raises UserError for sizes that do not fit
+    and for weights that cannot be had, read or matched. ``load_report`` says what was loaded, and
+    is None for random weights.
+    """
+
+    def __init__(self, config: EfficientSamConfig, where: str = "model.efficient_sam") -> None:
+        super().__init__()
+        check(config, where)
+        self.config = config
+        self.normalise = PixelNormalisation(IMAGENET_MEAN, IMAGENET_STD)
+        self.image_encoder = ImageEncoder(config)
+        self.load_report: LoadReport | None = None
+        if config.weights is not None:
+            path = resolve(config.weights, key=f"{where}.weights")
+            self.load_report = load_into(
+                self,
+                read_state_dict(path),
+                name=f"EfficientSAM from {config.weights}",
+                allow_missing=config.allow_missing,
+                allow_unexpected=config.allow_unexpected,
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of a segmentation token."""
+        return self.config.neck_width
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of ``height`` x ``width`` pixels.
+
+        Raises UserError for sides that are no multiples of the patch size.
+        """
+        patch = self.config.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise UserError(
+                f"EfficientSAM got an image of {height}x{width} pixels; both sides must be "
+                f"multiples of {patch}. Set the image size of its processor accordingly."
+            )
+        return height // patch, width // patch
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Segmentation tokens [B, h*w, neck_width], row by row of the grid.
+
+        ``images`` [B, 3, H, W] are uint8 in 0..255 or floating point in [0, 1]; H and W are any
+        multiples of the patch size, and ``grid(H, W)`` gives (h, w).
+        """
+        self.grid(*images.shape[-2:])
+        embedding = self.image_encoder(self.normalise(images))
+        return embedding.flatten(2).transpose(1, 2)

@@ -1,0 +1,175 @@
+"""DIFNet's encoder: Dual Information Flow Network (Wu et al., CVPR 2022, section 3).
+
+Two streams go through the same attention and feed-forward weights, each with LayerNorms of its own.
+In the authors' code (models/difnet/encoders.py), and in the parameter names here, the segmentation
+stream's end in 1. Three particulars of that code:
+
+- Residual and LayerNorm are applied twice around attention, in ``mhatt`` and after it.
+- ``mhatt`` is never told the stream, so its norm is shared, and its ``layer_norm1`` never read.
+- Tokens whose channels sum to the padding index are masked. Tokens here are patches of whole
+  images, never padding: left out.
+
+The first two are kept, as the parity tests require. LayerNorms that the authors create and never
+read are not created, because DDP stops at a parameter that gets no gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis_ext.config.schema import option
+from lavis_ext.door import registry
+from lavis_ext.errors import UserError
+from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+
+
+@dataclass
+class DifnetConfig(FusionConfig):
+    """The letters are the paper's. Its setting is the default; d_model was 512 there."""
+
+    name: str = option("difnet", "the fusion, by its registered name")
+    lf: int = option(1, "Lf: how many of the first layers take each stream apart", at_least=1)
+    t: int = option(2, "T: how often a stream goes through each of these layers", at_least=1)
+    n: int = option(3, "N: layers in all; more than lf", at_least=2)
+    heads: int = option(8, "attention heads; divides d_model", at_least=1)
+    d_ff: int = option(2048, "inner width of the feed-forward part", at_least=1)
+    dropout: float = option(
+        0.1, "dropout on attention, feed-forward and residual branches", at_least=0, at_most=0.9
+    )
+
+    def check_together(self, where: str) -> None:
+        """Raise UserError unless a layer is left for the summed streams and the heads fit."""
+        if self.lf >= self.n:
+            raise UserError(
+                f"{where}.lf is {self.lf} and {where}.n is {self.n}; the streams are summed at "
+                "layer lf, so lf must be below n."
+            )
+        if self.d_model is not None:
+            self.check_heads(self.d_model, where)
+
+    def check_heads(self, d_model: int, where: str = "model.fusion") -> None:
+        """Raise UserError unless ``heads`` divides ``d_model``."""
+        if d_model % self.heads:
+            raise UserError(
+                f"{where}.heads is {self.heads}; it must divide the fusion's width {d_model} "
+                f"({where}.d_model, where null the grid stream's)."
+            )
+
+
+def norm_streams(x: Tensor, grid_norm: nn.Module, segmentation_norm: nn.Module | None) -> Tensor:
+    """Each half of the batch through its own norm; all of it through ``grid_norm`` if alone."""
+    if segmentation_norm is None:
+        return grid_norm(x)
+    grid, segmentation = x.chunk(2)
+    return torch.cat((grid_norm(grid), segmentation_norm(segmentation)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017)."""
+
+    def __init__(self, config: DifnetConfig, d_model: int) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.fc_q = nn.Linear(d_model, d_model)
+        self.fc_k = nn.Linear(d_model, d_model)
+        self.fc_v = nn.Linear(d_model, d_model)
+        self.fc_o = nn.Linear(d_model, d_model)
+        for linear in (self.fc_q, self.fc_k, self.fc_v, self.fc_o):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, L, d_model] to the same shape."""
+        query, key, value = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.fc_q, self.fc_k, self.fc_v)
+        )
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.fc_o(mixed.transpose(1, 2).flatten(2))
+
+
+class AttentionBlock(nn.Module):
+    """Attention, residual, LayerNorm shared by the streams: the authors' ``mhatt``."""
+
+    def __init__(self, config: DifnetConfig, d_model: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layer_norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, L, d_model] to the same shape."""
+        return self.layer_norm(x + self.dropout(self.attention(x)))
+
+
+class FeedForwardBlock(nn.Module):
+    """Feed-forward, residual, LayerNorm: the authors' ``pwff``."""
+
+    def __init__(self, config: DifnetConfig, d_model: int, two_streams: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, config.d_ff)
+        self.fc2 = nn.Linear(config.d_ff, d_model)
+        self.inner_dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layer_norm = nn.LayerNorm(d_model)
+        self.layer_norm1 = nn.LayerNorm(d_model) if two_streams else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, L, d_model] to the same shape."""
+        out = self.fc2(self.inner_dropout(F.relu(self.fc1(x))))
+        return norm_streams(x + self.dropout(out), self.layer_norm, self.layer_norm1)
+
+
+class Layer(nn.Module):
+    """One encoder layer. With ``two_streams``, below Lf, its batch is [grid; segmentation]."""
+
+    def __init__(self, config: DifnetConfig, d_model: int, two_streams: bool) -> None:
+        super().__init__()
+        self.mhatt = AttentionBlock(config, d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.lnorm = nn.LayerNorm(d_model)
+        self.lnorm1 = nn.LayerNorm(d_model) if two_streams else None
+        self.pwff = FeedForwardBlock(config, d_model, two_streams)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, L, d_model] to the same shape."""
+        attended = norm_streams(x + self.dropout(self.mhatt(x)), self.lnorm, self.lnorm1)
+        return self.pwff(attended)
+
+
+@registry.register_fusion("difnet")
+class DifnetEncoder(FusionEncoder):
+    """N layers, the first Lf of them for each stream apart, T times each.
+
+    At layer Lf the streams are summed; the output adds both streams' states from before the sum.
+    The authors' checkpoints also hold norms that are never read; to load one, allow
+    ``layers.*norm1.*`` as unexpected.
+    """
+
+    Config = DifnetConfig
+
+    def __init__(self, config: DifnetConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        config.check_heads(d_model)
+        self.lf, self.repeats = config.lf, config.t
+        self.layers = nn.ModuleList(
+            Layer(config, d_model, two_streams=index < config.lf) for index in range(config.n)
+        )
+
+    def forward(self, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
+        """Both streams [B, L, d_model] to fused tokens [B, L, d_model]."""
+        # One pass for both: the weights are shared, and each matrix product is twice as large.
+        streams = torch.cat((grid_tokens, segmentation_tokens))
+        for layer in self.layers[: self.lf]:
+            for _ in range(self.repeats):
+                streams = layer(streams)
+        grid, segmentation = streams.chunk(2)
+        both = grid + segmentation
+        fused = both
+        for layer in self.layers[self.lf :]:
+            fused = layer(fused)
+        return fused + both

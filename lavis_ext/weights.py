@@ -1,0 +1,302 @@
+"""Reading weights: find the file, read its tensors, put them into a module or refuse.
+
+A checkpoint that only half fits is the most silent of errors, so nothing here is lenient: whatever
+does not match has to be named in the config (``allow_missing``, ``allow_unexpected``).
+"""
+
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavis_ext.errors import UserError
+from lavis_ext.files import written_aside
+
+# One attempt of this length tells a missing network from a slow one.
+CONNECT_TIMEOUT_SECONDS = 10
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
+FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".txt", ".zip")
+PACKAGED = "packaged:"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -> Path:
+    """The local file that ``source`` stands for, downloaded first where that is needed.
+
+    ``source`` is one of
+    - ``packaged:`` and the path of a file that ships with this package;
+    - a file, or a folder as transformers writes it (the first of ``filenames`` in it, or the index
+      of its shards);
+    - a URL, downloaded once into the ``checkpoints`` folder of torch.hub (``TORCH_HOME``);
+    - a name on the Hugging Face hub such as ``Salesforce/blip-itm-base-coco``; the local cache
+      (``HF_HOME``) is looked at first, so that a run without a network works after one with it.
+
+    For sharded weights the index file is returned; ``read_state_dict`` reads all its shards.
+
+    Raises UserError that names ``key``, the config key that takes a local path instead.
+    """
+    if source.startswith(("http://", "https://")):
+        return _download(source, key)
+    if source.startswith(PACKAGED):
+        source = str(Path(__file__).parent / source.removeprefix(PACKAGED))
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _in_folder(path, filenames, key)
+    if HUB_NAME.fullmatch(source) and not source.endswith(FILE_SUFFIXES):
+        return _from_hub(source, filenames, key)
+    raise UserError(f"{key}: there is no file or folder '{source}' (looked for {path.absolute()}).")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU.
+
+    Reads ``.safetensors``, an index of shards (``*.index.json``), or torch's own format with
+    pickled code refused. A dict under the top-level key ``model`` or ``state_dict`` is unwrapped
+    where nothing beside it is a tensor (optimizer state, epoch, arguments).
+
+    Raises UserError for a file that is damaged, holds code or holds anything but tensors.
+    """
+    if path.name.endswith(INDEX_SUFFIX):
+        tensors: dict[str, Tensor] = {}
+        for shard in _shards(path):
+            tensors.update(read_state_dict(path.parent / shard))
+        return tensors
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _tensors_of(content, path)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What ``load_into`` found. ``str()`` gives one line for the log."""
+
+    name: str
+    total: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    allowed: tuple[str, ...]
+
+    @property
+    def found(self) -> int:
+        """Number of the module's parameters and buffers that the checkpoint filled."""
+        return self.total - len(self.missing)
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.name}: {self.found} of {self.total} parameters found, "
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        )
+        return f"{line} (allowed: {', '.join(self.allowed)})" if self.allowed else line
+
+
+def load_into(
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    *,
+    name: str,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> LoadReport:
+    """Copy ``state_dict`` into ``module``, or change nothing and say what does not fit.
+
+    ``allow_missing`` and ``allow_unexpected`` are shell patterns (``mask_decoder.*``) over names
+    that the checkpoint may lack or have in excess. A tensor of another shape is never accepted.
+
+    Raises UserError with the counts and the first few names for anything that is not allowed.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    mismatched = [
+        f"{key} (checkpoint {_shape(tensor)}, model {_shape(own[key])})"
+        for key, tensor in state_dict.items()
+        if key in own and tensor.shape != own[key].shape
+    ]
+    refused_missing = [key for key in missing if not _matching(key, allow_missing)]
+    refused_unexpected = [key for key in unexpected if not _matching(key, allow_unexpected)]
+    if refused_missing or refused_unexpected or mismatched:
+        raise UserError(
+            f"{name}: the weights do not fit: {len(own) - len(missing) - len(mismatched)} of "
+            f"{len(own)} parameters match"
+            + _listed("of another shape", mismatched)
+            + _listed("missing", refused_missing)
+            + _listed("unexpected", refused_unexpected)
+            + ". Check the sizes in the config; names that may differ go into allow_missing or "
+            "allow_unexpected as patterns."
+        )
+    module.load_state_dict({key: state_dict[key] for key in own if key in state_dict}, strict=False)
+    used = [
+        pattern
+        for names, patterns in ((missing, allow_missing), (unexpected, allow_unexpected))
+        for pattern in patterns
+        if any(fnmatchcase(key, pattern) for key in names)
+    ]
+    return LoadReport(name, len(own), tuple(missing), tuple(unexpected), tuple(used))
+
+
+def _matching(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(kind: str, names: Sequence[str], first: int = 3) -> str:
+    if not names:
+        return ""
+    rest = f" and {len(names) - first} more" if len(names) > first else ""
+    return f"; {len(names)} {kind}: {', '.join(names[:first])}{rest}"
+
+
+def _in_folder(folder: Path, filenames: Sequence[str], key: str) -> Path:
+    for name in filenames:
+        for candidate in (folder / name, folder / (name + INDEX_SUFFIX)):
+            if candidate.is_file():
+                return candidate
+    raise UserError(f"{key}: the folder {folder.absolute()} has none of {', '.join(filenames)}.")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of sharded weights: {error!r}.") from error
+
+
+def _download(url: str, key: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    # Different sites use the same file name for different weights.
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{url.split('?')[0].rsplit('/', 1)[-1]}"
+    target = folder / name
+    if target.is_file():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_SECONDS) as response,
+            written_aside(target) as aside,
+            aside.open("wb") as file,
+        ):
+            shutil.copyfileobj(response, file, 1 << 20)
+            promised = response.headers.get("Content-Length")
+            if promised is not None and file.tell() != int(promised):
+                raise OSError(f"the connection ended after {file.tell()} of {promised} bytes")
+    except (OSError, ValueError, HTTPException) as error:
+        raise UserError(
+            f"{key}: could not download {url} ({error}), and {target} is not there from an earlier "
+            f"download. Give {key} the path of a local copy."
+        ) from error
+    return target
+
+
+def _from_hub(name: str, filenames: Sequence[str], key: str) -> Path:
+    # Takes a quarter of a second, and local weights do without it.
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    cached = _in_hub_cache(name, filenames)
+    if cached is not None:
+        return cached
+    try:
+        # Asked first because this call fails at once without a network, where a download retries.
+        info = HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
+        present = {sibling.rfilename for sibling in info.siblings or []}
+        for filename in filenames:
+            if filename in present:
+                return Path(hf_hub_download(name, filename))
+            if filename + INDEX_SUFFIX in present:
+                index = Path(hf_hub_download(name, filename + INDEX_SUFFIX))
+                for shard in _shards(index):
+                    hf_hub_download(name, shard)
+                return index
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{key}: '{name}' is no file or folder here, its {' or '.join(filenames)} is not in "
+            f"the cache {constants.HF_HUB_CACHE}, and the Hugging Face hub did not "
+            f"give it ({reason[0]}). Give {key} a local path."
+        ) from error
+    raise UserError(
+        f"{key}: '{name}' on the Hugging Face hub has none of {', '.join(filenames)}. "
+        f"Give {key} a local path."
+    )
+
+
+def _in_hub_cache(name: str, filenames: Sequence[str]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for filename in filenames:
+        cached = try_to_load_from_cache(name, filename)
+        if isinstance(cached, str):
+            return Path(cached)
+        index = try_to_load_from_cache(name, filename + INDEX_SUFFIX)
+        if isinstance(index, str) and all(
+            isinstance(try_to_load_from_cache(name, shard), str) for shard in _shards(Path(index))
+        ):
+            return Path(index)
+    return None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # damaged bytes raise whatever the reader stumbles over
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and code:
+            raise UserError(
+                f"{path} holds more than tensors: opening it would run code ({code[1]}). Open it "
+                "where you trust it and save its state dict alone, best as safetensors."
+            ) from error
+        if zipfile.is_zipfile(path):
+            names = zipfile.ZipFile(path).namelist()
+            if not any(name.endswith("data.pkl") for name in names):
+                raise UserError(
+                    f"{path} is an archive that holds {', '.join(names[:3])}: unpack it and give "
+                    "the path of the file inside."
+                ) from error
+        raise UserError(f"{path} is damaged or no weights file ({error!r:.120}).") from error
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for wrapper in ("model", "state_dict"):
+            beside = [value for key, value in content.items() if key != wrapper]
+            if isinstance(content.get(wrapper), dict) and not any(
+                isinstance(value, Tensor) for value in beside
+            ):
+                content = content[wrapper]
+                break
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} holds no named tensors.")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(f"{path} is no state dict: not a tensor under '{others[0]}'.")
+    return content
