@@ -1,0 +1,192 @@
+"""The builder ``gqa_fusion``: from a folder in GQA's layout to data sets, one for each split."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from omegaconf import DictConfig, OmegaConf
+
+from lavis_ext.config.schema import option
+from lavis_ext.config.typed import typed
+from lavis_ext.datasets.gqa import GqaFusionDataset
+from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.datasets.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions import QuestionTable, find_questions, read_questions
+from lavis_ext.distributed import main_process_first
+from lavis_ext.door import BaseDatasetBuilder, registry
+from lavis_ext.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "datasets" / "gqa_fusion"
+SPLITS = ("train", "val", "testdev")
+
+
+@dataclass
+class MismatchedConfig:
+    """How mismatched questions are drawn."""
+
+    per_question: int = option(1, "Mismatched questions for each question.", at_least=1)
+    hard: bool = option(False, "Draw them from the same form of question about other images.")
+
+
+@dataclass
+class MiniGqaConfig:
+    """The mini-GQA that is made on first use."""
+
+    root: str = option("data/mini_gqa", "Where it is made.")
+    images: int = option(4000, "Images, of which a tenth each is val and testdev.", at_least=10)
+    seed: int = option(0, "Seed of the scenes and questions.", at_least=0)
+
+
+@dataclass
+class ProcessorPair:
+    """Processors for the training split and for the others, each with a name and its options."""
+
+    train: Any = option(None, "The training split's processor.")
+    eval: Any = option(None, "The other splits' processor.")
+
+    def check_together(self, where: str) -> None:
+        """Give each processor's section its type."""
+        for name in ("train", "eval"):
+            section = getattr(self, name)
+            if not isinstance(section, dict) or "name" not in section:
+                raise UserError(f"{where}.{name} needs `name`, a processor of the registry.")
+            schema = registry.get_processor_class(section["name"]).Config
+            setattr(self, name, typed(schema, section, f"{where}.{name}"))
+
+
+@dataclass
+class GqaFusionConfig:
+    """The section ``datasets.gqa_fusion``."""
+
+    type: str = option("balanced", "Which default config the section starts from.")
+    root: str = option("data/gqa", "Folder in GQA's layout.")
+    subset: str = option("balanced", "GQA's question files.", choices=("balanced", "all"))
+    questions: dict[str, str] = option(dict, "Question files by split, instead of looking in root.")
+    images: str | None = option(None, "Image folder; by default root/images.")
+    missing_images_limit: float = option(
+        0.0,
+        "Share of images that may be missing; their questions are left out.",
+        at_least=0,
+        at_most=1,
+    )
+    vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    mismatched: MismatchedConfig = field(default_factory=MismatchedConfig)
+    mini_gqa: MiniGqaConfig | None = None
+
+
+@registry.register_builder("gqa_fusion")
+class GqaFusionBuilder(BaseDatasetBuilder):
+    """Builds the data sets that a run asks for.
+
+    Args:
+        config: the section ``datasets.gqa_fusion``: typed, or as a mapping; None for the defaults.
+    """
+
+    Config = GqaFusionConfig
+    DATASET_CONFIG_DICT: Mapping[str, str] = {
+        name: str(CONFIGS / f"{name}.yaml") for name in ("balanced", "all", "mini")
+    }
+
+    def __init__(self, config: GqaFusionConfig | DictConfig | None = None) -> None:
+        if not isinstance(config, GqaFusionConfig):
+            defaults = OmegaConf.load(self.default_config_path()).datasets.gqa_fusion
+            merged = OmegaConf.merge(defaults, config or {})
+            config = typed(GqaFusionConfig, merged, "datasets.gqa_fusion")
+        self.config: GqaFusionConfig = config
+
+    @classmethod
+    def default_config_path(cls, type: str = "balanced") -> str:
+        """The default config of a data set type. Raises UserError naming the types there are."""
+        if type not in cls.DATASET_CONFIG_DICT:
+            raise UserError(
+                f"datasets.gqa_fusion.type is '{type}'; there are: "
+                f"{', '.join(cls.DATASET_CONFIG_DICT)}."
+            )
+        return cls.DATASET_CONFIG_DICT[type]
+
+    def build_datasets(
+        self,
+        sizes: Mapping[str, int | None] | None = None,
+        *,
+        seed: int = 0,
+        with_mismatched: bool = True,
+    ) -> dict[str, GqaFusionDataset]:
+        """Data sets by split.
+
+        Args:
+            sizes: the splits to build, each with the size of its seeded sample or None for all of
+                it; by default all of train, val and testdev.
+            seed: seed of the samples and of the mismatched questions.
+            with_mismatched: whether samples hold mismatched questions.
+        """
+        with main_process_first():
+            self._make_mini_gqa()
+        images = ImageFolder(Path(self.config.images or Path(self.config.root) / "images"))
+        sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
+        return {
+            split: self._build_split(split, size, images, seed, with_mismatched)
+            for split, size in sizes.items()
+        }
+
+    def read_split(self, split: str) -> QuestionTable:
+        """All questions of a split, images or not."""
+        given = self.config.questions.get(split)
+        root = Path(self.config.root)
+        return read_questions(
+            Path(given) if given else find_questions(root, split, self.config.subset)
+        )
+
+    def _build_split(
+        self, split: str, size: int | None, images: ImageFolder, seed: int, with_mismatched: bool
+    ) -> GqaFusionDataset:
+        table = self._with_images(self.read_split(split).sample(size, seed), images, split)
+        mode = "train" if split == "train" else "eval"
+        mismatched = None
+        if with_mismatched:
+            chosen = self.config.mismatched
+            mismatched = MismatchedQuestions(
+                table, count=chosen.per_question, hard=chosen.hard, seed=seed
+            )
+        return GqaFusionDataset(
+            table,
+            images,
+            vis_processor=_processor(getattr(self.config.vis_processor, mode)),
+            text_processor=_processor(getattr(self.config.text_processor, mode)),
+            mismatched=mismatched,
+        )
+
+    def _with_images(self, table: QuestionTable, images: ImageFolder, split: str) -> QuestionTable:
+        used = table.columns["image_id"]
+        missing = images.missing(used)
+        if not missing:
+            return table
+        count = len(used.unique())
+        found = (
+            f"{images.folder}: {len(missing)} of the {count} images that split '{split}' uses are "
+            f"missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})."
+        )
+        if len(missing) > self.config.missing_images_limit * count or len(missing) == count:
+            raise UserError(
+                f"{found} Fetch them, or allow a share with datasets.gqa_fusion."
+                "missing_images_limit."
+            )
+        kept = pc.invert(pc.is_in(used, value_set=pc.cast(missing, used.type)))
+        log.warning("%s %d questions are left out.", found, len(table) - pc.sum(kept).as_py())
+        return QuestionTable(table.columns.filter(kept).combine_chunks())
+
+    def _make_mini_gqa(self) -> None:
+        mini = self.config.mini_gqa
+        if mini is not None and self.config.root == mini.root:
+            make_mini_gqa(Path(mini.root), images=mini.images, seed=mini.seed)
+
+
+def _processor(config: Any) -> Callable[..., Any]:
+    processor: Callable[..., Any] = registry.get_processor_class(config.name)(config)
+    return processor

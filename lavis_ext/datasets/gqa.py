@@ -1,0 +1,121 @@
+"""The data set: questions of one split with their images, in batches that share images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from lavis_ext.datasets.batches import BatchRows
+from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.errors import UserError
+
+
+class FusionSamples(TypedDict, total=False):
+    """A batch of Q questions about I images, with K mismatched questions for each question.
+
+    Only ``grid_image``, ``segmentation_image``, ``image_index`` and ``text_input`` are needed to
+    answer; the rest is for training and scoring.
+    """
+
+    grid_image: torch.Tensor
+    """uint8 [I, 3, S, S], BLIP's images."""
+    segmentation_image: torch.Tensor
+    """uint8 [I, 3, S', S'], EfficientSAM's images."""
+    image_index: torch.Tensor
+    """int64 [Q], the image of each question."""
+    text_input: list[str]
+    """The questions [Q]."""
+    mismatched_input: list[str]
+    """Questions that don't belong to the image [Q * K], those of question q from q * K on."""
+    answer: list[str | None]
+    """The answers [Q]."""
+    question_id: list[str]
+    """[Q]."""
+    global_size: int
+    """Questions in the batch over all processes; losses are divided by it."""
+
+
+@dataclass(frozen=True)
+class DataFault:
+    """What a loader worker hands over in place of a batch it can't make.
+
+    An exception would come out of the loader wrapped in the worker's traceback.
+    """
+
+    message: str
+
+
+class GqaFusionDataset(Dataset[FusionSamples]):
+    """One split. Indexed with :class:`BatchRows`, it returns that batch as :class:`FusionSamples`.
+
+    Args:
+        table: the questions.
+        images: where their images are.
+        vis_processor: RGB image to the tensors ``grid_image`` and ``segmentation_image``.
+        text_processor: question to question.
+        mismatched: draws mismatched questions; None for none.
+    """
+
+    def __init__(
+        self,
+        table: QuestionTable,
+        images: ImageFolder,
+        *,
+        vis_processor: Callable[[Image.Image], dict[str, torch.Tensor]],
+        text_processor: Callable[[str], str],
+        mismatched: MismatchedQuestions | None = None,
+    ) -> None:
+        self.table = table
+        self.images = images
+        self.vis_processor = vis_processor
+        self.text_processor = text_processor
+        self.mismatched = mismatched
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int) -> FusionSamples:
+        """The question in ``row`` as a batch of one, in its first epoch."""
+        batch = self.__getitems__(BatchRows(np.array([row]), epoch=0, global_size=1))
+        if isinstance(batch, DataFault):
+            raise UserError(batch.message)
+        return batch
+
+    def __getitems__(self, batch: BatchRows) -> FusionSamples | DataFault:
+        """Called by torch's DataLoader with what the batch sampler yields."""
+        try:
+            return self._samples(batch)
+        except UserError as error:
+            return DataFault(str(error))
+
+    def collater(self, batch: FusionSamples | DataFault) -> FusionSamples | DataFault:
+        """The loader's collate function: batches come out of ``__getitems__`` collated."""
+        return batch
+
+    def _samples(self, batch: BatchRows) -> FusionSamples:
+        rows = batch.rows
+        columns = self.table.take(rows).columns
+        image_ids, image_index = np.unique(columns["image_id"].to_pylist(), return_inverse=True)
+        images = [self.vis_processor(self.images.read(str(name))) for name in image_ids]
+        drawn = [r for row in rows for r in self._mismatched_rows(int(row), batch.epoch)]
+        return {
+            "grid_image": torch.stack([image["grid_image"] for image in images]),
+            "segmentation_image": torch.stack([image["segmentation_image"] for image in images]),
+            "image_index": torch.from_numpy(image_index.reshape(-1)),
+            "text_input": [self.text_processor(q) for q in columns["question"].to_pylist()],
+            "mismatched_input": [
+                self.text_processor(self.table.text("question", row) or "") for row in drawn
+            ],
+            "answer": columns["answer"].to_pylist(),
+            "question_id": columns["question_id"].to_pylist(),
+            "global_size": batch.global_size,
+        }
+
+    def _mismatched_rows(self, row: int, epoch: int) -> list[int]:
+        return self.mismatched.draw(row, epoch) if self.mismatched else []

@@ -1,0 +1,78 @@
+"""A folder of images addressed by id, and reading one of them as RGB."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from lavis_ext.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+class ImageFolder:
+    """The images of one folder, found by id: the file's name without its suffix.
+
+    The folder is listed once. An id is only ever looked up in that list, so one that holds a path
+    ("../x") can't leave the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            names = sorted(entry.name for entry in os.scandir(folder))
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the image folder can't be read ({error.strerror})."
+            ) from None
+        self._names = {
+            Path(name).stem: name for name in names if Path(name).suffix.lower() in SUFFIXES
+        }
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._names
+
+    def missing(self, image_ids: pa.ChunkedArray) -> list[str]:
+        """The distinct ids among ``image_ids`` that the folder has no image for, sorted."""
+        return sorted(i for i in image_ids.unique().to_pylist() if i not in self._names)
+
+    def path(self, image_id: str) -> Path:
+        """The file of an image. Raises UserError where there is none."""
+        if image_id not in self._names:
+            raise UserError(
+                f"{self.folder}: no image '{image_id}' (looked for {image_id}.jpg, .png and the "
+                "other usual suffixes)."
+            )
+        return self.folder / self._names[image_id]
+
+    def read(self, image_id: str) -> Image.Image:
+        """The image as RGB, 8 bits a channel; grayscale, CMYK, palette and 16-bit are converted.
+
+        Raises UserError naming the file if it is missing, empty, truncated or not an image.
+        """
+        path = self.path(image_id)
+        try:
+            with Image.open(path) as image:
+                return to_rgb(image)
+        except UnidentifiedImageError:
+            empty = path.stat().st_size == 0
+            raise UserError(f"{path}: {'an empty file' if empty else 'not an image'}.") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: the image can't be read ({error}).") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` as RGB with 8 bits a channel.
+
+    Pillow clips 16-bit gray to its lowest byte range, which turns most of it white; it is scaled.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        scale = 257.0 if values.max(initial=0.0) > 255 else 1.0
+        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

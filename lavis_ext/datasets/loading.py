@@ -1,0 +1,46 @@
+"""Batches from loader workers to the device."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lavis_ext.datasets.batches import BatchRows
+from lavis_ext.datasets.gqa import DataFault, FusionSamples, GqaFusionDataset
+from lavis_ext.errors import UserError
+
+
+def make_loader(
+    dataset: GqaFusionDataset,
+    batches: Sampler[BatchRows],
+    workers: int,
+    *,
+    persistent: bool = False,
+) -> DataLoader[FusionSamples | DataFault]:
+    """A loader of ``dataset`` by ``batches``, with at most as many workers as there are cores."""
+    workers = min(workers, len(os.sched_getaffinity(0)))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=dataset.collater,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def sound(batches: Iterable[FusionSamples | DataFault]) -> Iterator[FusionSamples]:
+    """The batches of a loader. Raises UserError at the first that its workers could not make."""
+    for batch in batches:
+        if isinstance(batch, DataFault):
+            raise UserError(batch.message)
+        yield batch
+
+
+def to_device(samples: FusionSamples, device: torch.device) -> FusionSamples:
+    """The batch with its tensors on ``device``."""
+    return {  # type: ignore[return-value]
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in samples.items()
+    }

@@ -1,0 +1,69 @@
+"""The answers to choose from, and the answers that a blind guess would give."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lavis_ext.datasets.questions import QuestionTable
+
+OUTSIDE = -1
+"""Target of an answer that the vocabulary doesn't hold."""
+
+
+@dataclass(frozen=True)
+class AnswerVocabulary:
+    """The training split's answers, most frequent first; equally frequent ones by alphabet.
+
+    Attributes:
+        answers: the answers; an answer's place is its class.
+        overall: the split's most frequent answer.
+        by_form: the most frequent answer for each form of question (``QuestionTable.forms``).
+            The last two are the baselines that an evaluation reports beside the model.
+    """
+
+    answers: Sequence[str]
+    overall: str
+    by_form: dict[str, str]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", {answer: i for i, answer in enumerate(self.answers)})
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @classmethod
+    def from_table(cls, table: QuestionTable, size: int) -> "AnswerVocabulary":
+        """The ``size`` most frequent answers of ``table``; questions without one don't count."""
+        answers = table.columns["answer"].to_pylist()
+        overall: Counter[str] = Counter()
+        by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for answer, form in zip(answers, table.forms().to_pylist(), strict=True):
+            if answer is not None:
+                overall[answer] += 1
+                by_form[form][answer] += 1
+        ranked = _most_frequent_first(overall)
+        return cls(
+            answers=tuple(ranked[:size]),
+            overall=ranked[0] if ranked else "",
+            by_form={form: _most_frequent_first(counts)[0] for form, counts in by_form.items()},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers from which the constructor makes an equal vocabulary."""
+        return {"answers": self.answers, "overall": self.overall, "by_form": self.by_form}
+
+    def targets(self, answers: Sequence[str | None]) -> torch.Tensor:
+        """Classes, int64 [len(answers)]; ``OUTSIDE`` for an answer that isn't in the vocabulary."""
+        return torch.tensor([self._index.get(a or "", OUTSIDE) for a in answers], dtype=torch.long)
+
+    def guess(self, form: str) -> str:
+        """The most frequent answer to a question of this form, or of all where it is unknown."""
+        return self.by_form.get(form, self.overall)
+
+
+def _most_frequent_first(counts: Counter[str]) -> list[str]:
+    return [answer for answer, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]

@@ -1,0 +1,102 @@
+"""Processes that train together: start, collect, end. Every collective is entered by every rank."""
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run's files."""
+    return rank() == 0
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: this process's GPU if there is one, else the CPU; otherwise the named device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device(name)
+
+
+@contextmanager
+def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None]:
+    """The process group for the time of the block: nccl on GPUs, gloo on CPUs, none for one.
+
+    torchrun sets the environment that is read here, on one machine or several. The group is ended
+    at the end of the block. After an error it is not: the other ranks don't come, and torchrun ends
+    them.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+    )
+    yield
+    barrier()
+    dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process goes through the block before the others enter it."""
+    if not is_main_process():
+        barrier()
+    try:
+        yield
+    finally:
+        # In an error the others must not wait for ever either.
+        if is_main_process():
+            barrier()
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """The items of all processes in the order of the ranks, the same list in each."""
+    if world_size() == 1:
+        return items
+    gathered: list[list[Item]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The sum of ``values`` over all processes, in each of them."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast(item: Item) -> Item:
+    """The main process's ``item``, in each process."""
+    if world_size() == 1:
+        return item
+    holder = [item]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

@@ -1,0 +1,38 @@
+"""The question processor."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, OmegaConf
+
+from lavis_ext.config.schema import option
+from lavis_ext.door import BaseProcessor, registry
+
+
+@dataclass
+class FusionQuestionConfig:
+    """Options of ``fusion_question``."""
+
+    name: str = option("fusion_question", "The processor's name in the registry.")
+    max_words: int = option(50, "Words after which a question is cut.", at_least=1)
+
+
+@registry.register_processor("fusion_question")
+class FusionQuestionProcessor(BaseProcessor):
+    """Lower-cases a question, collapses its spaces and cuts it after ``max_words`` words."""
+
+    Config = FusionQuestionConfig
+
+    def __init__(self, config: FusionQuestionConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig | None = None) -> "FusionQuestionProcessor":
+        """Build from a LAVIS processor section, or with the defaults."""
+        return cls(
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), cfg or {}))
+        )
+
+    def __call__(self, item: str) -> str:
+        """The question as the text encoder reads it."""
+        return " ".join(item.lower().split()[: self.config.max_words])
