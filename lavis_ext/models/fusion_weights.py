@@ -1,0 +1,88 @@
+"""The file of a trained fusion network: its weights, and all that is needed to use them again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lavis_ext.datasets.vocabulary import AnswerVocabulary
+from lavis_ext.errors import UserError
+from lavis_ext.files import written_aside
+from lavis_ext.version import __version__
+
+FORMAT = "lavis_ext.fusion_weights.1"
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """Weights with what they were trained as.
+
+    Attributes:
+        state: tensors by parameter name.
+        config: the run's resolved config.
+        vocabulary: what the answer head's classes mean; None without such a head.
+        metric: name of the validation metric that selected them; None without validation.
+        value: the metric's value.
+        step: optimizer steps of training.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    config: dict[str, Any]
+    vocabulary: AnswerVocabulary | None
+    metric: str | None
+    value: float | None
+    step: int
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file; the rest goes into its metadata as JSON."""
+        facts = {
+            "config": self.config,
+            "vocabulary": self.vocabulary.as_dict() if self.vocabulary else None,
+            "metric": self.metric,
+            "value": self.value,
+            "step": self.step,
+            "lavis_ext": __version__,
+        }
+        metadata = {"format": FORMAT, "lavis_ext": json.dumps(facts)}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state.items()}
+        with written_aside(path) as aside:
+            save_file(tensors, aside, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path, *, tensors: bool = True) -> "FusionWeights":
+        """Read what ``save`` wrote; without ``tensors`` only the facts.
+
+        Raises UserError naming the file if it is missing, damaged, or of another kind.
+        """
+        if not path.is_file():
+            raise UserError(
+                f"model.fusion_weights: there is no file {path}. Training writes "
+                "fusion_encoder_best.safetensors into the run's folder."
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                names = list(file.keys()) if tensors else []
+                state = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"model.fusion_weights: {path} can't be read ({error}).") from None
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"model.fusion_weights: {path} holds no fusion weights of this library; expected a "
+                "file that training wrote, such as fusion_encoder_best.safetensors."
+            )
+        facts = json.loads(metadata["lavis_ext"])
+        vocabulary = facts["vocabulary"]
+        return cls(
+            state=state,
+            config=facts["config"],
+            vocabulary=AnswerVocabulary(**vocabulary) if vocabulary else None,
+            metric=facts["metric"],
+            value=facts["value"],
+            step=facts["step"],
+        )

@@ -1,0 +1,73 @@
+"""Matched against mismatched questions: by BLIP's text encoder (``itm``) or a light ``head``."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis_ext.door import registry
+from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
+from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+
+MATCH = 1
+"""Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""
+
+
+@registry.register_objective("itm")
+class ItmObjective(Objective):
+    """Question matching through BLIP's text encoder and ITM head (Li et al., 2022, section 3.2).
+
+    Both are frozen with pretrained weights: the gradient passes through them into the fusion.
+    """
+
+    needs_mismatched = True
+
+    def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
+        """Losses and accuracies of matched and mismatched pairs."""
+        texts = batch.samples["text_input"] + batch.samples["mismatched_input"]
+        tokens = torch.cat([batch.fused, batch.fused_of_mismatched])
+        return _matching(batch.encoder.match(tokens, *batch.encoder.tokenize(texts)), batch)
+
+
+@registry.register_objective("head")
+class HeadObjective(Objective):
+    """Question matching by a light head of the fusion's own, for training alone.
+
+    No gradient passes through the text encoder, which makes it the cheapest objective.
+    """
+
+    Config = QuestionHeadConfig
+    needs_mismatched = True
+
+    def build_head(self, sizes: HeadSizes) -> nn.Module:
+        """The head, with BLIP's two scores."""
+        return QuestionHead(self.config, sizes, outputs=2)
+
+    def __call__(self, batch: FusedBatch, head: Any) -> ObjectiveOutput:
+        """Losses and accuracies of matched and mismatched pairs."""
+        matched = head(batch.fused, batch.questions)
+        mismatched = head(batch.fused_of_mismatched, batch.mismatched)
+        return _matching(torch.cat([matched, mismatched]), batch)
+
+
+def _matching(scores: torch.Tensor, batch: FusedBatch) -> ObjectiveOutput:
+    """From scores [Q + Q*K, 2], matched pairs first.
+
+    A question's matched pair weighs as much as its mismatched ones together: however many there
+    are, saying always "mismatched" stays as bad as saying always "match".
+    """
+    count = len(batch.image_index)
+    labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    labels[:count] = MATCH
+    losses = F.cross_entropy(scores, labels, reduction="none")
+    right = (scores.detach().argmax(dim=-1) == labels).float()
+    mismatched_right = right[count:].view(count, -1).mean(dim=1)
+    return ObjectiveOutput(
+        0.5 * (losses[:count] + losses[count:].view(count, -1).mean(dim=1)),
+        {
+            "accuracy": 0.5 * (right[:count] + mismatched_right).sum(),
+            "matched_accuracy": right[:count].sum(),
+            "mismatched_accuracy": mismatched_right.sum(),
+        },
+    )

@@ -1,0 +1,71 @@
+"""Which parameters are trained."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lavis_ext.errors import UserError, nearest
+
+
+def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let only the parameters whose names match one of ``patterns`` be trained.
+
+    To be called before the optimizer and DDP are made: both take stock of what is trainable.
+    Raises UserError for a pattern that matches nothing, and if nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = sorted({f"{name.split('.')[0]}.*" for name in names})
+            raise UserError(
+                f"run.trainable: no parameter matches '{pattern}'.{nearest(pattern, parts)} "
+                f"The model's parts are: {', '.join(parts)}."
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"run.trainable: {list(patterns)} leaves nothing to train.")
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put the modules with trainable parameters into training mode, all others into evaluation.
+
+    A frozen module in training mode would still drop activations at random.
+    """
+    for module in model.modules():
+        module.training = any(parameter.requires_grad for parameter in module.parameters())
+    for module in model.modules():
+        if module.training:
+            for child in module.children():
+                # A module without parameters (dropout) follows its parent.
+                if next(child.parameters(), None) is None:
+                    child.train()
+
+
+def parts_table(model: nn.Module) -> str:
+    """The model's parts, their parameters, and how many of them are trained, as lines of text."""
+    rows = [("part", "parameters", "trainable")]
+    for name, child in _parts(model):
+        counts = [(p.numel(), p.requires_grad) for p in child.parameters()]
+        trained = sum(count for count, trainable in counts if trainable)
+        rows.append((name, f"{sum(count for count, _ in counts):,}", f"{trained:,}"))
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rows.append(("total", f"{total:,}", f"{trained:,}"))
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{name:<{width}} {count:>14} {trained:>14}" for name, count, trained in rows)
+
+
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Children, and the children of those of which only a part is trained."""
+    parts = []
+    for name, child in model.named_children():
+        if next(child.parameters(), None) is None:
+            continue
+        kinds = {parameter.requires_grad for parameter in child.parameters()}
+        if len(kinds) == 1 and name != "fusion":
+            parts.append((name, child))
+        else:
+            parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)]
+    return parts

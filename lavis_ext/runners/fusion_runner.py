@@ -1,0 +1,341 @@
+"""The runner ``fusion_runner``: trains, validates, keeps the best weights, and comes to an end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
+
+from lavis_ext import distributed
+from lavis_ext.config import loader as config_loader
+from lavis_ext.datasets.batches import EvalBatches
+from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.door import RunnerBase, registry
+from lavis_ext.errors import UserError
+from lavis_ext.evaluation.predictions import write_predictions
+from lavis_ext.evaluation.table import figures_table
+from lavis_ext.files import write_json
+from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.runners.config import RunConfig
+from lavis_ext.runners.early_stopping import EarlyStopping
+from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
+from lavis_ext.runners.last_state import save_last_state
+from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.progress import Progress
+from lavis_ext.runners.run_folder import describe_run, make_run_folder
+from lavis_ext.runners.run_log import RunLog, duration, log
+
+BEST = "fusion_encoder_best.safetensors"
+LAST_STATE = "last_state.safetensors"
+
+
+@registry.register_runner("fusion_runner")
+class FusionRunner(RunnerBase):
+    """Trains what ``run.trainable`` names and exports the best of it.
+
+    Every process goes through every method together; only the main process writes files.
+
+    Args:
+        cfg: the run's config.
+        task: a task of LAVIS's kind.
+        model: the model, in the same state in every process.
+        datasets: data sets by split.
+        job_id: the run's name, first part of its folder's.
+    """
+
+    Config = RunConfig
+
+    def __init__(
+        self,
+        cfg: config_loader.Config,
+        task: Any,
+        model: Any,
+        datasets: dict[str, GqaFusionDataset],
+        job_id: str = "run",
+    ) -> None:
+        self.run: RunConfig = cfg.run
+        for split, dataset in datasets.items():
+            if len(dataset) < distributed.world_size():
+                raise UserError(
+                    f"Split '{split}' has {len(dataset)} questions for {distributed.world_size()} "
+                    "processes; start fewer, or use more questions (run.small_*_size)."
+                )
+        super().__init__(cfg, task, model, datasets, job_id)
+        self._model.to(self.device)
+        self.early_stopping = EarlyStopping(
+            self.run.metric_goal, self.run.patience, self.run.min_gain
+        )
+        self.steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return distributed.choose_device(self.run.device)
+
+    @property
+    def model(self) -> Any:
+        """The model without DDP around it."""
+        return self._model
+
+    def setup_output_dir(self) -> None:
+        """Make the run's own folder under ``run.output_dir`` in the working directory."""
+        folder = None
+        if distributed.is_main_process():
+            folder = make_run_folder(Path(self.run.output_dir), self.job_id)
+            describe_run(folder, self.config.config)
+        self.output_dir: Path = distributed.broadcast(folder)  # type: ignore[assignment]
+        resolved = OmegaConf.to_container(self.config.config)
+        self.run_log = RunLog(folder, self.run, resolved)  # type: ignore[arg-type]
+
+    def train(self) -> dict[str, dict[str, float]]:
+        """Train, then report the best weights on ``test_splits``; their figures by split."""
+        freeze_all_but(self.model, self.run.trainable)
+        self.plan = TrainingPlan.of(self.run, self.datasets)
+        self.progress = Progress(self.plan.steps, self.plan.validations)
+        log.info("%s\n\n%s\n", parts_table(self.model), self.plan)
+        self._start_training()
+        for epoch in range(self.run.max_epoch):
+            self.train_epoch(epoch)
+            if self._finished:
+                break
+        if self.run.valid_splits and self._validated_at != self.steps:
+            self.validate()
+        return self._finish(epoch)
+
+    def train_epoch(self, epoch: int) -> None:
+        """One epoch, or what of it remains until the run's last step."""
+        self.plan.batches.epoch = epoch
+        for group in _grouped(sound(self._train_loader), self.run.accum_grad_iters):
+            self._step([to_device(samples, self.device) for samples in group])
+            if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
+                self._log_training(epoch)
+            every = self.run.val_every_steps
+            if every and self.steps % every == 0:
+                self.validate()
+            if self._finished:
+                return
+        if self.run.save_freq and (epoch + 1) % self.run.save_freq == 0:
+            self._export(f"fusion_encoder_epoch{epoch + 1}.safetensors")
+        if self.run.valid_splits and not self.run.val_every_steps:
+            self.validate()
+
+    def validate(self) -> None:
+        """Evaluate the validation split; write the best weights if these are the best so far."""
+        split = self.run.valid_splits[0]
+        started = time.perf_counter()
+        figures = self.eval_epoch(split)
+        self.progress.validated(time.perf_counter() - started)
+        self._validated_at = self.steps
+        value = figures[self.run.metric]
+        improved = self.early_stopping.update(value)
+        if improved:
+            self._export(BEST, value)
+        best = self.early_stopping.best
+        log.info(
+            "validation at step %d: %s %.4f on %s, %s",
+            self.steps,
+            self.run.metric,
+            value,
+            split,
+            "the best so far: written"
+            if improved
+            else f"best {best:.4f}, {self.early_stopping.waited} validations ago",
+        )
+
+    @torch.no_grad()
+    def eval_epoch(self, split_name: str, **_: Any) -> dict[str, float]:
+        """Figures of a split with the weights as they are."""
+        dataset = self.datasets[split_name]
+        batches = EvalBatches(
+            dataset.table.codes("image_id"),
+            batch_size=self.run.batch_size_eval,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        loader = make_loader(dataset, batches, self.run.num_workers)
+        self.model.eval()
+        with self._autocast():
+            result = self.task.evaluation(
+                self.model, (to_device(samples, self.device) for samples in sound(loader))
+            )
+        evaluation = self.task.after_evaluation(result, dataset=dataset, model=self.model)
+        train_mode(self.model)
+        self.run_log.write(split_name, self.steps, evaluation.figures)
+        if distributed.is_main_process() and evaluation.predictions:
+            path = self.output_dir / f"{split_name}_predictions.json"
+            write_predictions(path, evaluation.predictions)
+        figures: dict[str, float] = evaluation.figures
+        return figures
+
+    def evaluate(
+        self, cur_epoch: Any = None, skip_reload: bool = True
+    ) -> dict[str, dict[str, float]]:
+        """Figures by split, of the splits that the runner has, with the weights as they are."""
+        figures = {split: self.eval_epoch(split) for split in self.datasets}
+        if distributed.is_main_process():
+            write_json(self.output_dir / "metrics.json", figures)
+        log.info("\n%s\n\nin %s", figures_table(figures), self.output_dir)
+        return figures
+
+    def close(self) -> None:
+        """Close the logs."""
+        self.run_log.close()
+
+    def _start_training(self) -> None:
+        torch.manual_seed(self.run.seed + distributed.rank())
+        self._train_loader = make_loader(
+            self.datasets["train"], self.plan.batches, self.run.num_workers, persistent=True
+        )
+        self._wrapped: Any = self.model
+        if distributed.world_size() > 1:
+            in_fusion = {name.startswith("fusion.") for name in self._trainable()}
+            self._wrapped = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                # BLIP has parts that no objective uses, such as its contrastive projections.
+                find_unused_parameters=False in in_fusion,
+            )
+        train_mode(self.model)
+        decayed = [p for p in self._trainable().values() if p.ndim > 1]
+        others = [p for p in self._trainable().values() if p.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=self.run.init_lr,
+            weight_decay=self.run.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        self._schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(
+            optimizer=self._optimizer,
+            max_steps=self.plan.steps,
+            init_lr=self.run.init_lr,
+            min_lr=self.run.min_lr,
+            warmup_steps=self.run.warmup_steps,
+            warmup_start_lr=self.run.warmup_lr,
+        )
+        self._window: dict[str, torch.Tensor] = {}
+        self._validated_at = -1
+
+    def _trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _step(self, group: list[FusionSamples]) -> None:
+        """One optimizer step on the batches of ``group``, each question weighing the same."""
+        questions = sum(samples["global_size"] for samples in group)
+        self._schedule.step(cur_epoch=0, cur_step=self.steps)
+        for place, samples in enumerate(group):
+            last = place == len(group) - 1
+            waits = last or distributed.world_size() == 1
+            with nullcontext() if waits else self._wrapped.no_sync():
+                with self._autocast():
+                    output = self.task.train_step(self._wrapped, samples)
+                # DDP takes the mean over processes, the loss is this process's part of the sum.
+                share = samples["global_size"] * distributed.world_size() / questions
+                (output["loss"] * share).backward()
+            self._count(output["report"], len(samples["text_input"]))
+        if self.run.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._trainable().values(), self.run.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.progress.step()
+
+    def _count(self, report: dict[str, torch.Tensor], questions: int) -> None:
+        sums = {**report, "questions": torch.tensor(float(questions), device=self.device)}
+        for name, value in sums.items():
+            self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
+
+    def _log_training(self, epoch: int) -> None:
+        """A line on the steps since the last one, over all processes."""
+        names = sorted(self._window)
+        sums = distributed.sum_over_processes(torch.stack([self._window[n] for n in names]))
+        figures = dict(zip(names, sums.tolist(), strict=True))
+        self._window.clear()
+        questions = figures.pop("questions")
+        figures = {name: value / questions for name, value in figures.items()}
+        rate = self.progress.rate(questions)
+        learning_rate = self._optimizer.param_groups[0]["lr"]
+        self.run_log.write(
+            "train",
+            self.steps,
+            {**figures, "lr": learning_rate, "questions_per_second": rate, "epoch": epoch},
+        )
+        parts = ", ".join(
+            f"{name.removesuffix('_loss')} {value:.3f}"
+            for name, value in figures.items()
+            if name.endswith("_loss")
+        )
+        log.info(
+            "epoch %d/%d  step %d/%d  loss %.4f (%s)  lr %.1e  %.0f questions/s  %s left",
+            epoch + 1,
+            self.run.max_epoch,
+            self.steps,
+            self.plan.steps,
+            figures["loss"],
+            parts,
+            learning_rate,
+            rate,
+            duration(self.progress.seconds_left),
+        )
+
+    @property
+    def _finished(self) -> bool:
+        return self.early_stopping.should_stop or self.steps >= self.plan.steps
+
+    def _finish(self, epoch: int) -> dict[str, dict[str, float]]:
+        """Write the last state, load the best weights, report them."""
+        stopped = self.early_stopping.should_stop
+        log.info(
+            "training ends at step %d after %s%s",
+            self.steps,
+            duration(self.progress.elapsed),
+            f": no gain in {self.early_stopping.waited} validations" if stopped else "",
+        )
+        if not self.run.valid_splits:
+            self._export(BEST)
+        if distributed.is_main_process():
+            facts = {"step": self.steps, "epoch": epoch, **asdict(self.early_stopping)}
+            save_last_state(self.output_dir / LAST_STATE, self.model, self._optimizer, facts)
+        distributed.barrier()
+        best = FusionWeights.load(self.output_dir / BEST)
+        self.model.load_state_dict(dict(best.state), strict=False)
+        self.steps = best.step
+        figures = {split: self.eval_epoch(split) for split in self._reported_splits()}
+        if distributed.is_main_process():
+            write_json(self.output_dir / "metrics.json", figures)
+        log.info(
+            "\nbest weights, of step %d: %s\n%s",
+            best.step,
+            self.output_dir / BEST,
+            figures_table(figures) if figures else "",
+        )
+        return figures
+
+    def _reported_splits(self) -> list[str]:
+        return [*self.run.valid_splits, *self.run.test_splits]
+
+    def _export(self, name: str, value: float | None = None) -> None:
+        if not distributed.is_main_process():
+            return
+        FusionWeights(
+            state=self.model.exported_state(),
+            config=OmegaConf.to_container(self.config.config),  # type: ignore[arg-type]
+            vocabulary=self.model.vocabulary,
+            metric=self.run.metric if value is not None else None,
+            value=value,
+            step=self.steps,
+        ).save(self.output_dir / name)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.amp)
+
+
+def _grouped(batches: Iterator[FusionSamples], size: int) -> Iterator[list[FusionSamples]]:
+    while group := list(islice(batches, size)):
+        yield group

@@ -1,0 +1,59 @@
+"""From a program's arguments to a runner."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from lavis_ext import distributed
+from lavis_ext.config.loader import Config
+from lavis_ext.door import registry
+from lavis_ext.runners.freezing import freeze_all_but, parts_table
+from lavis_ext.runners.fusion_runner import FusionRunner
+from lavis_ext.runners.plan import TrainingPlan
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that LAVIS's programs take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cfg-path", required=True, help="YAML with model, datasets and run")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="values that win over the YAML's, such as run.max_epoch=3",
+    )
+    return parser
+
+
+@contextmanager
+def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
+    """A runner with its data and model, in a process group for the time of the block."""
+    device = distributed.choose_device(cfg.run.device)
+    with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
+        torch.manual_seed(cfg.run.seed)
+        task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
+        datasets = task.build_datasets(cfg, list(splits))
+        model = task.build_model(cfg)
+        runner = registry.get_runner_class(cfg.run.runner)(
+            cfg=cfg,
+            job_id=Path(cfg.args.cfg_path).stem,
+            task=task,
+            model=model,
+            datasets=datasets,
+        )
+        yield runner
+        runner.close()
+
+
+def describe(cfg: Config, splits: Sequence[str]) -> str:
+    """The resolved config and the plan of a training run, as text; no weights are loaded."""
+    task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
+    datasets = task.build_datasets(cfg, list(splits))
+    model = task.build_model(cfg, load_weights=False)
+    freeze_all_but(model, cfg.run.trainable)
+    plan = TrainingPlan.of(cfg.run, datasets)
+    return f"{OmegaConf.to_yaml(cfg.config)}\n{parts_table(model)}\n\n{plan}"

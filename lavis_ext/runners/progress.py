@@ -1,0 +1,63 @@
+"""How fast a run goes, and when the whole of it will have ended."""
+
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Times steps and validations apart, because the time left has both to come.
+
+    Args:
+        total_steps: optimizer steps of the run.
+        total_validations: validations of the run, final evaluations counted in.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        total_validations: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.total_steps = total_steps
+        self.total_validations = total_validations
+        self._clock = clock
+        self._started = clock()
+        self._validating = 0.0
+        self._window_started = self._started
+        self.steps = 0
+        self.validations = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started
+
+    def step(self) -> None:
+        """Count a step."""
+        self.steps += 1
+
+    def validated(self, seconds: float) -> None:
+        """Count a validation that took so long. It is left out of the rate."""
+        self.validations += 1
+        self._validating += seconds
+        self._window_started += seconds
+
+    def rate(self, questions: float) -> float:
+        """Questions a second since the last call, of which there were ``questions``."""
+        now = self._clock()
+        seconds, self._window_started = now - self._window_started, now
+        return questions / max(seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the whole run: steps and validations to come, at the pace of those past.
+
+        Before the first validation there is no pace to go by, and validations count as nothing.
+        """
+        pace = (self.elapsed - self._validating) / max(self.steps, 1)
+        validation = self._validating / max(self.validations, 1)
+        return (
+            max(self.total_steps - self.steps, 0) * pace
+            + max(self.total_validations - self.validations, 0) * validation
+        )

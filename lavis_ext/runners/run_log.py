@@ -1,0 +1,103 @@
+"""Where a run's figures go: a readable file, JSON lines, and TensorBoard or W&B when asked."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.errors import UserError
+from lavis_ext.runners.config import RunConfig
+
+log = logging.getLogger("lavis_ext")
+
+
+class RunLog:
+    """The log of the main process; the other processes' is silent but for warnings.
+
+    Args:
+        folder: the run's folder; None for a process that writes no files.
+        config: the section ``run``.
+        resolved: the whole config as plain containers, for W&B.
+    """
+
+    def __init__(self, folder: Path | None, config: RunConfig, resolved: Mapping[str, Any]) -> None:
+        self._lines = None
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        set_up_logging(folder)
+        if folder is None:
+            return
+        self._lines = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        if config.tensorboard:
+            self._tensorboard = _tensorboard(folder)
+        if config.wandb is not None:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=config.wandb.project,
+                name=config.wandb.name or folder.name,
+                mode=config.wandb.mode,
+                dir=str(folder),
+                config=dict(resolved),
+            )
+
+    def write(self, kind: str, step: int, figures: Mapping[str, float | str]) -> None:
+        """Figures of a step. ``kind`` is ``train`` or a split."""
+        if self._lines is None:
+            return
+        entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **figures}
+        self._lines.write(json.dumps(entry) + "\n")
+        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for sink in (self._lines, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def set_up_logging(folder: Path | None) -> None:
+    """Messages to the terminal and to ``folder/log.txt``; without a folder only warnings.
+
+    Only this library's logger is touched: LAVIS's setup takes over the root logger.
+    """
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO if folder else logging.WARNING)
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    if folder:
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(file)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave it "
+            "out of the config."
+        ) from None
+    return SummaryWriter(str(folder))
+
+
+def duration(seconds: float) -> str:
+    """``1 h 05 min``, ``4 min 10 s`` or ``12 s``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

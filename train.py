@@ -1,0 +1,40 @@
+"""Train a fusion network.
+
+python train.py --cfg-path projects/pnp-vqa/train/gqa_small.yaml
+torchrun --nproc_per_node=2 train.py --cfg-path projects/pnp-vqa/train/gqa_train.yaml
+"""
+
+from argparse import Namespace
+
+from lavis_ext.errors import command
+
+
+def parse_arguments() -> Namespace:
+    """The program's arguments."""
+    from lavis_ext.runners.launch import argument_parser
+
+    parser = argument_parser("Train a fusion network.")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and the plan, then stop"
+    )
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    """Train as the config says."""
+    from lavis_ext.config.loader import Config
+    from lavis_ext.runners.launch import describe, started
+
+    arguments = parse_arguments()
+    cfg = Config(arguments)
+    splits = [*cfg.run.train_splits, *cfg.run.valid_splits, *cfg.run.test_splits]
+    if arguments.dry_run:
+        print(describe(cfg, splits))
+        return
+    with started(cfg, splits) as runner:
+        runner.train()
+
+
+if __name__ == "__main__":
+    main()
