@@ -5,6 +5,7 @@ does not match has to be named in the config (``allow_missing``, ``allow_unexpec
 """
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -267,7 +268,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with _unpacked(path) as file:
+            return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
@@ -275,14 +277,20 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} holds more than tensors: opening it would run code ({code[1]}). Open it "
                 "where you trust it and save its state dict alone, best as safetensors."
             ) from error
-        if zipfile.is_zipfile(path):
-            names = zipfile.ZipFile(path).namelist()
-            if not any(name.endswith("data.pkl") for name in names):
-                raise UserError(
-                    f"{path} is an archive that holds {', '.join(names[:3])}: unpack it and give "
-                    "the path of the file inside."
-                ) from error
         raise UserError(f"{path} is damaged or no weights file ({error!r:.120}).") from error
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """``path`` opened or, of an archive with one file in it, that file (EfficientSAM-S is a zip).
+
+    What torch writes is an archive too, of many files.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            if len(names) == 1:
+                return io.BytesIO(archive.read(names[0]))
+    return path.open("rb")
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:

@@ -184,11 +184,14 @@ def test_damaged_files_are_named(
         read_state_dict(path)
 
 
-def test_an_archive_around_weights_says_to_unpack(tmp_path: Path) -> None:
+def test_an_archive_around_one_file_is_read_through(tmp_path: Path) -> None:
+    """EfficientSAM-S is published as a zip."""
+    torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "efficient_sam_vits.pt")
     with zipfile.ZipFile(tmp_path / "efficient_sam_vits.pt.zip", "w") as archive:
-        archive.writestr("efficient_sam_vits.pt", b"weights")
-    with pytest.raises(UserError, match=r"holds efficient_sam_vits\.pt: unpack it"):
-        read_state_dict(tmp_path / "efficient_sam_vits.pt.zip")
+        archive.write(tmp_path / "efficient_sam_vits.pt", "efficient_sam_vits.pt")
+    assert torch.equal(
+        read_state_dict(tmp_path / "efficient_sam_vits.pt.zip")["weight"], torch.ones(2)
+    )
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"model": {"layers": [1]}}])

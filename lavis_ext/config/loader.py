@@ -35,15 +35,15 @@ class Config(LavisConfig):
     def __init__(self, args: Namespace) -> None:
         """``args`` has ``cfg_path`` and ``options`` (a list of KEY=VALUE), as in LAVIS."""
         self.args = args
-        given = OmegaConf.merge(load_yaml(Path(args.cfg_path)), parse_options(args.options or []))
+        given = merge(load_yaml(Path(args.cfg_path)), parse_options(args.options or []))
         _refuse_unknown_sections(given, args.cfg_path)
         _import_modules(given.get("imports") or [])
         merged = _with_defaults(given)
         try:
             OmegaConf.resolve(merged)
         except OmegaConfBaseException as error:
-            reason = str(error.msg or error).splitlines()[0]
-            raise UserError(f"{args.cfg_path}: {error.full_key}: {reason}.") from None
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{args.cfg_path}: {reason} ({error.full_key!s}).") from None
         self.run: Any = typed(
             registry.get_runner_class(merged.run.get("runner", "fusion_runner")).Config,
             merged.run,
@@ -87,6 +87,13 @@ def load_yaml(path: Path) -> DictConfig:
     return config
 
 
+def merge(defaults: DictConfig, given: DictConfig) -> DictConfig:
+    """``defaults`` with what is ``given`` in place of theirs."""
+    merged = OmegaConf.merge(defaults, given)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def parse_options(options: Sequence[str]) -> DictConfig:
     """``KEY=VALUE`` or LAVIS's ``KEY VALUE`` pairs as a config tree."""
     if options and "=" not in options[0]:
@@ -106,7 +113,7 @@ def _refuse_unknown_sections(given: DictConfig, path: str) -> None:
     for section in given:
         if section not in SECTIONS:
             hint = nearest(str(section), SECTIONS) or f" There are: {', '.join(SECTIONS)}."
-            raise UserError(f"{path}: there is no section '{section}'.{hint}")
+            raise UserError(f"{path}: there is no section '{section!s}'.{hint}")
     for section in ("model", "datasets", "run"):
         if not OmegaConf.is_dict(given.get(section)):
             raise UserError(f"{path}: the section '{section}' is missing, or isn't a mapping.")
@@ -130,9 +137,5 @@ def _with_defaults(given: DictConfig) -> DictConfig:
     for name, section in given.datasets.items():
         builder_class = registry.get_builder_class(name)
         kind = (section or {}).get("type") or "balanced"
-        defaults = OmegaConf.merge(
-            defaults, load_yaml(Path(builder_class.default_config_path(kind)))
-        )
-    merged = OmegaConf.merge(defaults, given)
-    assert isinstance(merged, DictConfig)
-    return merged
+        defaults = merge(defaults, load_yaml(Path(builder_class.default_config_path(kind))))
+    return merge(defaults, given)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         except UserError as error:
             return DataFault(str(error))
 
-    def collater(self, batch: FusionSamples | DataFault) -> FusionSamples | DataFault:
+    def collater(self, batch: Any) -> Any:
         """The loader's collate function: batches come out of ``__getitems__`` collated."""
         return batch
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
 
 from lavis_ext.config.schema import option
+from lavis_ext.config.typed import typed
 from lavis_ext.door import BaseProcessor, registry
 
 
@@ -38,9 +39,7 @@ class FusionImageProcessor(BaseProcessor):
     @classmethod
     def from_config(cls, cfg: DictConfig | None = None) -> "FusionImageProcessor":
         """Build from a LAVIS processor section, or with the defaults."""
-        return cls(
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), cfg or {}))
-        )
+        return cls(typed(cls.Config, cfg or {}, "vis_processor"))
 
     def __call__(self, item: Image.Image) -> dict[str, torch.Tensor]:
         """``{"grid_image", "segmentation_image"}``, each uint8 [3, side, side], of an RGB image."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lavis_ext.config.schema import option
+from lavis_ext.config.typed import typed
 from lavis_ext.door import BaseProcessor, registry
 
 
@@ -29,9 +30,7 @@ class FusionQuestionProcessor(BaseProcessor):
     @classmethod
     def from_config(cls, cfg: DictConfig | None = None) -> "FusionQuestionProcessor":
         """Build from a LAVIS processor section, or with the defaults."""
-        return cls(
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), cfg or {}))
-        )
+        return cls(typed(cls.Config, cfg or {}, "text_processor"))
 
     def __call__(self, item: str) -> str:
         """The question as the text encoder reads it."""

@@ -205,8 +205,12 @@ class FusionRunner(RunnerBase):
         train_mode(self.model)
         decayed = [p for p in self._trainable().values() if p.ndim > 1]
         others = [p for p in self._trainable().values() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self._optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=self.run.init_lr,
             weight_decay=self.run.weight_decay,
             fused=self.device.type == "cuda",

@@ -39,7 +39,7 @@ class RunLog:
             self._wandb = wandb.init(
                 project=config.wandb.project,
                 name=config.wandb.name or folder.name,
-                mode=config.wandb.mode,
+                mode=config.wandb.mode,  # type: ignore[arg-type]
                 dir=str(folder),
                 config=dict(resolved),
             )

@@ -79,7 +79,7 @@ class GqaFusionTask(BaseTask):
         output: dict[str, Any] = model(samples)
         return output
 
-    def valid_step(self, model: nn.Module, samples: FusionSamples) -> dict[str, Any]:
+    def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
         """``report`` of a batch, and ``predictions`` by question id."""
         report, answers = model.evaluate(samples)
         asked = samples["question_id"] if answers else []
@@ -101,7 +101,7 @@ class GqaFusionTask(BaseTask):
         return {"totals": totals, "predictions": predictions, "questions": questions}
 
     def after_evaluation(
-        self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: nn.Module
+        self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
     ) -> Evaluation:
         """Metrics over all processes' shares. Entered by every process."""
         names = sorted(val_result["totals"])

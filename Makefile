@@ -1,0 +1,47 @@
+# The interpreter from which .venv is made, once; to change it later: make distclean setup PYTHON=...
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup lint test demo clean distclean
+
+help:
+	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
+	@echo "make lint       ruff and mypy"
+	@echo "make test       all tests"
+	@echo "make demo       a run from training to answers on the small data set of the repository"
+	@echo "make clean      remove caches and build folders"
+	@echo "make distclean  remove $(VENV) as well"
+
+setup: $(STAMP)
+
+# LAVIS comes last and without its dependencies; setup.py says why.
+$(STAMP): setup.py
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(None \
+		if (3, 11) <= sys.version_info[:2] < (3, 14) \
+		else "error: $(PYTHON) is not Python 3.11 to 3.13. Name one that is: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --no-deps salesforce-lavis==1.0.2
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup
+	$(BIN)/python -m pytest
+
+demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

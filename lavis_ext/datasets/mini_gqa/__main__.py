@@ -1,0 +1,39 @@
+"""``python -m lavis_ext.datasets.mini_gqa OUT --images 4000 --seed 0``."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from lavis_ext.datasets.mini_gqa.writer import make_mini_gqa
+from lavis_ext.errors import command
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a mini-GQA data set and say what is in it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lavis_ext.datasets.mini_gqa",
+        description="Draw synthetic scenes with questions, in the formats of the GQA download.",
+    )
+    parser.add_argument("out", type=Path, help="folder to write; it must be absent or empty")
+    parser.add_argument("--images", type=int, default=4000, help="number of scenes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=128, help="side of an image in pixels (%(default)s)"
+    )
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    summary = make_mini_gqa(
+        options.out, images=options.images, seed=options.seed, image_size=options.image_size
+    )
+    if summary.created:
+        print(f"Wrote {summary.out}.")
+    else:
+        print(f"{summary.out} is complete already; it was left as it is.")
+    for split, counts in summary.counts.items():
+        print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Questions that offer two answers (structural type ``choose``).
+
+The wrong option is drawn uniformly and the order of the two at random.
+"""
+
+import random
+
+from lavis_ext.datasets.mini_gqa.drafts import Draft
+from lavis_ext.datasets.mini_gqa.facts import described, has, of_scene, referred, related
+from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
+from lavis_ext.datasets.mini_gqa.scenes import Scene
+from lavis_ext.datasets.mini_gqa.vocabulary import (
+    CATEGORY_NAMES,
+    OBJECT_VALUES,
+    OPPOSITE,
+    POSITION_VALUES,
+    RELATIONS,
+    SCENE_VALUES,
+    article,
+)
+from lavis_ext.datasets.mini_gqa.wording import Mention, Program, refer
+
+
+def two_options(
+    rng: random.Random, answer: str, values: tuple[str, ...]
+) -> tuple[tuple[str, str], int]:
+    """``answer`` and another one of ``values`` in random order, and the answer's place."""
+    wrong = rng.choice([value for value in values if value != answer])
+    place = rng.randrange(2)
+    return ((answer, wrong) if place == 0 else (wrong, answer)), place
+
+
+def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is the circle red or blue?"."""
+    item = rng.choice(scene.objects)
+    reference = refer(rng, scene, item, avoid=(key,))
+    if reference is None:
+        return None
+    options, place = two_options(rng, item.value(key), OBJECT_VALUES[key])
+    program = Program()
+    program.add(f"choose {key}", "|".join(options), program.select(reference, [item]))
+    return Draft(
+        wordings=(
+            f"Is the {{0}} {options[0]} or {options[1]}?",
+            f"Which {key} is the {{0}}, {options[0]} or {options[1]}?",
+        ),
+        mentions=(reference.mention(item),),
+        answer=item.value(key),
+        full_answer=f"The {{0}} is {item.value(key)}.",
+        program=program,
+        kind=("choose", "attr", "chooseAttr"),
+        subject=key,
+        group=key,
+        local=f"10c-{reference.noun}_{key}",
+        valid=options,
+        tells=referred(item, reference) | has(item, key),
+        enough=[described(item, reference) | has(item, key)],
+        option=place,
+    )
+
+
+def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is the circle at the left or at the right of the picture?"."""
+    item = rng.choice(scene.objects)
+    actual = scene.position(item, key)
+    reference = refer(rng, scene, item)
+    if actual is None or reference is None:
+        return None
+    options, place = two_options(rng, actual, POSITION_VALUES[key])
+    program = Program()
+    program.add(f"choose {key}", "|".join(options), program.select(reference, [item]))
+    return Draft(
+        wordings=(
+            f"Is the {{0}} at the {options[0]} or at the {options[1]} of the picture?",
+            f"Is the {{0}} on the {options[0]} or on the {options[1]} side?",
+        ),
+        mentions=(reference.mention(item),),
+        answer=actual,
+        full_answer=f"The {{0}} is at the {actual} of the picture.",
+        program=program,
+        kind=("choose", "attr", "positionChoose"),
+        subject=key,
+        local=f"10c-{reference.noun}_{key}",
+        valid=options,
+        tells=referred(item, reference) | has(item, key),
+        enough=[described(item, reference) | has(item, key)],
+        option=place,
+    )
+
+
+def name(rng: random.Random, scene: Scene) -> Draft | None:
+    """Ask "Is the red shape a circle or a star?"."""
+    item = rng.choice(scene.objects)
+    reference = refer(rng, scene, item, avoid=("name",))
+    if reference is None or not reference.adjectives:
+        return None
+    values = CATEGORY_NAMES.get(reference.noun, OBJECT_VALUES["name"])
+    options, place = two_options(rng, item.name, values)
+    program = Program()
+    program.add("choose name", "|".join(options), program.select(reference, [item]))
+    known = described(item, reference) | has(item, "name")
+    return Draft(
+        wordings=(
+            "Is the {0} {a1} or {a2}?",
+            "What is the {0}, {a1} or {a2}?",
+        ),
+        mentions=(
+            reference.mention(item),
+            *(Mention(option, item.id if option == item.name else None) for option in options),
+        ),
+        answer=item.name,
+        full_answer=f"The {{0}} is {{a{place + 1}}}.",
+        program=program,
+        kind=("choose", "cat", "categoryThisChoose"),
+        group=reference.noun,
+        local=f"11c-{reference.noun}",
+        valid=options,
+        tells=known | referred(item, reference),
+        enough=[known],
+        option=place,
+        answer_id=item.id,
+    )
+
+
+def relation(rng: random.Random, scene: Scene) -> Draft | None:
+    """Ask "Is the circle to the left or to the right of the star?"; answers left, right, ..."""
+    item, anchor = rng.sample(scene.objects, 2)
+    actual = rng.choice(RELATIONS)
+    subject, reference = refer(rng, scene, item), refer(rng, scene, anchor)
+    if subject is None or reference is None or not scene.relation(item, actual, anchor):
+        return None
+    options, place = two_options(rng, actual, (actual, OPPOSITE[actual]))
+    # GQA answers "left" where the relation is "to the left of".
+    short = {"to the left of": "left", "to the right of": "right"}
+    answers = tuple(short.get(option, option) for option in options)
+    program = Program()
+    step = program.select(reference, [anchor])
+    program.add("choose rel", f"{subject.noun},{'|'.join(options)},s ({item.id})", step)
+    known = described(item, subject) | described(anchor, reference) | related(item, actual, anchor)
+    return Draft(
+        wordings=(f"Is the {{0}} {options[0].removesuffix(' of')} or {options[1]} the {{1}}?",),
+        mentions=(subject.mention(item), reference.mention(anchor)),
+        answer=answers[place],
+        full_answer=f"The {{0}} is {actual} the {{1}}.",
+        program=program,
+        kind=("choose", "rel", "relChooser"),
+        subject="horizontal" if actual in short else "vertical",
+        local=f"13-{reference.noun}_{subject.noun}",
+        valid=answers,
+        tells=known | referred(item, subject) | referred(anchor, reference),
+        enough=[known],
+        option=place,
+    )
+
+
+def of_the_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is it a beach or a street?", "Is it rainy or sunny?"."""
+    actual = scene.place if key == "place" else scene.weather
+    options, place = two_options(rng, actual, SCENE_VALUES[key])
+    program = Program()
+    program.add(f"choose {key}", "|".join(options), program.add("select", "scene"))
+    if key == "place":
+        first, second = (f"{article(option)} {option}" for option in options)
+        wordings = (f"Is this place {first} or {second}?", f"Which is it, {first} or {second}?")
+    else:
+        wordings = (
+            f"Is it {options[0]} or {options[1]}?",
+            f"Is the weather {options[0]} or {options[1]}?",
+        )
+    return Draft(
+        wordings=wordings,
+        mentions=(),
+        answer=actual,
+        full_answer=f"It is {place_phrase(actual) if key == 'place' else actual}.",
+        program=program,
+        kind=("choose", "global", f"{key}Choose"),
+        group=key,
+        local=f"02c-{key}",
+        valid=options,
+        tells=of_scene(key),
+        enough=[of_scene(key)],
+        option=place,
+    )

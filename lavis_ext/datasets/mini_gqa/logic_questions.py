@@ -1,0 +1,183 @@
+"""Questions that join two facts: ``logical`` (or, and) and ``compare`` (same, different)."""
+
+import random
+
+from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes
+from lavis_ext.datasets.mini_gqa.existence_questions import (
+    first_mention,
+    fitting,
+    imagine,
+    shown,
+    tell_existence,
+)
+from lavis_ext.datasets.mini_gqa.facts import (
+    Facts,
+    compared,
+    described,
+    has,
+    is_not,
+    referred,
+    show_existence,
+)
+from lavis_ext.datasets.mini_gqa.scenes import Scene
+from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES
+from lavis_ext.datasets.mini_gqa.wording import Program, refer
+
+
+def exist_both(
+    rng: random.Random, scene: Scene, operation: str, keys: tuple[str, ...]
+) -> Draft | None:
+    """Ask "Is there a circle or a star?" (``or``), "Are there a circle and a star?" (``and``)."""
+    wanted = rng.random() < 0.5
+    if (operation == "or") == wanted:
+        # Half of these have both parts true (``or``) or false (``and``), half one of them.
+        parts = rng.choice(((True, False), (False, True), (wanted, wanted), (wanted, wanted)))
+    else:
+        parts = (wanted, wanted)
+    pair = [imagine(rng, scene, part, keys, "name") for part in parts]
+    first, second = pair
+    # Words that occur twice would be commoner among things that are absent.
+    if first is None or second is None or first.values & second.values:
+        return None
+    found = [fitting(scene, description) for description in (first, second)]
+    program = Program()
+    steps = [
+        program.add("exist", "?", program.select(description, shown(scene, description)))
+        for description in (first, second)
+    ]
+    program.add(operation, "", *steps)
+    shows = [show_existence(scene, description) for description in (first, second)]
+    tells_all = tell_existence(scene, first) | tell_existence(scene, second)
+    tells: Facts
+    if operation == "or":
+        truth = any(found)
+        tells = frozenset() if truth else tells_all
+        decisive = [facts for one, show in zip(found, shows, strict=True) if one for facts in show]
+        wordings: tuple[str, ...] = (
+            "Is there {a0} or {a1}?",
+            "Is there either {a0} or {a1} in the picture?",
+            "Do you see {a0} or {a1}?",
+        )
+        present = 0 if found[0] else 1
+        full = f"Yes, there is {{a{present}}}." if truth else "No, there is no {0} and no {1}."
+    else:
+        truth = all(found)
+        tells = tells_all if truth else frozenset()
+        decisive = [
+            facts for one, show in zip(found, shows, strict=True) if not one for facts in show
+        ]
+        wordings = (
+            "Are there both {a0} and {a1}?",
+            "Are there {a0} and {a1} in the picture?",
+            "Do you see both {a0} and {a1}?",
+        )
+        absent = 1 if found[0] else 0
+        full = "Yes, there are {a0} and {a1}." if truth else f"No, there is no {{{absent}}}."
+    both = [a | b for a in shows[0] for b in shows[1]]
+    detailed = f"exist{'Attr' if keys else ''}{operation.title()}"
+    nouns = "_".join(sorted((first.words, second.words)))
+    return Draft(
+        wordings=wordings,
+        mentions=(first_mention(scene, first), first_mention(scene, second)),
+        answer=yes(truth),
+        full_answer=full,
+        program=program,
+        kind=("logical", "obj", detailed),
+        local=f"09{detailed}-{nouns}",
+        valid=YES_NO,
+        tells=tells,
+        enough=decisive or both,
+    )
+
+
+def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
+    """Ask "Are the circle and the star both red?"."""
+    key = rng.choice(("color", "pattern", "size"))
+    items = rng.sample(scene.objects, 2)
+    references = [refer(rng, scene, item, avoid=(key,)) for item in items]
+    first, second = references
+    if first is None or second is None:
+        return None
+    value = items[0].value(key) if rng.random() < 0.5 else rng.choice(OBJECT_VALUES[key])
+    states = [item.value(key) == value for item in items]
+    program = Program()
+    steps = [
+        program.add(f"verify {key}", value, program.select(reference, [item]))
+        for reference, item in ((first, items[0]), (second, items[1]))
+    ]
+    program.add("and", "", *steps)
+    places = [described(items[0], first), described(items[1], second)]
+    tells = referred(items[0], first) | referred(items[1], second)
+    if all(states):
+        tells |= has(items[0], key) | has(items[1], key)
+        enough = [places[0] | places[1] | has(items[0], key) | has(items[1], key)]
+    else:
+        wrong = [index for index in (0, 1) if not states[index]]
+        enough = [places[i] | has(items[i], key) for i in wrong]
+        enough += [places[i] | is_not(items[i], value) for i in wrong]
+    off = 0 if not states[0] else 1
+    return Draft(
+        wordings=(f"Are the {{0}} and the {{1}} both {value}?",),
+        mentions=(first.mention(items[0]), second.mention(items[1])),
+        answer=yes(all(states)),
+        full_answer=f"Yes, both the {{0}} and the {{1}} are {value}."
+        if all(states)
+        else f"No, the {{{off}}} is {items[off].value(key)}.",
+        program=program,
+        kind=("logical", "attr", "verifyAttrAnd"),
+        subject=key,
+        local=f"09verifyAttrAnd-{'_'.join(sorted((first.noun, second.noun)))}",
+        valid=YES_NO,
+        tells=tells,
+        enough=enough,
+    )
+
+
+def compare(rng: random.Random, scene: Scene, operation: str) -> Draft | None:
+    """Ask "Do the circle and the star have the same color?", or ``different``."""
+    key = rng.choice(("color", "color", "pattern", "size"))
+    equal = rng.random() < 0.5
+    items = list(scene.objects)
+    rng.shuffle(items)
+    pairs = [
+        (a, b)
+        for position, a in enumerate(items)
+        for b in items[position + 1 :]
+        if (a.value(key) == b.value(key)) == equal
+    ]
+    if not pairs:
+        return None
+    a, b = pairs[0]
+    first, second = refer(rng, scene, a, avoid=(key,)), refer(rng, scene, b, avoid=(key,))
+    if first is None or second is None:
+        return None
+    truth = equal == (operation == "same")
+    program = Program()
+    steps = (program.select(first, [a]), program.select(second, [b]))
+    program.add(f"{operation} {key}", "", *steps)
+    wordings = {
+        "same": (
+            f"Do the {{0}} and the {{1}} have the same {key}?",
+            f"Is the {key} of the {{0}} the same as the {key} of the {{1}}?",
+        ),
+        "different": (
+            f"Do the {{0}} and the {{1}} have different {key}s?",
+            f"Is the {key} of the {{0}} different from the {key} of the {{1}}?",
+        ),
+    }[operation]
+    places = described(a, first) | described(b, second)
+    return Draft(
+        wordings=wordings,
+        mentions=(first.mention(a), second.mention(b)),
+        answer=yes(truth),
+        full_answer=f"{yes(truth).title()}, both the {{0}} and the {{1}} are {a.value(key)}."
+        if equal
+        else f"{yes(truth).title()}, the {{0}} is {a.value(key)} and the {{1}} is {b.value(key)}.",
+        program=program,
+        kind=("compare", "attr", f"two{operation.title()}"),
+        subject=key,
+        local=f"09{operation[:4]}-{'_'.join(sorted((first.noun, second.noun)))}",
+        valid=YES_NO,
+        tells=referred(a, first) | referred(b, second) | compared(a, b, key),
+        enough=[places | has(a, key) | has(b, key), places | compared(a, b, key)],
+    )

@@ -1,0 +1,165 @@
+"""All questions of a scene, worded, linked by entailment, and as GQA records."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lavis_ext.datasets.mini_gqa import (
+    choose_questions,
+    existence_questions,
+    logic_questions,
+    query_questions,
+    verify_questions,
+)
+from lavis_ext.datasets.mini_gqa.drafts import Draft, TemplateFunction
+from lavis_ext.datasets.mini_gqa.facts import Facts
+from lavis_ext.datasets.mini_gqa.scenes import Scene
+from lavis_ext.datasets.mini_gqa.wording import fill
+
+PARAPHRASE_RATE = 0.15
+
+# How often each template is tried on a scene. About one try in five finds no place in it.
+TEMPLATES: tuple[tuple[TemplateFunction, int], ...] = (
+    (partial(query_questions.attribute, key="color"), 3),
+    (partial(query_questions.attribute, key="pattern"), 2),
+    (partial(query_questions.attribute, key="size"), 1),
+    (partial(query_questions.related_attribute, key="color"), 2),
+    (partial(query_questions.related_attribute, key="pattern"), 1),
+    (partial(query_questions.position, key="hposition"), 1),
+    (partial(query_questions.position, key="vposition"), 1),
+    (query_questions.name_by_attribute, 3),
+    (query_questions.name_that, 2),
+    (query_questions.name_in_category, 1),
+    (partial(query_questions.name_by_relation, noun_key="any"), 5),
+    (partial(query_questions.name_by_relation, noun_key="category"), 3),
+    (partial(query_questions.of_the_scene, key="place"), 1),
+    (partial(query_questions.of_the_scene, key="weather"), 1),
+    (partial(existence_questions.exist, keys=(), noun_key="name"), 2),
+    (partial(existence_questions.exist, keys=("color",), noun_key="name"), 2),
+    (partial(existence_questions.exist, keys=("color",), noun_key="any"), 1),
+    (partial(existence_questions.exist, keys=("color",), noun_key="category"), 1),
+    (partial(existence_questions.exist, keys=("pattern",), noun_key="name"), 1),
+    (existence_questions.exist_that, 1),
+    (existence_questions.exist_not, 1),
+    (existence_questions.exist_related, 3),
+    (partial(verify_questions.verify_attribute, key="color"), 1),
+    (partial(verify_questions.verify_attribute, key="pattern"), 1),
+    (partial(verify_questions.verify_attribute, key="size"), 1),
+    (partial(verify_questions.verify_position, key="hposition"), 1),
+    (partial(verify_questions.verify_position, key="vposition"), 1),
+    (verify_questions.verify_relation, 2),
+    (partial(verify_questions.verify_scene, key="place"), 1),
+    (partial(verify_questions.verify_scene, key="weather"), 1),
+    (partial(logic_questions.exist_both, operation="or", keys=()), 1),
+    (partial(logic_questions.exist_both, operation="and", keys=()), 1),
+    (partial(logic_questions.exist_both, operation="or", keys=("color",)), 1),
+    (partial(logic_questions.exist_both, operation="and", keys=("color",)), 1),
+    (logic_questions.verify_both, 1),
+    (partial(logic_questions.compare, operation="same"), 2),
+    (partial(logic_questions.compare, operation="different"), 2),
+    (partial(choose_questions.attribute, key="color"), 1),
+    (partial(choose_questions.attribute, key="pattern"), 1),
+    (partial(choose_questions.attribute, key="size"), 1),
+    (partial(choose_questions.position, key="hposition"), 1),
+    (partial(choose_questions.position, key="vposition"), 1),
+    (choose_questions.relation, 2),
+    (choose_questions.name, 1),
+    (partial(choose_questions.of_the_scene, key="place"), 1),
+    (partial(choose_questions.of_the_scene, key="weather"), 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the balance and the answer choices need to know of a worded question."""
+
+    id: str
+    image_id: str
+    family: str
+    structural: str
+    answer: str
+    option: int | None
+    local: str
+    valid: tuple[str, ...]
+    plausible: tuple[str, ...]
+
+
+def ask(rng: random.Random, scene: Scene) -> list[tuple[Question, dict[str, Any]]]:
+    """All questions of ``scene``, each with its GQA record, ``isBalanced`` still false.
+
+    Question ids are the image's id with two more digits.
+    """
+    worded: dict[str, tuple[Draft, str]] = {}
+    for template, tries in TEMPLATES:
+        for _ in range(tries):
+            draft = template(rng, scene)
+            if draft is None:
+                continue
+            count = 2 if rng.random() < PARAPHRASE_RATE else 1
+            for wording in rng.sample(draft.wordings, min(count, len(draft.wordings))):
+                worded.setdefault(fill(wording, draft.mentions)[0], (draft, wording))
+    asked = list(worded.values())
+    rng.shuffle(asked)
+    records = [_record(scene, draft, wording) for draft, wording in asked]
+    ids = [f"{scene.image_id}{number:02d}" for number in range(len(asked))]
+    _link(ids, records, [draft for draft, _ in asked])
+    questions = [
+        Question(
+            id=question_id,
+            image_id=scene.image_id,
+            family=draft.family,
+            structural=draft.kind[0],
+            answer=draft.answer,
+            option=draft.option,
+            local=draft.local,
+            valid=draft.valid,
+            plausible=draft.plausible,
+        )
+        for question_id, (draft, _) in zip(ids, asked, strict=True)
+    ]
+    return list(zip(questions, records, strict=True))
+
+
+def _record(scene: Scene, draft: Draft, wording: str) -> dict[str, Any]:
+    """The GQA record but for ``entailed`` and ``equivalent``."""
+    text, spans = fill(wording, draft.mentions)
+    full_answer, full_spans = fill(draft.full_answer, draft.mentions)
+    structural, semantic, detailed = draft.kind
+    return {
+        "question": text,
+        "imageId": scene.image_id,
+        "isBalanced": False,
+        "answer": draft.answer,
+        "fullAnswer": full_answer,
+        "semantic": draft.program.semantic(),
+        "semanticStr": draft.program.text(),
+        "types": {"detailed": detailed, "semantic": semantic, "structural": structural},
+        "groups": {"global": draft.group, "local": draft.local},
+        "annotations": {
+            "answer": {} if draft.answer_id is None else {"0": draft.answer_id},
+            "question": spans,
+            "fullAnswer": full_spans,
+        },
+    }
+
+
+def _link(ids: Sequence[str], records: list[dict[str, Any]], drafts: Sequence[Draft]) -> None:
+    """Fill ``equivalent`` (same program) and ``entailed`` of the questions of one image."""
+    same: dict[str, list[str]] = defaultdict(list)
+    answered_by: dict[Facts, set[int]] = defaultdict(set)
+    for number, (record, draft) in enumerate(zip(records, drafts, strict=True)):
+        same[record["semanticStr"]].append(ids[number])
+        for facts in draft.enough:
+            answered_by[facts].add(number)
+    for number, (record, draft) in enumerate(zip(records, drafts, strict=True)):
+        follow: set[int] = set()
+        for facts, numbers in answered_by.items():
+            if facts <= draft.tells:
+                follow |= numbers
+        equivalent = same[record["semanticStr"]]
+        entailed = {ids[other] for other in follow}.union(equivalent) - {ids[number]}
+        record["equivalent"] = equivalent
+        record["entailed"] = sorted(entailed)

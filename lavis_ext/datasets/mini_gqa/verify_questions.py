@@ -1,0 +1,140 @@
+"""Facts about known objects and the scene, answered by yes or no (structural type ``verify``).
+
+The answer is drawn first and the words second, so that every wording is as often true as false.
+"""
+
+import random
+
+from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes
+from lavis_ext.datasets.mini_gqa.facts import (
+    described,
+    has,
+    is_not,
+    of_scene,
+    referred,
+    related,
+    scene_is_not,
+)
+from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
+from lavis_ext.datasets.mini_gqa.scenes import Scene
+from lavis_ext.datasets.mini_gqa.vocabulary import (
+    OBJECT_VALUES,
+    OPPOSITE,
+    POSITION_VALUES,
+    RELATIONS,
+    SCENE_VALUES,
+)
+from lavis_ext.datasets.mini_gqa.wording import Program, refer
+
+
+def verify_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is the circle red?"."""
+    item = rng.choice(scene.objects)
+    reference = refer(rng, scene, item, avoid=(key,))
+    if reference is None:
+        return None
+    truth = rng.random() < 0.5
+    value = item.value(key)
+    if not truth:
+        value = rng.choice([v for v in OBJECT_VALUES[key] if v != value])
+    program = Program()
+    program.add(f"verify {key}", value, program.select(reference, [item]))
+    place = described(item, reference)
+    return Draft(
+        wordings=(f"Is the {{0}} {value}?", f"Does the {{0}} look {value}?"),
+        mentions=(reference.mention(item),),
+        answer=yes(truth),
+        full_answer=f"Yes, the {{0}} is {value}."
+        if truth
+        else f"No, the {{0}} is {item.value(key)}.",
+        program=program,
+        kind=("verify", "attr", "verifyAttr"),
+        subject=key,
+        local=f"06-{reference.noun}_{value}",
+        valid=YES_NO,
+        tells=referred(item, reference) | (has(item, key) if truth else is_not(item, value)),
+        enough=[place | has(item, key)] + ([] if truth else [place | is_not(item, value)]),
+    )
+
+
+def verify_position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is the circle on the left side of the picture?"."""
+    item = rng.choice(scene.objects)
+    actual = scene.position(item, key)
+    reference = refer(rng, scene, item)
+    if actual is None or reference is None:
+        return None
+    value = rng.choice(POSITION_VALUES[key])
+    program = Program()
+    program.add(f"verify {key}", value, program.select(reference, [item]))
+    return Draft(
+        wordings=(f"Is the {{0}} at the {value} of the picture?", f"Is the {{0}} at the {value}?"),
+        mentions=(reference.mention(item),),
+        answer=yes(value == actual),
+        full_answer=f"{yes(value == actual).title()}, the {{0}} is at the {actual} of the picture.",
+        program=program,
+        kind=("verify", "attr", "positionVerify"),
+        subject=key,
+        local=f"06-{reference.noun}_{value}",
+        valid=YES_NO,
+        # With two positions, either answer tells the position.
+        tells=referred(item, reference) | has(item, key),
+        enough=[described(item, reference) | has(item, key)],
+    )
+
+
+def verify_relation(rng: random.Random, scene: Scene) -> Draft | None:
+    """Ask "Is the circle to the left of the star?"."""
+    item, anchor = rng.sample(scene.objects, 2)
+    relation = rng.choice(RELATIONS)
+    truth = bool(scene.relation(item, relation, anchor))
+    actual = relation if truth else OPPOSITE[relation]
+    subject, reference = refer(rng, scene, item), refer(rng, scene, anchor)
+    if subject is None or reference is None or not scene.relation(item, actual, anchor):
+        return None
+    program = Program()
+    step = program.select(reference, [anchor])
+    program.add("verify rel", f"{subject.noun},{relation},s ({item.id})", step)
+    place = described(item, subject) | described(anchor, reference)
+    return Draft(
+        wordings=(f"Is the {{0}} {relation} the {{1}}?",),
+        mentions=(subject.mention(item), reference.mention(anchor)),
+        answer=yes(truth),
+        full_answer=f"{yes(truth).title()}, the {{0}} is {actual} the {{1}}.",
+        program=program,
+        kind=("verify", "rel", "relVerify"),
+        local=f"13-{reference.noun}_{subject.noun}",
+        valid=YES_NO,
+        tells=referred(item, subject)
+        | referred(anchor, reference)
+        | (related(item, relation, anchor) if truth else frozenset()),
+        enough=[place | related(item, actual, anchor)],
+    )
+
+
+def verify_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+    """Ask "Is this at the beach?", "Is it rainy?"."""
+    actual = scene.place if key == "place" else scene.weather
+    truth = rng.random() < 0.5
+    value = actual if truth else rng.choice([v for v in SCENE_VALUES[key] if v != actual])
+    program = Program()
+    program.add(f"verify {key}", value, program.add("select", "scene"))
+    phrase = place_phrase(value) if key == "place" else value
+    actual_phrase = place_phrase(actual) if key == "place" else actual
+    wordings = (
+        (f"Is this scene {phrase}?", f"Was this picture made {phrase}?")
+        if key == "place"
+        else (f"Is it {phrase}?", f"Is the weather {phrase} in this picture?")
+    )
+    return Draft(
+        wordings=wordings,
+        mentions=(),
+        answer=yes(truth),
+        full_answer=f"{yes(truth).title()}, it is {actual_phrase}.",
+        program=program,
+        kind=("verify", "global", f"{key}Verify"),
+        local=f"02v-{key}_{value}",
+        valid=YES_NO,
+        tells=of_scene(key) if truth else scene_is_not(key, value),
+        enough=[of_scene(key)] + ([] if truth else [scene_is_not(key, value)]),
+    )

@@ -1,0 +1,146 @@
+"""Descriptions of objects, GQA's functional programs and the wording of questions."""
+
+import random
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
+from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, CATEGORY_OF, KEY_OF, article
+
+# English order: "a large striped red circle".
+ADJECTIVE_ORDER = ("size", "pattern", "color")
+
+_SLOT = re.compile(r"(\{a?\d\})(\W*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """Words of a question or answer that stand for an object, or for none that exists."""
+
+    words: str
+    object_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A noun (a name, a category or "shape") with adjectives, such as "large red circle"."""
+
+    noun: str
+    adjectives: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The description as it is written, without an article."""
+        return " ".join((*self.adjectives, self.noun))
+
+    @property
+    def values(self) -> frozenset[str]:
+        """The attribute values that the words assert; "shape" asserts none."""
+        named = () if self.noun == ANY_SHAPE else (self.noun,)
+        return frozenset((*self.adjectives, *named))
+
+    def matches(self, item: SceneObject) -> bool:
+        """Whether the description is true of ``item``."""
+        if self.noun not in (ANY_SHAPE, item.name, CATEGORY_OF[item.name]):
+            return False
+        return all(item.value(KEY_OF[value]) == value for value in self.adjectives)
+
+    def mention(self, item: SceneObject | None = None) -> Mention:
+        """The words, standing for ``item``."""
+        return Mention(self.words, item.id if item else None)
+
+
+def describe(item: SceneObject, keys: Sequence[str], noun_key: str = "name") -> Description:
+    """Describe ``item`` by the attribute types ``keys`` and the noun of type ``noun_key``."""
+    adjectives = tuple(item.value(key) for key in ADJECTIVE_ORDER if key in keys)
+    return Description(ANY_SHAPE if noun_key == "any" else item.value(noun_key), adjectives)
+
+
+def refer(
+    rng: random.Random, scene: Scene, item: SceneObject, avoid: Collection[str] = ()
+) -> Description | None:
+    """A description that is true of ``item`` alone and says nothing of the types ``avoid``.
+
+    The fewest adjectives that do it; None where two do not.
+    """
+    nouns = [key for key in ("name", "category", "any") if key not in avoid]
+    if "name" in avoid:
+        rng.shuffle(nouns)
+    keys = [key for key in ADJECTIVE_ORDER if key not in avoid]
+    rng.shuffle(keys)
+    for count in (0, 1, 2):
+        for chosen in combinations(keys, count):
+            for noun in nouns:
+                # Prefer "the red circle" to "the red shape" where the name may be said.
+                if noun != "name" and "name" not in avoid and count < 2 and rng.random() < 0.6:
+                    continue
+                description = describe(item, chosen, noun)
+                if sum(description.matches(other) for other in scene.objects) == 1:
+                    return description
+    return None
+
+
+@dataclass(slots=True)
+class Program:
+    """GQA's ``semantic`` list: steps of (operation, argument, dependencies)."""
+
+    steps: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+
+    def add(self, operation: str, argument: str, *dependencies: int) -> int:
+        """Append a step; returns its index."""
+        self.steps.append((operation, argument, dependencies))
+        return len(self.steps) - 1
+
+    def select(self, description: Description, found: Sequence[SceneObject]) -> int:
+        """Steps that select what ``description`` names; ``found`` are the objects annotated."""
+        ids = ",".join(item.id for item in found) or "-"
+        return self.filter(self.add("select", f"{description.noun} ({ids})"), description)
+
+    def filter(self, step: int, description: Description) -> int:
+        """Steps that keep what has the adjectives of ``description``."""
+        for value in description.adjectives:
+            step = self.add(f"filter {KEY_OF[value]}", value, step)
+        return step
+
+    def semantic(self) -> list[dict[str, Any]]:
+        """The steps as GQA writes them."""
+        return [
+            {"operation": operation, "dependencies": list(dependencies), "argument": argument}
+            for operation, argument, dependencies in self.steps
+        ]
+
+    def text(self) -> str:
+        """GQA's ``semanticStr``."""
+        return "->".join(
+            f"{operation}: {argument}" + (f" {list(dependencies)}" if dependencies else "")
+            for operation, argument, dependencies in self.steps
+        )
+
+
+def fill(template: str, mentions: Sequence[Mention]) -> tuple[str, dict[str, str]]:
+    """Put ``mentions`` into ``{0}`` (bare) or ``{a0}`` (with a or an) of ``template``.
+
+    Returns:
+        The sentence, and GQA's annotations of it: word index, or "start:end", to object id.
+    """
+    words: list[str] = []
+    spans: dict[str, str] = {}
+    for token in template.split():
+        slot = _SLOT.fullmatch(token) if token[0] == "{" else None
+        if slot is None:
+            words.append(token)
+            continue
+        mention = mentions[int(slot[1][-2])]
+        if "a" in slot[1]:
+            words.append(article(mention.words))
+        start = len(words)
+        words += mention.words.split()
+        if mention.object_id is not None:
+            span = str(start) if len(words) == start + 1 else f"{start}:{len(words)}"
+            spans[span] = mention.object_id
+        words[-1] += slot[2]
+    sentence = " ".join(words)
+    return sentence[0].upper() + sentence[1:], spans
