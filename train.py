@@ -4,9 +4,14 @@ python train.py --cfg-path projects/pnp-vqa/train/gqa_small.yaml
 torchrun --nproc_per_node=2 train.py --cfg-path projects/pnp-vqa/train/gqa_train.yaml
 """
 
+import sys
 from argparse import Namespace
 
-from lavis_ext.errors import command
+try:
+    from lavis_ext.errors import command
+except ImportError as error:  # LAVIS is missing, or torch and torchvision do not match
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def parse_arguments() -> Namespace:

@@ -4,6 +4,7 @@ import importlib
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_ext.config.typed import typed
+from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
 from lavis_ext.door import LavisConfig, registry
 from lavis_ext.errors import UserError, nearest
 
@@ -35,25 +36,22 @@ class Config(LavisConfig):
     def __init__(self, args: Namespace) -> None:
         """``args`` has ``cfg_path`` and ``options`` (a list of KEY=VALUE), as in LAVIS."""
         self.args = args
-        given = merge(load_yaml(Path(args.cfg_path)), parse_options(args.options or []))
-        _refuse_unknown_sections(given, args.cfg_path)
-        _import_modules(given.get("imports") or [])
+        path = f"{args.cfg_path}{' with --options' if args.options else ''}"
+        sources = load_yaml(Path(args.cfg_path)), parse_options(args.options or [])
+        for source in sources:
+            _refuse_unset(OmegaConf.to_container(source), path)
+        given = merge(*sources)
+        _check_sections(given, path)
+        _import_modules(given)
         merged = _with_defaults(given)
-        try:
-            OmegaConf.resolve(merged)
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{args.cfg_path}: {reason} ({error.full_key!s}).") from None
-        self.run: Any = typed(
-            registry.get_runner_class(merged.run.get("runner", "fusion_runner")).Config,
-            merged.run,
-            "run",
-        )
+        # The model first: the other sections take values from it.
         self.model: Any = typed(
-            registry.get_model_class(merged.model.arch).Config, merged.model, "model"
+            schema_of("model", merged.model.arch, "model.arch"), merged.model, "model"
         )
+        runner = merged.run.get("runner", "fusion_runner")
+        self.run: Any = typed(schema_of("runner", runner, "run.runner"), merged.run, "run")
         self.datasets: dict[str, Any] = {
-            name: typed(registry.get_builder_class(name).Config, section, f"datasets.{name}")
+            name: typed(schema_of("builder", name, f"datasets.{name}"), section, f"datasets.{name}")
             for name, section in merged.datasets.items()
         }
         self.config = OmegaConf.create(
@@ -64,8 +62,8 @@ class Config(LavisConfig):
                 "imports": list(given.get("imports") or []),
             }
         )
-        registry.get_task_class(self.run.task)
-        registry.get_lr_scheduler_class(self.run.lr_sched)
+        look_up("task", self.run.task, "run.task")
+        look_up("lr_scheduler", self.run.lr_sched, "run.lr_sched")
         registry.register("configuration", self)
 
 
@@ -74,7 +72,8 @@ def load_yaml(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except OSError as error:
-        raise UserError(f"{path}: the config can't be read ({error.strerror}).") from None
+        reason = error.strerror or "it isn't a mapping of keys to values"  # OmegaConf's own
+        raise UserError(f"{path}: the config can't be read ({reason}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -88,28 +87,57 @@ def load_yaml(path: Path) -> DictConfig:
 
 
 def merge(defaults: DictConfig, given: DictConfig) -> DictConfig:
-    """``defaults`` with what is ``given`` in place of theirs."""
-    merged = OmegaConf.merge(defaults, given)
+    """``defaults`` with what is ``given`` in place of theirs.
+
+    Raises UserError naming the key where one has a list and the other a mapping.
+    """
+    try:
+        merged = OmegaConf.merge(defaults, given)
+    except (OmegaConfBaseException, TypeError):
+        _refuse_list_for_mapping(
+            OmegaConf.to_container(defaults), OmegaConf.to_container(given), where=""
+        )
+        raise
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def parse_options(options: Sequence[str]) -> DictConfig:
     """``KEY=VALUE`` or LAVIS's ``KEY VALUE`` pairs as a config tree."""
-    if options and "=" not in options[0]:
-        if len(options) % 2:
-            raise UserError(f"--options: '{options[-1]}' has no value; write KEY=VALUE.")
+    if options and "=" not in options[0] and len(options) % 2 == 0:
         options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=True)]
-    for entry in options:
-        if not entry.partition("=")[0].strip() or "=" not in entry:
-            raise UserError(f"--options: '{entry}' isn't of the form KEY=VALUE.")
+    return reduce(merge, map(_parse_option, options), OmegaConf.create({}))
+
+
+def _parse_option(entry: str) -> DictConfig:
+    key, equals, _ = entry.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise UserError(
+            f"--options: '{entry}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
+        )
     try:
-        return OmegaConf.from_dotlist(list(options))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"--options: {str(error).splitlines()[0]}.") from None
+        return OmegaConf.from_dotlist([entry])
+    except (*MISFITS, yaml.YAMLError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"--options: the value in '{entry}' isn't YAML ({problem}).") from None
 
 
-def _refuse_unknown_sections(given: DictConfig, path: str) -> None:
+def _refuse_list_for_mapping(defaults: Any, given: Any, where: str) -> None:
+    kinds: dict[type, str] = {list: "a list", dict: "a mapping"}
+    old, new = type(defaults), type(given)
+    if old in kinds and new in kinds and old is not new:
+        raise UserError(
+            f"{where} is {kinds[old]}, and {kinds[new]} can't take its place; give all of it as "
+            f"{'[VALUE, ...]' if old is list else 'KEY: VALUE'}."
+        )
+    if old is new is dict:
+        for key in defaults.keys() & given.keys():
+            _refuse_list_for_mapping(
+                defaults[key], given[key], f"{where}.{key}" if where else str(key)
+            )
+
+
+def _check_sections(given: DictConfig, path: str) -> None:
     for section in given:
         if section not in SECTIONS:
             hint = nearest(str(section), SECTIONS) or f" There are: {', '.join(SECTIONS)}."
@@ -121,7 +149,19 @@ def _refuse_unknown_sections(given: DictConfig, path: str) -> None:
         raise UserError(f"{path}: model.arch is missing; it names a model of the registry.")
 
 
-def _import_modules(names: Sequence[str]) -> None:
+def _refuse_unset(tree: Any, path: str, where: str = "") -> None:
+    """Refuse OmegaConf's mark for a value to come: merging would quietly leave the default."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _refuse_unset(value, path, f"{where}{key}.")
+        elif value == "???":
+            raise UserError(f"{path}: {where}{key} is ???; give it a value.")
+
+
+def _import_modules(given: DictConfig) -> None:
+    names = OmegaConf.to_container(given).get("imports") or []  # type: ignore[union-attr]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"imports is {shown(names)}; it must be a list of names of modules.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     for name in names:
@@ -132,10 +172,18 @@ def _import_modules(names: Sequence[str]) -> None:
 
 
 def _with_defaults(given: DictConfig) -> DictConfig:
-    model_class = registry.get_model_class(given.model.arch)
+    schema_of("model", given.model.arch, "model.arch")
+    model_class = look_up("model", given.model.arch, "model.arch")
     defaults = OmegaConf.create({"model": model_class.default_section(given.model)})
-    for name, section in given.datasets.items():
-        builder_class = registry.get_builder_class(name)
-        kind = (section or {}).get("type") or "balanced"
-        defaults = merge(defaults, load_yaml(Path(builder_class.default_config_path(kind))))
+    for name in list(given.datasets):
+        key = f"datasets.{name}"
+        if given.datasets[name] is None:  # `gqa_fusion:` with nothing below it: the defaults
+            given.datasets[name] = {}
+        section = given.datasets[name]
+        if not OmegaConf.is_dict(section):
+            raise UserError(f"{key} is {shown(section)}; it must be {A_MAPPING}.")
+        schema_of("builder", name, key)
+        kind = str(section.get("type") or "balanced")
+        path = look_up("builder", name, key).default_config_path(kind)
+        defaults = merge(defaults, load_yaml(Path(path)))
     return merge(defaults, given)

@@ -5,6 +5,7 @@ outside its limits by its full key, so a component's constructor need not repeat
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -68,6 +69,8 @@ def _check_value(value: Any, key: str, limits: Any) -> None:
     for number in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(number, int | float):
             continue
+        if not math.isfinite(number):
+            raise UserError(f"{key} is {number}; it must be a finite number.")
         if at_least is not None and not number >= at_least:
             raise UserError(f"{key} is {number}; it must be at least {at_least}.")
         if above is not None and not number > above:

@@ -1,7 +1,7 @@
 """The builder ``gqa_fusion``: from a folder in GQA's layout to data sets, one for each split."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.config.schema import option
-from lavis_ext.config.typed import typed
+from lavis_ext.config.typed import schema_of, shown, typed
 from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
@@ -18,12 +18,14 @@ from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.questions import QuestionTable, find_questions, read_questions
 from lavis_ext.distributed import main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets" / "gqa_fusion"
 SPLITS = ("train", "val", "testdev")
+PUBLISHED_IMAGE_SIZE = 384
+"""Side in pixels of the images that BLIP's published weights take."""
 
 
 @dataclass
@@ -55,8 +57,11 @@ class ProcessorPair:
         for name in ("train", "eval"):
             section = getattr(self, name)
             if not isinstance(section, dict) or "name" not in section:
-                raise UserError(f"{where}.{name} needs `name`, a processor of the registry.")
-            schema = registry.get_processor_class(section["name"]).Config
+                raise UserError(
+                    f"{where}.{name} is {shown(section)}; it must be a mapping with `name`, a "
+                    "processor of the registry."
+                )
+            schema = schema_of("processor", section["name"], f"{where}.{name}.name")
             setattr(self, name, typed(schema, section, f"{where}.{name}"))
 
 
@@ -96,10 +101,21 @@ class GqaFusionBuilder(BaseDatasetBuilder):
 
     def __init__(self, config: GqaFusionConfig | DictConfig | None = None) -> None:
         if not isinstance(config, GqaFusionConfig):
-            defaults = OmegaConf.load(self.default_config_path()).datasets.gqa_fusion
-            merged = OmegaConf.merge(defaults, config or {})
-            config = typed(GqaFusionConfig, merged, "datasets.gqa_fusion")
+            config = typed(GqaFusionConfig, self._standing_alone(config), "datasets.gqa_fusion")
         self.config: GqaFusionConfig = config
+        self._tables: dict[str, QuestionTable] = {}
+
+    @classmethod
+    def _standing_alone(cls, given: DictConfig | None) -> DictConfig:
+        """``given`` over the defaults of its type, without the model that the sizes come from."""
+        given = OmegaConf.create(given or {})
+        defaults = OmegaConf.load(cls.default_config_path(given.get("type") or "balanced"))
+        side = {"image_size": PUBLISHED_IMAGE_SIZE}
+        defaults.model = {"blip": side, "efficient_sam": side}
+        section: DictConfig = OmegaConf.merge(
+            defaults, {"datasets": {"gqa_fusion": given}}
+        ).datasets.gqa_fusion
+        return section
 
     @classmethod
     def default_config_path(cls, type: str = "balanced") -> str:
@@ -107,7 +123,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         if type not in cls.DATASET_CONFIG_DICT:
             raise UserError(
                 f"datasets.gqa_fusion.type is '{type}'; there are: "
-                f"{', '.join(cls.DATASET_CONFIG_DICT)}."
+                f"{', '.join(cls.DATASET_CONFIG_DICT)}.{nearest(type, cls.DATASET_CONFIG_DICT)}"
             )
         return cls.DATASET_CONFIG_DICT[type]
 
@@ -126,27 +142,55 @@ class GqaFusionBuilder(BaseDatasetBuilder):
             seed: seed of the samples and of the mismatched questions.
             with_mismatched: whether samples hold mismatched questions.
         """
+        sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
+        self._refuse_unread_questions(sizes)
         with main_process_first():
             self._make_mini_gqa()
-        images = ImageFolder(Path(self.config.images or Path(self.config.root) / "images"))
-        sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
+        tables = {split: self.read_split(split).sample(size, seed) for split, size in sizes.items()}
+        images = self._image_folder()
         return {
-            split: self._build_split(split, size, images, seed, with_mismatched)
-            for split, size in sizes.items()
+            split: self._build_split(split, table, images, seed, with_mismatched)
+            for split, table in tables.items()
         }
 
     def read_split(self, split: str) -> QuestionTable:
-        """All questions of a split, images or not."""
-        given = self.config.questions.get(split)
-        root = Path(self.config.root)
-        return read_questions(
-            Path(given) if given else find_questions(root, split, self.config.subset)
-        )
+        """All questions of a split, images or not; the files are read once."""
+        if split not in self._tables:
+            given = self.config.questions.get(split)
+            root = Path(self.config.root)
+            self._tables[split] = read_questions(
+                Path(given) if given else find_questions(root, split, self.config.subset)
+            )
+        return self._tables[split]
+
+    def _refuse_unread_questions(self, splits: Iterable[str]) -> None:
+        """A misspelt split would be looked for in ``root``, and may be found there."""
+        known = {*SPLITS, *splits}
+        for split in self.config.questions:
+            if split not in known:
+                hint = nearest(split, known) or f" There are: {', '.join(sorted(known))}."
+                raise UserError(
+                    f"datasets.gqa_fusion.questions.{split}: there is no split '{split}'.{hint}"
+                )
+
+    def _image_folder(self) -> ImageFolder:
+        folder = Path(self.config.images or Path(self.config.root) / "images")
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: there is no such image folder. Put the images there, or name another "
+                "folder with datasets.gqa_fusion.images."
+            )
+        return ImageFolder(folder)
 
     def _build_split(
-        self, split: str, size: int | None, images: ImageFolder, seed: int, with_mismatched: bool
+        self,
+        split: str,
+        table: QuestionTable,
+        images: ImageFolder,
+        seed: int,
+        with_mismatched: bool,
     ) -> GqaFusionDataset:
-        table = self._with_images(self.read_split(split).sample(size, seed), images, split)
+        table = self._with_images(table, images, split)
         mode = "train" if split == "train" else "eval"
         mismatched = None
         if with_mismatched:
@@ -172,10 +216,12 @@ class GqaFusionBuilder(BaseDatasetBuilder):
             f"{images.folder}: {len(missing)} of the {count} images that split '{split}' uses are "
             f"missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})."
         )
-        if len(missing) > self.config.missing_images_limit * count or len(missing) == count:
+        if len(missing) == count:
+            raise UserError(f"{found} Name their folder with datasets.gqa_fusion.images.")
+        if len(missing) > self.config.missing_images_limit * count:
             raise UserError(
-                f"{found} Fetch them, or allow a share with datasets.gqa_fusion."
-                "missing_images_limit."
+                f"{found} Fetch them, or let a share of them be missing with "
+                "datasets.gqa_fusion.missing_images_limit."
             )
         kept = pc.invert(pc.is_in(used, value_set=pc.cast(missing, used.type)))
         log.warning("%s %d questions are left out.", found, len(table) - pc.sum(kept).as_py())

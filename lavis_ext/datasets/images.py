@@ -63,7 +63,8 @@ class ImageFolder:
             empty = path.stat().st_size == 0
             raise UserError(f"{path}: {'an empty file' if empty else 'not an image'}.") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: the image can't be read ({error}).") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: the image can't be read ({reason}).") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -73,6 +74,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
-        scale = 257.0 if values.max(initial=0.0) > 255 else 1.0
+        deep = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
+        scale = 257.0 if deep else 1.0  # 65535 / 255
         return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")

@@ -22,8 +22,11 @@ class MismatchedQuestions:
     Args:
         table: the questions of the split.
         count: how many to draw for each question.
-        hard: prefer questions of the same form (see ``QuestionTable.forms``) about other images.
+        hard: draw questions of the same form (see ``QuestionTable.forms``) about other images; of
+            any form where the split has none.
         seed: the run's seed.
+
+    Raises UserError for a split that holds no mismatched question for one of its images.
     """
 
     def __init__(self, table: QuestionTable, *, count: int, hard: bool, seed: int) -> None:
@@ -32,7 +35,9 @@ class MismatchedQuestions:
         self._seed = seed
         self._text = table.question_codes()
         self._image = table.codes("image_id")
+        self._rows = np.arange(len(table))
         self._rows_by_image = _Groups(self._image)
+        self._refuse_without_mismatch()
         self._form = table.form_codes() if hard else None
         self._rows_by_form = _Groups(self._form) if self._form is not None else None
 
@@ -41,7 +46,6 @@ class MismatchedQuestions:
 
         None of them is ``row`` itself, has the text of a question asked about the same image, or
         belongs to that image; their texts differ from each other while the split has enough.
-        Raises UserError where the split holds no such question at all.
         """
         random = self._generator(row, epoch)
         own_texts = self._text[self._rows_by_image.of(self._image[row])]
@@ -65,24 +69,42 @@ class MismatchedQuestions:
         taken = np.concatenate([own_texts, self._text[drawn]]) if drawn else own_texts
         if self._form is not None and self._rows_by_form is not None:
             same_form = self._rows_by_form.of(self._form[row])
-            for place in random.integers(len(same_form), size=QUICK_DRAWS):
-                if self._fits(candidate := int(same_form[place]), row, taken):
-                    return candidate
-        for candidate in random.integers(len(self._text), size=QUICK_DRAWS):
-            if self._fits(int(candidate), row, taken):
-                return int(candidate)
-        # Rare: a split so small or so uniform that most of its questions don't qualify.
+            if (found := self._draw_from(same_form, row, taken, random)) is not None:
+                return found
         for avoid in (taken, own_texts):
-            fitting = np.flatnonzero(
-                (self._image != self._image[row]) & ~np.isin(self._text, avoid)
-            )
-            if len(fitting):
-                return int(random.choice(fitting))
-        raise UserError(
-            f"Question {self._table.text('question_id', row)} has no mismatched question: every "
-            "question of the split is also asked about its image. Train on more questions or "
-            "images (run.small_train_size), or with the objective `answer` alone."
-        )
+            if (found := self._draw_from(self._rows, row, avoid, random)) is not None:
+                return found
+        raise AssertionError("the constructor found a mismatched question for every image")
+
+    def _draw_from(
+        self,
+        rows: npt.NDArray[np.int64],
+        row: int,
+        taken: npt.NDArray[np.int64],
+        random: np.random.Generator,
+    ) -> int | None:
+        """One of ``rows`` that fits; None where none does."""
+        for place in random.integers(len(rows), size=QUICK_DRAWS):
+            if self._fits(candidate := int(rows[place]), row, taken):
+                return candidate
+        # Rare: rows so few or so uniform that most of them don't qualify.
+        other_image = self._image[rows] != self._image[row]
+        fitting = rows[other_image & ~np.isin(self._text[rows], taken)]
+        return int(random.choice(fitting)) if len(fitting) else None
+
+    def _refuse_without_mismatch(self) -> None:
+        """An image has no mismatched question if every text of the split is asked about it."""
+        texts = len(np.unique(self._text))
+        questions = np.bincount(self._image)
+        for image in np.flatnonzero(questions >= texts):
+            rows = self._rows_by_image.of(int(image))
+            if len(np.unique(self._text[rows])) == texts:
+                raise UserError(
+                    f"Image {self._table.text('image_id', rows[0])} has no mismatched question: "
+                    f"every one of the split's {len(self._text)} questions is also asked about it. "
+                    "Use more questions or images (run.small_*_size), or the objective `answer` "
+                    "alone."
+                )
 
     def _fits(self, candidate: int, row: int, taken: npt.NDArray[np.int64]) -> bool:
         other_image = self._image[candidate] != self._image[row]

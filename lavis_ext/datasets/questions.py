@@ -75,21 +75,27 @@ class QuestionTable:
 
     def question_codes(self) -> Codes:
         """Integers [rows], equal where the questions are, without regard to case and spaces."""
-        return _codes(pc.utf8_trim_whitespace(pc.utf8_lower(self.columns["question"])))
+        return _codes(_plain(self.columns["question"]))
 
-    def forms(self) -> pa.ChunkedArray:
-        """The form of each question [rows]: GQA's detailed type, else its first three words.
+    def forms(self) -> pa.Array:
+        """The form of each question [rows]: GQA's detailed type, if any, and its first three words.
 
-        Questions of one form ask for the same kind of answer, so the form alone gives a baseline
-        and, for mismatched questions, a hard choice.
+        Questions of one form ask for the same kind of answer ("directOf what color is"), so the
+        form alone gives a baseline and, for mismatched questions, a hard choice.
         """
-        words = pc.split_pattern_regex(pc.utf8_lower(self.columns["question"]), r"\s+")
+        words = pc.split_pattern(_plain(self.columns["question"]), " ")
         leading = pc.binary_join(pc.list_slice(words, 0, LEADING_WORDS_OF_A_FORM), " ")
-        return pc.coalesce(self.columns["detailed"], leading)
+        return pc.binary_join_element_wise(pc.coalesce(self.columns["detailed"], ""), leading, " ")
 
     def form_codes(self) -> Codes:
         """The form of each question as integers [rows]."""
         return _codes(self.forms())
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts in lower case, with single spaces between the words alone."""
+    single_spaced = pc.replace_substring_regex(pc.utf8_lower(column), r"\s+", " ")
+    return pc.utf8_trim_whitespace(single_spaced)
 
 
 def _codes(column: pa.ChunkedArray) -> Codes:
@@ -109,10 +115,25 @@ def read_questions(source: Path) -> QuestionTable:
     files = sorted(source.glob("*.json"), key=_numbers_last) if source.is_dir() else [source]
     if not files:
         raise UserError(f"{source}: the folder has no *.json files with questions.")
-    rows = [row for file in files for row in _rows(file)]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    _refuse_duplicates(table["question_id"], source)
+    table = pa.concat_tables([_read_file(file) for file in files])
+    _refuse_repeated(table["question_id"], source)
     return QuestionTable(table)
+
+
+def _read_file(file: Path) -> pa.Table:
+    rows = list(_rows(file))
+    try:
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+    except UnicodeEncodeError:  # half of a character, which JSON can write and UTF-8 can't
+        for row in rows:
+            try:
+                "".join(value or "" for value in row.values()).encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{file}: question {row['question_id']!a} holds half of a character (a lone "
+                    "surrogate such as \\ud83d); write the file again."
+                ) from None
+        raise
 
 
 def _numbers_last(path: Path) -> tuple[str, int]:
@@ -129,20 +150,22 @@ def _rows(file: Path) -> Iterator[dict[str, str | None]]:
                 "`imageId`."
             )
         types = record.get("types") or {}
+        if not isinstance(types, dict):
+            raise UserError(f"{file}: `types` of question {name} is {_kind(types)}, not an object.")
         yield {
             "question_id": name,
             "image_id": _image_id(record, name, file),
             "question": _required(record, "question", name, file),
             "answer": _optional(record, "answer", name, file),
-            "structural": types.get("structural"),
-            "semantic": types.get("semantic"),
-            "detailed": types.get("detailed"),
+            "structural": _optional(types, "structural", name, file),
+            "semantic": _optional(types, "semantic", name, file),
+            "detailed": _optional(types, "detailed", name, file),
         }
 
 
 def _load(file: Path) -> Any:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: the question file can't be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
@@ -150,7 +173,7 @@ def _load(file: Path) -> Any:
     if not text.strip():
         raise UserError(f"{file}: the question file is empty; fetch or write it again.")
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         what = "breaks off" if cut_off else f"isn't JSON ({error.msg})"
@@ -160,6 +183,13 @@ def _load(file: Path) -> Any:
         ) from None
     except RecursionError:
         raise UserError(f"{file}: nested too deeply to be a question file.") from None
+    # Of members with the same name, json keeps the last. Looking at each member costs as much
+    # again as reading the file, so it's done only where there are more records than members.
+    if isinstance(content, dict) and text.count('"imageId"') > len(content):
+        _refuse_repeated(
+            [name for name, _ in json.loads(text, object_pairs_hook=lambda pairs: pairs)], file
+        )
+    return content
 
 
 def _records(file: Path, content: Any) -> Iterable[tuple[str, Any]]:
@@ -175,7 +205,9 @@ def _records(file: Path, content: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _listed_id(record: Any, place: int, file: Path) -> str:
-    identifier = record.get("question_id") if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: record {place} of the list is {_kind(record)}, not an object.")
+    identifier = record.get("question_id")
     if not isinstance(identifier, str | int):
         raise UserError(f"{file}: record {place} of the list has no `question_id`.")
     return str(identifier)
@@ -189,7 +221,7 @@ def _image_id(record: dict[str, Any], name: str, file: Path) -> str:
 
 def _required(record: dict[str, Any], key: str, name: str, file: Path) -> str:
     value = _optional(record, key, name, file)
-    if value is None or not value.strip():
+    if value is None:
         raise UserError(f"{file}: question {name} has no `{key}`.")
     return value
 
@@ -200,7 +232,7 @@ def _optional(record: dict[str, Any], key: str, name: str, file: Path) -> str | 
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise UserError(f"{file}: `{key}` of question {name} is {_kind(value)}, not a text.")
-    return str(value) if value is not None else None
+    return str(value) if value is not None and str(value).strip() else None
 
 
 def _kind(value: Any) -> str:
@@ -208,15 +240,16 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "nothing (null)" if value is None else "a number")
 
 
-def _refuse_duplicates(ids: pa.ChunkedArray, source: Path) -> None:
-    counts = pc.value_counts(ids)
-    repeated = (
-        [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1][:3]
-        if len(counts) != len(ids)
-        else []
+def _refuse_repeated(ids: Sequence[str] | pa.ChunkedArray, source: Path) -> None:
+    counts = pc.value_counts(ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids))
+    if len(counts) == len(ids):
+        return
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    named = f"{', '.join(repeated[:3].to_pylist())}{', ...' if len(repeated) > 3 else ''}"
+    raise UserError(
+        f"{source}: {len(repeated)} question ids stand more than once ({named}); each must be of "
+        "one record."
     )
-    if repeated:
-        raise UserError(f"{source}: question ids stand more than once: {', '.join(repeated)}.")
 
 
 QUESTION_FOLDERS: Sequence[str] = ("questions", "questions1.2", "annotations", ".")
@@ -241,5 +274,5 @@ def find_questions(root: Path, split: str, subset: str) -> Path:
         )
     raise UserError(
         f"{root}: no {subset} questions of split '{split}'. Looked for {stem}.json and the folder "
-        f"{stem} in: {', '.join(str(root / folder) for folder in QUESTION_FOLDERS)}."
+        f"{stem} in it and in its folders {', '.join(QUESTION_FOLDERS[:-1])}."
     )

@@ -30,6 +30,8 @@ class AnswerVocabulary:
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Equal to what it was before JSON made a list of its answers.
+        object.__setattr__(self, "answers", tuple(self.answers))
         object.__setattr__(self, "_index", {answer: i for i, answer in enumerate(self.answers)})
 
     def __len__(self) -> int:
@@ -58,7 +60,8 @@ class AnswerVocabulary:
 
     def targets(self, answers: Sequence[str | None]) -> torch.Tensor:
         """Classes, int64 [len(answers)]; ``OUTSIDE`` for an answer that isn't in the vocabulary."""
-        return torch.tensor([self._index.get(a or "", OUTSIDE) for a in answers], dtype=torch.long)
+        classes = [OUTSIDE if a is None else self._index.get(a, OUTSIDE) for a in answers]
+        return torch.tensor(classes, dtype=torch.long)
 
     def guess(self, form: str) -> str:
         """The most frequent answer to a question of this form, or of all where it is unknown."""

@@ -1,0 +1,57 @@
+"""Fixtures that several test files share."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.config.loader import Config
+from lavis_ext.datasets.mini_gqa import make_mini_gqa
+
+PROJECT = Path(__file__).parents[1]
+MINI_IMAGES = 40
+
+
+@pytest.fixture(scope="session")
+def mini_gqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini-GQA of 40 images (32 train, 4 val, 4 testdev). Tests must not write to it."""
+    folder = tmp_path_factory.mktemp("data") / "mini_gqa"
+    make_mini_gqa(folder, images=MINI_IMAGES)
+    return folder
+
+
+@pytest.fixture
+def tiny_options(mini_gqa: Path, tmp_path: Path) -> list[str]:
+    """Options that turn ``gqa_small.yaml`` into a run of seconds, its output in ``tmp_path``."""
+    return [
+        f"datasets.gqa_fusion.mini_gqa.root={mini_gqa}",
+        f"datasets.gqa_fusion.mini_gqa.images={MINI_IMAGES}",
+        f"run.output_dir={tmp_path / 'output'}",
+        "run.small_train_size=48",
+        "run.batch_size_train=16",
+        "run.batch_size_eval=16",
+        "run.max_epoch=1",
+        "run.num_workers=0",
+        "run.device=cpu",
+    ]
+
+
+@pytest.fixture
+def tiny_arguments(tiny_options: list[str]) -> list[str]:
+    """The command-line arguments of that run, but for the program's name."""
+    return ["--cfg-path", str(SMALL), "--options", *tiny_options]
+
+
+SMALL = PROJECT / "projects" / "pnp-vqa" / "train" / "gqa_small.yaml"
+"""The smallest config that the project ships."""
+
+
+@pytest.fixture(scope="session")
+def configured() -> Callable[..., Config]:
+    """``configured("run.max_epoch=3", ..., cfg_path=...)``: the config, as a program makes it."""
+
+    def make(*options: str, cfg_path: Path | str = SMALL) -> Config:
+        return Config(Namespace(cfg_path=str(cfg_path), options=list(options)))
+
+    return make

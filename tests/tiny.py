@@ -1,0 +1,94 @@
+"""The smallest model that has every part, and batches for it."""
+
+from typing import Any
+
+import torch
+
+from lavis_ext.config.typed import typed
+from lavis_ext.datasets.gqa import FusionSamples
+from lavis_ext.datasets.vocabulary import AnswerVocabulary
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion, PnpVqaFusionConfig
+
+SIDE = 32
+ANSWERS = ("red", "blue", "circle", "square", "yes", "no")
+QUESTIONS = [
+    "what color is the circle?",
+    "what color is the square?",
+    "which shape is red?",
+    "which shape is blue?",
+    "is there a circle?",
+    "is there a square?",
+    "is the circle red?",
+    "is the square blue?",
+]
+BLIP = {
+    "weights": None,
+    "tokenizer": "packaged:encoders/mini_vocabulary.txt",
+    "image_size": SIDE,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 1,
+    "vision_heads": 2,
+    "vision_mlp": 64,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_mlp": 64,
+    "vocab_size": 660,
+    "max_position_embeddings": 40,
+    "projection_dim": 8,
+}
+EFFICIENT_SAM = {
+    "weights": None,
+    "image_size": SIDE,
+    "patch_size": 16,
+    "width": 24,
+    "depth": 1,
+    "heads": 2,
+    "neck_width": 16,
+}
+DIFNET = {"name": "difnet", "lf": 1, "t": 2, "n": 2, "heads": 2, "d_ff": 64, "dropout": 0.0}
+HEAD = {"width": 32, "heads": 2, "layers": 1, "dropout": 0.0}
+
+
+def vocabulary() -> AnswerVocabulary:
+    return AnswerVocabulary(ANSWERS, overall="yes", by_form={})
+
+
+def model_section(
+    objectives: dict[str, Any], fusion: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "arch": "pnp_vqa_fusion",
+        "model_type": "mini",
+        "blip": BLIP,
+        "efficient_sam": EFFICIENT_SAM,
+        "fusion": fusion or DIFNET,
+        "objectives": objectives,
+    }
+
+
+def make_model(
+    objectives: dict[str, Any], fusion: dict[str, Any] | None = None, seed: int = 0
+) -> PnpVqaFusion:
+    torch.manual_seed(seed)
+    section = model_section(objectives, fusion)
+    return PnpVqaFusion(typed(PnpVqaFusionConfig, section, "model"), vocabulary())
+
+
+def make_samples(images: int = 4, seed: int = 0) -> FusionSamples:
+    """Two questions an image, each with one mismatched question and an answer."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (images, 3, SIDE, SIDE), generator=generator).byte()
+    count = 2 * images
+    asked = [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
+    return {
+        "grid_image": pictures,
+        "segmentation_image": pictures.flip(-1),
+        "image_index": torch.arange(images).repeat_interleave(2),
+        "text_input": asked,
+        "mismatched_input": asked[3:] + asked[:3],
+        "answer": [ANSWERS[(i + seed) % len(ANSWERS)] for i in range(count)],
+        "question_id": [f"{i:08d}" for i in range(count)],
+        "global_size": count,
+    }
