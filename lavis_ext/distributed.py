@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from lavis_ext.errors import UserError
+
 Item = TypeVar("Item")
 
 
@@ -32,6 +34,10 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "run.device is cuda, but torch finds no CUDA device; use run.device=auto or cpu."
+            )
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(name)
 

@@ -13,7 +13,7 @@ from lavis_ext.config.typed import typed
 from lavis_ext.door import registry
 from lavis_ext.errors import UserError
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
-from lavis_ext.fusion.network import FusionNetwork, fusion_config
+from lavis_ext.fusion.network import FusionNetwork
 from lavis_ext.fusion.stream_adapter import resize_grid
 
 GRID_WIDTH, SEGMENTATION_WIDTH = 16, 12
@@ -26,7 +26,7 @@ def build(name: str = "difnet", grid_size: tuple[int, int] = (4, 4), **options: 
     torch.manual_seed(0)
     section = {"name": name, **OPTIONS.get(name, {}), **options}
     return FusionNetwork(
-        typed(fusion_config(name), section, "model.fusion"),
+        typed(registry.get_fusion_class(name).Config, section, "model.fusion"),
         grid_width=GRID_WIDTH,
         grid_size=grid_size,
         segmentation_width=SEGMENTATION_WIDTH,
@@ -236,7 +236,7 @@ def test_a_stream_of_another_size_or_none_is_refused() -> None:
 
 def test_all_fusions_are_registered() -> None:
     assert set(FUSIONS) <= set(registry.list_fusions())
-    assert all(fusion_config(name)().name == name for name in FUSIONS)
+    assert all(registry.get_fusion_class(name).Config().name == name for name in FUSIONS)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ BLIP = {
     "text_heads": 2,
     "text_mlp": 64,
     "vocab_size": 660,
-    "max_position_embeddings": 40,
+    "max_position_embeddings": 48,
     "projection_dim": 8,
 }
 EFFICIENT_SAM = {

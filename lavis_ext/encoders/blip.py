@@ -197,10 +197,17 @@ def _read_tokenizer(config: BlipEncoderConfig, where: str) -> transformers.BertT
     path = resolve(config.tokenizer, key=key, filenames=("tokenizer.json", "vocab.txt"))
     try:
         if path.suffix == ".json":
-            return transformers.BertTokenizer.from_pretrained(path.parent)
-        return transformers.BertTokenizer(vocab=str(path))
+            tokenizer = transformers.BertTokenizer.from_pretrained(path.parent)
+        else:
+            tokenizer = transformers.BertTokenizer(vocab=str(path))
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise UserError(f"{key}: {path} is no BERT tokenizer ({error!r:.120}).") from error
+    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(tokenizer.get_vocab())
+    if missing:
+        raise UserError(
+            f"{key}: {path} is no BERT vocabulary; it lacks {', '.join(sorted(missing))}."
+        )
+    return tokenizer
 
 
 def _enc_token_id(

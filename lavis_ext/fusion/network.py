@@ -13,14 +13,6 @@ from lavis_ext.fusion.base import FusionConfig, FusionEncoder, Stream
 from lavis_ext.fusion.stream_adapter import StreamAdapter
 
 
-def fusion_config(name: str) -> type[FusionConfig]:
-    """The dataclass of a ``fusion:`` section that names the fusion registered as ``name``.
-
-    Raises UserError that lists the names there are.
-    """
-    return registry.get_fusion_class(name).Config
-
-
 class FusionNetwork(nn.Module):
     """Adapter, fusion encoder, gate and output projection; in short, grid tokens with more in them.
 
@@ -28,7 +20,7 @@ class FusionNetwork(nn.Module):
     0, so that at step 0 the frozen text encoder sees exactly BLIP (after Flamingo, Alayrac et al.,
     2022, section 3.1.2). Without it the encoder's output is passed on, as in DIFNet's paper.
 
-    ``config`` is an instance of ``fusion_config(config.name)``. ``grid_size`` is the grid stream's
+    ``config`` is an instance of the named fusion's ``Config``. ``grid_size`` is the grid stream's
     (rows, columns). ``heads`` is empty: objectives that train a head put it there, so that it is
     saved with the fusion. ``where`` is the config's own key, named in errors. Raises UserError for
     an unknown fusion and for options that do not fit.

@@ -12,13 +12,13 @@ from torch import nn
 
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.schema import option
-from lavis_ext.config.typed import typed
+from lavis_ext.config.typed import schema_of, typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.door import BaseModel, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.fusion.base import FusionConfig
-from lavis_ext.fusion.network import FusionNetwork, fusion_config
+from lavis_ext.fusion.network import FusionNetwork
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.objectives.base import FusedBatch, HeadSizes
 from lavis_ext.weights import load_into
@@ -45,16 +45,13 @@ class PnpVqaFusionConfig:
 
         self.blip = typed(BlipEncoderConfig, self.blip, f"{where}.blip")
         self.efficient_sam = typed(EfficientSamConfig, self.efficient_sam, f"{where}.efficient_sam")
-        name = self.fusion.get("name", FusionConfig().name)
-        self.fusion = typed(fusion_config(name), self.fusion, f"{where}.fusion")
-        self.objectives = {
-            name: typed(
-                registry.get_objective_class(name).Config,
-                options or {},
-                f"{where}.objectives.{name}",
-            )
-            for name, options in self.objectives.items()
-        }
+        named = self.fusion.get("name") if isinstance(self.fusion, Mapping) else None
+        schema = schema_of("fusion", named or FusionConfig().name, f"{where}.fusion.name")
+        self.fusion = typed(schema, self.fusion, f"{where}.fusion")
+        for name, options in self.objectives.items():
+            key = f"{where}.objectives.{name}"
+            schema = schema_of("objective", name, key)
+            self.objectives[name] = typed(schema, {} if options is None else options, key)
 
 
 @registry.register_model("pnp_vqa_fusion")
@@ -153,21 +150,23 @@ class PnpVqaFusion(BaseModel):
         behind, and objectives that are given replace the default's.
         """
         if given.get("fusion_weights"):
-            path = Path(given.fusion_weights)
+            path = Path(str(given.fusion_weights))
             defaults = OmegaConf.create(FusionWeights.load(path, tensors=False).config["model"])
-            if given.get("model_type") not in (None, defaults.model_type):
+            if str(given.get("model_type") or defaults.model_type) != defaults.model_type:
                 raise UserError(
                     f"model.model_type is {given.model_type}, but {path} was trained as "
                     f"{defaults.model_type}. Leave model_type out, or name other weights."
                 )
         elif given.get("model_type"):
-            defaults = load_yaml(Path(cls.default_config_path(given.model_type))).model
+            defaults = load_yaml(Path(cls.default_config_path(str(given.model_type)))).model
         else:
             raise UserError(
-                "model.model_type is missing; pnp_vqa_fusion has: "
+                "model: give fusion_weights, a file that training wrote (with --options "
+                "model.fusion_weights=PATH), or model_type, one of: "
                 f"{', '.join(cls.PRETRAINED_MODEL_CONFIG_DICT)}."
             )
-        name = (given.get("fusion") or {}).get("name")
+        fusion = given.get("fusion")
+        name = fusion.get("name") if OmegaConf.is_dict(fusion) else None
         if name not in (None, defaults.fusion.name):
             # The options of another fusion mean nothing to it, but for leaving out the gate.
             ungated = {"gate": False} if defaults.fusion.get("gate") is False else {}
@@ -222,6 +221,18 @@ class PnpVqaFusion(BaseModel):
             report |= {f"{name}_{figure}": value for figure, value in figures.items()}
         report["loss"] = total.detach()
         return {"loss": total / batch.samples["global_size"], "report": report}
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures that a report of this model has."""
+        return [
+            "loss",
+            *(
+                f"{name}_{figure}"
+                for name, objective in self.objectives.items()
+                for figure in ("loss", *objective.figures)
+            ),
+        ]
 
     def exported_state(self) -> dict[str, torch.Tensor]:
         """What a file of fusion weights holds, by parameter name.

@@ -31,6 +31,7 @@ class AnswerObjective(Objective):
     """
 
     Config = AnswerConfig
+    figures = ("accuracy", "outside_vocabulary")
     needs_vocabulary = True
 
     def __init__(self, config: AnswerConfig) -> None:

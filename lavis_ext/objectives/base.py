@@ -100,11 +100,14 @@ class Objective(ABC):
 
     Class attributes:
         Config: its options, a dataclass that extends ObjectiveConfig.
+        figures: names of what its report holds beside the loss.
         needs_mismatched: whether batches must hold mismatched questions.
-        needs_vocabulary: whether it needs the answer vocabulary.
+        needs_vocabulary: whether it needs the answer vocabulary; its options then have
+            ``vocabulary_size``.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    figures: ClassVar[tuple[str, ...]] = ()
     needs_mismatched: ClassVar[bool] = False
     needs_vocabulary: ClassVar[bool] = False
 

@@ -13,6 +13,8 @@ from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""
 
+MATCHING_FIGURES = ("accuracy", "matched_accuracy", "mismatched_accuracy")
+
 
 @registry.register_objective("itm")
 class ItmObjective(Objective):
@@ -21,6 +23,7 @@ class ItmObjective(Objective):
     Both are frozen with pretrained weights: the gradient passes through them into the fusion.
     """
 
+    figures = MATCHING_FIGURES
     needs_mismatched = True
 
     def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
@@ -38,6 +41,7 @@ class HeadObjective(Objective):
     """
 
     Config = QuestionHeadConfig
+    figures = MATCHING_FIGURES
     needs_mismatched = True
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:

@@ -42,6 +42,9 @@ class RunConfig:
     min_lr: float = option(0.0, "Learning rate at the end.", at_least=0)
     warmup_lr: float = option(0.0, "Learning rate at the start of warm-up.", at_least=0)
     warmup_steps: int = option(0, "Steps of warm-up.", at_least=0)
+    lr_decay_rate: float = option(
+        1.0, "Factor an epoch, for LAVIS's linear_warmup_step_lr.", above=0, at_most=1
+    )
     weight_decay: float = option(0.05, "AdamW's weight decay.", at_least=0)
     max_grad_norm: float | None = option(1.0, "Gradients are clipped to this norm.", above=0)
     amp: bool = option(False, "bfloat16 autocast.")
@@ -67,7 +70,9 @@ class RunConfig:
         None, "Steps between validations; by default one follows each epoch.", at_least=1
     )
 
-    seed: int = option(42, "Seed of weights, data order, samples and dropout.", at_least=0)
+    seed: int = option(
+        42, "Seed of weights, data order, samples and dropout.", at_least=0, at_most=2**32 - 1
+    )
     device: str = option("auto", "auto, cpu or cuda.", choices=("auto", "cpu", "cuda"))
     process_group_timeout_minutes: float = option(
         10.0, "Minutes after which a process stops waiting for the others.", above=0

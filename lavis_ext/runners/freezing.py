@@ -46,26 +46,20 @@ def train_mode(model: nn.Module) -> None:
 def parts_table(model: nn.Module) -> str:
     """The model's parts, their parameters, and how many of them are trained, as lines of text."""
     rows = [("part", "parameters", "trainable")]
-    for name, child in _parts(model):
-        counts = [(p.numel(), p.requires_grad) for p in child.parameters()]
-        trained = sum(count for count, trainable in counts if trainable)
-        rows.append((name, f"{sum(count for count, _ in counts):,}", f"{trained:,}"))
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows.append(("total", f"{total:,}", f"{trained:,}"))
+    for name, parameters in [*_parts(model), ("total", list(model.parameters()))]:
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        rows.append((name, f"{sum(p.numel() for p in parameters):,}", f"{trained:,}"))
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name:<{width}} {count:>14} {trained:>14}" for name, count, trained in rows)
 
 
-def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Children, and the children of those of which only a part is trained."""
-    parts = []
-    for name, child in model.named_children():
-        if next(child.parameters(), None) is None:
-            continue
-        kinds = {parameter.requires_grad for parameter in child.parameters()}
-        if len(kinds) == 1 and name != "fusion":
-            parts.append((name, child))
-        else:
-            parts += [(f"{name}.{inner}", part) for inner, part in _parts(child)]
+def _parts(module: nn.Module, prefix: str = "") -> list[tuple[str, list[nn.Parameter]]]:
+    """Children with their parameters; the fusion, and a child trained in part, is divided."""
+    parts = [(f"{prefix}{name}", [p]) for name, p in module.named_parameters(recurse=False)]
+    for name, child in module.named_children():
+        parameters = list(child.parameters())
+        if name == "fusion" or len({p.requires_grad for p in parameters}) > 1:
+            parts += _parts(child, f"{prefix}{name}.")
+        elif parameters:
+            parts.append((f"{prefix}{name}", parameters))
     return parts

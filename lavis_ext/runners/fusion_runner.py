@@ -1,6 +1,8 @@
 """The runner ``fusion_runner``: trains, validates, keeps the best weights, and comes to an end."""
 
+import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,7 +20,7 @@ from lavis_ext.datasets.batches import EvalBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.door import RunnerBase, registry
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table
 from lavis_ext.files import write_json
@@ -31,6 +33,7 @@ from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
+from lavis_ext.weights import load_into
 
 BEST = "fusion_encoder_best.safetensors"
 LAST_STATE = "last_state.safetensors"
@@ -67,6 +70,10 @@ class FusionRunner(RunnerBase):
                     f"Split '{split}' has {len(dataset)} questions for {distributed.world_size()} "
                     "processes; start fewer, or use more questions (run.small_*_size)."
                 )
+        if "train" in datasets:
+            # Before the optimizer and DDP exist, which take stock of what is trainable.
+            freeze_all_but(model, self.run.trainable)
+            self._check_metric(task, model, datasets)
         super().__init__(cfg, task, model, datasets, job_id)
         self._model.to(self.device)
         self.early_stopping = EarlyStopping(
@@ -92,11 +99,15 @@ class FusionRunner(RunnerBase):
             describe_run(folder, self.config.config)
         self.output_dir: Path = distributed.broadcast(folder)  # type: ignore[assignment]
         resolved = OmegaConf.to_container(self.config.config)
-        self.run_log = RunLog(folder, self.run, resolved)  # type: ignore[arg-type]
+        try:
+            self.run_log = RunLog(folder, self.run, resolved)  # type: ignore[arg-type]
+        except UserError:
+            if folder:
+                shutil.rmtree(folder)
+            raise
 
     def train(self) -> dict[str, dict[str, float]]:
         """Train, then report the best weights on ``test_splits``; their figures by split."""
-        freeze_all_but(self.model, self.run.trainable)
         self.plan = TrainingPlan.of(self.run, self.datasets)
         self.progress = Progress(self.plan.steps, self.plan.validations)
         log.info("%s\n\n%s\n", parts_table(self.model), self.plan)
@@ -113,6 +124,7 @@ class FusionRunner(RunnerBase):
         """One epoch, or what of it remains until the run's last step."""
         self.plan.batches.epoch = epoch
         for group in _grouped(sound(self._train_loader), self.run.accum_grad_iters):
+            self._schedule.step(cur_epoch=epoch, cur_step=self.steps)
             self._step([to_device(samples, self.device) for samples in group])
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
                 self._log_training(epoch)
@@ -120,7 +132,9 @@ class FusionRunner(RunnerBase):
             if every and self.steps % every == 0:
                 self.validate()
             if self._finished:
-                return
+                break
+        if self.steps % self.plan.steps_an_epoch:
+            return
         if self.run.save_freq and (epoch + 1) % self.run.save_freq == 0:
             self._export(f"fusion_encoder_epoch{epoch + 1}.safetensors")
         if self.run.valid_splits and not self.run.val_every_steps:
@@ -146,7 +160,7 @@ class FusionRunner(RunnerBase):
             split,
             "the best so far: written"
             if improved
-            else f"best {best:.4f}, {self.early_stopping.waited} validations ago",
+            else f"best {best:.4f}, {self.early_stopping.waited} before",
         )
 
     @torch.no_grad()
@@ -188,6 +202,15 @@ class FusionRunner(RunnerBase):
         """Close the logs."""
         self.run_log.close()
 
+    def _check_metric(self, task: Any, model: Any, datasets: dict[str, GqaFusionDataset]) -> None:
+        for split in self.run.valid_splits:
+            metrics = task.metrics(model, datasets[split])
+            if self.run.metric not in metrics:
+                raise UserError(
+                    f"run.metric is '{self.run.metric}', which no validation of these objectives "
+                    f"reports; there are: {', '.join(metrics)}.{nearest(self.run.metric, metrics)}"
+                )
+
     def _start_training(self) -> None:
         torch.manual_seed(self.run.seed + distributed.rank())
         self._train_loader = make_loader(
@@ -195,6 +218,8 @@ class FusionRunner(RunnerBase):
         )
         self._wrapped: Any = self.model
         if distributed.world_size() > 1:
+            # BLIP's class embedding has a gradient of other strides; torch warns of the copy.
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
             in_fusion = {name.startswith("fusion.") for name in self._trainable()}
             self._wrapped = DistributedDataParallel(
                 self.model,
@@ -220,6 +245,8 @@ class FusionRunner(RunnerBase):
             max_steps=self.plan.steps,
             init_lr=self.run.init_lr,
             min_lr=self.run.min_lr,
+            max_epoch=self.run.max_epoch,
+            decay_rate=self.run.lr_decay_rate,
             warmup_steps=self.run.warmup_steps,
             warmup_start_lr=self.run.warmup_lr,
         )
@@ -232,7 +259,6 @@ class FusionRunner(RunnerBase):
     def _step(self, group: list[FusionSamples]) -> None:
         """One optimizer step on the batches of ``group``, each question weighing the same."""
         questions = sum(samples["global_size"] for samples in group)
-        self._schedule.step(cur_epoch=0, cur_step=self.steps)
         for place, samples in enumerate(group):
             last = place == len(group) - 1
             waits = last or distributed.world_size() == 1
@@ -308,7 +334,7 @@ class FusionRunner(RunnerBase):
             save_last_state(self.output_dir / LAST_STATE, self.model, self._optimizer, facts)
         distributed.barrier()
         best = FusionWeights.load(self.output_dir / BEST)
-        self.model.load_state_dict(dict(best.state), strict=False)
+        load_into(self.model, dict(best.state), name=BEST, allow_missing=["*"])
         self.steps = best.step
         figures = {split: self.eval_epoch(split) for split in self._reported_splits()}
         if distributed.is_main_process():

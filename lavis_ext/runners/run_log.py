@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import UserError
-from lavis_ext.runners.config import RunConfig
+from lavis_ext.runners.config import RunConfig, WandbConfig
 
 log = logging.getLogger("lavis_ext")
 
@@ -34,15 +34,7 @@ class RunLog:
         if config.tensorboard:
             self._tensorboard = _tensorboard(folder)
         if config.wandb is not None:
-            import wandb
-
-            self._wandb = wandb.init(
-                project=config.wandb.project,
-                name=config.wandb.name or folder.name,
-                mode=config.wandb.mode,  # type: ignore[arg-type]
-                dir=str(folder),
-                config=dict(resolved),
-            )
+            self._wandb = _wandb(folder, config.wandb, resolved)
 
     def write(self, kind: str, step: int, figures: Mapping[str, float | str]) -> None:
         """Figures of a step. ``kind`` is ``train`` or a split."""
@@ -81,6 +73,24 @@ def set_up_logging(folder: Path | None) -> None:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
+
+
+def _wandb(folder: Path, config: WandbConfig, resolved: Mapping[str, Any]) -> Any:
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.project,
+            name=config.name or folder.name,
+            mode=config.mode,  # type: ignore[arg-type]
+            dir=str(folder),
+            config=dict(resolved),
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"run.wandb: Weights & Biases can't start ({str(error).splitlines()[0]}). Log in with "
+            "`wandb login`, or set run.wandb.mode to offline."
+        ) from None
 
 
 def _tensorboard(folder: Path) -> Any:

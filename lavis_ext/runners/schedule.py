@@ -25,15 +25,16 @@ class WarmupCosineLRScheduler(LinearWarmupCosineLRScheduler):
         min_lr: float,
         warmup_steps: int,
         warmup_start_lr: float,
+        max_epoch: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             optimizer=optimizer,
-            max_epoch=1,
             min_lr=min_lr,
             init_lr=init_lr,
             warmup_steps=warmup_steps,
             warmup_start_lr=warmup_start_lr,
+            max_epoch=max_epoch,
             **kwargs,
         )
         self.max_steps = max_steps

@@ -54,18 +54,28 @@ class GqaFusionTask(BaseTask):
         if len(cfg.datasets) != 1:
             raise UserError(f"datasets: one is trained on at a time, not {len(cfg.datasets)}.")
         name, section = next(iter(cfg.datasets.items()))
-        objectives = [registry.get_objective_class(each) for each in cfg.model.objectives]
+        _refuse_misfitting_images(cfg, name)
+        objectives = {
+            registry.get_objective_class(each): options
+            for each, options in cfg.model.objectives.items()
+        }
         builder = registry.get_builder_class(name)(section)
         datasets: dict[str, GqaFusionDataset] = builder.build_datasets(
             cfg.run.sizes(splits),
             seed=cfg.run.seed,
             with_mismatched=any(objective.needs_mismatched for objective in objectives),
         )
-        if "train" in splits and any(objective.needs_vocabulary for objective in objectives):
-            self.vocabulary = AnswerVocabulary.from_table(
-                builder.read_split("train"), cfg.model.objectives["answer"].vocabulary_size
-            )
+        sizes = [o.vocabulary_size for each, o in objectives.items() if each.needs_vocabulary]
+        if "train" in splits and sizes:
+            # Of the whole split: a sample of it would leave the answer head without most classes.
+            self.vocabulary = AnswerVocabulary.from_table(builder.read_split("train"), max(sizes))
         return datasets
+
+    def metrics(self, model: Any, dataset: GqaFusionDataset) -> list[str]:
+        """Names of the metrics that an evaluation of this model on this split will have."""
+        kinds = dataset.table.columns["structural"].drop_null().unique().to_pylist()
+        answering = "answer_accuracy" in model.figures
+        return [*model.figures, *(f"answer_accuracy_{kind}" for kind in kinds if answering)]
 
     def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
         """The model, with the vocabulary of the data sets built before."""
@@ -122,3 +132,20 @@ class GqaFusionTask(BaseTask):
             outside = figures.pop("answer_outside_vocabulary")
             figures["answers_outside_vocabulary"] = outside * count
         return Evaluation(figures, predictions)
+
+
+def _refuse_misfitting_images(cfg: Config, name: str) -> None:
+    """Images of another size than the model's would only be noticed in the first batch."""
+    wanted = {
+        "grid_size": cfg.model.blip.image_size,
+        "segmentation_size": cfg.model.efficient_sam.image_size,
+    }
+    for mode in ("train", "eval"):
+        processor = getattr(cfg.datasets[name].vis_processor, mode)
+        for option, side in wanted.items():
+            found = getattr(processor, option, side)
+            if found != side:
+                raise UserError(
+                    f"datasets.{name}.vis_processor.{mode}.{option} is {found}, but the model's "
+                    f"encoder is built for {side} pixels; leave the key out, or change both."
+                )

@@ -1,0 +1,77 @@
+"""Several processes train as one does, and end by themselves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runner import TINY_MODEL
+
+PROJECT = Path(__file__).parents[1]
+STEPS = 10
+
+
+def train(processes: int, options: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        f"--nproc_per_node={processes}",
+    ]
+    small = "projects/pnp-vqa/train/gqa_small.yaml"
+    return subprocess.run(
+        [*launcher, "train.py", "--cfg-path", small, "--options", *options],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    tiny_options: list[str], tmp_path: Path
+) -> None:
+    """DESIGN, trap 6: the job ends by itself after the last evaluation."""
+    logged, figures, predictions = [], [], []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        done = train(
+            processes,
+            [
+                *tiny_options,
+                *TINY_MODEL,
+                f"run.batch_size_train={16 // processes}",
+                f"run.max_steps={STEPS}",
+                "run.max_epoch=9",
+                "run.val_every_steps=5",
+                "run.log_freq=1",
+                # A last batch of 5 questions, 3 on one process and 2 on the other.
+                "run.small_train_size=37",
+                f"run.output_dir={output}",
+            ],
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        (folder,) = output.iterdir()
+        entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        logged.append([entry["loss"] for entry in entries if entry["kind"] == "train"])
+        figures.append(json.loads((folder / "metrics.json").read_text()))
+        predictions.append(json.loads((folder / "testdev_predictions.json").read_text()))
+    assert len(logged[0]) == STEPS
+    assert logged[0] == pytest.approx(logged[1], abs=1e-4)
+    for split in ("val", "testdev"):
+        assert figures[0][split] == pytest.approx(figures[1][split], abs=1e-3)
+    by_id = [{p["questionId"]: p["prediction"] for p in each} for each in predictions]
+    assert len(by_id[1]) == len(predictions[1]), "a question was predicted twice"
+    assert by_id[0].keys() == by_id[1].keys()
+
+
+def test_a_mistake_ends_all_processes_with_its_message(
+    tiny_options: list[str], tmp_path: Path
+) -> None:
+    done = train(2, [*tiny_options, *TINY_MODEL, "run.trainable=[fision.*]"])
+    assert done.returncode != 0
+    ours = done.stderr[: done.stderr.index("Traceback")]  # torchrun adds its own
+    assert "error: run.trainable: no parameter matches 'fision.*'. Did you mean 'fusion.*'?" in ours
+    assert not (tmp_path / "output").exists()
