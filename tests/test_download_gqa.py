@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.datasets import download_gqa as module
+from lavis_ext import downloads
 from lavis_ext.datasets.download_gqa import PARTS, download_gqa, main
 from lavis_ext.datasets.questions import find_questions, read_questions
 from lavis_ext.errors import UserError
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "FIRST_WAIT_SECONDS", 0.0)
     # The known checksum is that of the real images.
     monkeypatch.setitem(PARTS, "images", replace(PARTS["images"], sha256=None))
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -207,7 +207,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_gave_up(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.cut_after, server.cuts = 70_000, 1
     with pytest.raises(UserError, match=r"given up after 1 attempts \(.*70,000 of .* is kept"):
         fetch(["images"])
@@ -239,7 +239,7 @@ def test_a_start_of_another_version_is_thrown_away(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.cut_after, server.cuts = 70_000, 1
     with pytest.raises(UserError, match="given up"):
         fetch(["images"])
@@ -264,8 +264,8 @@ def test_an_overloaded_server_is_asked_again_ever_later(
     fetch: Callable[..., None], out: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 1.0)
-    monkeypatch.setattr(module.time, "sleep", waits.append)
+    monkeypatch.setattr(downloads, "FIRST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(downloads.time, "sleep", waits.append)
     server.failures = 3
     fetch(["images"])
     assert waits == [1, 2, 4]
@@ -289,8 +289,8 @@ def test_progress_names_percent_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
-    monkeypatch.setattr(module, "CHUNK", 25_000)
+    monkeypatch.setattr(downloads, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "CHUNK", 25_000)
     fetch(["images"])
     lines = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("images.zip:")

@@ -9,7 +9,7 @@ from lavis_ext.datasets.questions import QuestionTable, read_questions
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.accuracy import answer_accuracy, baseline_accuracy
 from lavis_ext.evaluation.predictions import write_predictions
-from lavis_ext.evaluation.table import figures_table
+from lavis_ext.evaluation.table import figures_table, headline
 
 
 @pytest.fixture
@@ -81,3 +81,13 @@ def test_the_table_has_a_row_a_figure_and_percentages() -> None:
         ["loss", "-", "1.2500"],
         ["count", "-", "3"],
     ]
+
+
+def test_the_headline_holds_accuracy_against_the_better_baseline() -> None:
+    figures = {"answer_accuracy": 0.5, "baseline_form": 0.35, "baseline_overall": 0.2}
+    assert headline("testdev", figures) == (
+        "testdev: 50.0 % answered right, 15.0 points above the most frequent answer to the form of "
+        "question"
+    )
+    assert "5.0 points below" in headline("val", {**figures, "baseline_form": 0.55})
+    assert headline("test", {"loss": 1.0}) == ""

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "version",
     "files",
+    "downloads",
     "environment",
     "door",
     "weights",

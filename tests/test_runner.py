@@ -29,6 +29,9 @@ TINY_MODEL = [
     "model.objectives.answer.width=32",
     "model.objectives.answer.layers=1",
     "model.objectives.itm.weight=0.5",
+    "model.objectives.head.width=32",
+    "run.max_steps=null",
+    "run.val_every_steps=null",
 ]
 
 UNVALIDATED = ["run.valid_splits=[]", "run.patience=null"]
@@ -261,7 +264,7 @@ def test_the_log_is_readable_and_goes_to_tensorboard_and_wandb(
 
 def test_the_logger_of_others_is_left_alone(config: Configured) -> None:
     handlers = list(logging.getLogger().handlers)
-    run_log.set_up_logging(None)
+    run_log.set_up_logging(None, quiet=True)
     assert logging.getLogger().handlers == handlers
 
 

@@ -19,29 +19,19 @@ import json
 import shutil
 import stat
 import struct
-import sys
-import time
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-from urllib.error import HTTPError
 
+from lavis_ext.downloads import CHUNK, GB, Progress, Remote, ask, download, partial_of, say, size_of
 from lavis_ext.errors import UserError, command
 from lavis_ext.files import write_json
 
 BASE_URL = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 RECORDS = "downloads.json"
-TIMEOUT_SECONDS = 60.0
-ATTEMPTS = 6
-FIRST_WAIT_SECONDS = 1.0
-TERMINAL_SECONDS, LOG_SECONDS = 0.5, 15.0  # between two lines of progress
-CHUNK = 1 << 18
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ def download_gqa(
         records = _read_records(out / RECORDS)
         absent = [name for name in dict.fromkeys(parts) if not _is_complete(name, out, records)]
         remotes = {
-            name: _ask(base_url.rstrip("/") + "/" + PARTS[name].archive)
+            name: ask(base_url.rstrip("/") + "/" + PARTS[name].archive)
             for name in absent
             if not (out / PARTS[name].archive).is_file()
         }
@@ -118,7 +108,7 @@ def download_gqa(
             archive = out / PARTS[name].archive
             record = records.setdefault(name, {})
             if name in remotes:
-                _download(remotes[name], archive, record, lambda: _save(out, records))
+                download(remotes[name], archive, record, lambda: _save(out, records))
             else:
                 print(f"{archive} is there already; it is used as it is.")
             sha256 = _checked_sha256(archive, PARTS[name], record, accept_changed)
@@ -185,7 +175,7 @@ def _require_space_for(
     to_fetch = {name: remotes[name].size if name in remotes else 0 for name in names}
     packed = {name: to_fetch[name] or (out / PARTS[name].archive).stat().st_size for name in names}
     unpacked = sum(size * PARTS[name].growth for name, size in packed.items())
-    arrived = {name: _size(_partial(out / PARTS[name].archive)) for name in remotes}
+    arrived = {name: size_of(partial_of(out / PARTS[name].archive)) for name in remotes}
     archives = [max(0, size - arrived.get(name, 0)) for name, size in to_fetch.items()]
     at_once = sum(archives) if keep_archives else max(archives, default=0)
     _require_space(out, unpacked + at_once, f"{', '.join(names)} (archives and unpacked, about)")
@@ -200,150 +190,12 @@ def _require_space(out: Path, needed: float, what: str) -> None:
         )
 
 
-# --- over the network ----------------------------------------------------------------------------
-
-
-class ConnectionLost(Exception):
-    """The request failed in a way that may pass."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file as the server announces it.
-
-    Attributes:
-        url: its address.
-        size: bytes.
-        version: a strong ETag or the date of its last change, where the server gives one.
-    """
-
-    url: str
-    size: int
-    version: str | None
-
-
-class _Attempts:
-    """Waits longer from failure to failure, and gives up after ``ATTEMPTS`` without progress."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.failures = url, 0
-
-    def failed(self, error: ConnectionLost) -> None:
-        """Wait, or raise UserError."""
-        self.failures += 1
-        if self.failures >= ATTEMPTS:
-            raise UserError(
-                f"{self.url}: given up after {ATTEMPTS} attempts ({error}). Look at the network; "
-                "what has arrived is kept, and the same command goes on from there."
-            )
-        wait = FIRST_WAIT_SECONDS * 2 ** (self.failures - 1)
-        _say(f"{self.url}: {error}; trying again in {wait:.0f} s.")
-        time.sleep(wait)
-
-
-def _request(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Any:
-    """The response. Raises ConnectionLost, or UserError where trying again is no use."""
-    try:
-        request = urllib.request.Request(url, method=method, headers=headers or {})
-        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except HTTPError as error:
-        answer = f"HTTP {error.code} {error.reason}"
-        if error.code >= 500 or error.code in (408, 429):
-            raise ConnectionLost(answer) from None
-        raise UserError(
-            f"{url}: the server refuses it ({answer}). GQA's files may have moved: look at "
-            "https://cs.stanford.edu/people/dorarad/gqa/download.html and give --base-url."
-        ) from None
-    except (OSError, HTTPException) as error:
-        raise ConnectionLost(str(getattr(error, "reason", "") or error or repr(error))) from None
-    except ValueError as error:
-        raise UserError(f"{url}: not an address ({error}). Check --base-url.") from None
-
-
-def _ask(url: str) -> Remote:
-    """What the server says of a file, without fetching it."""
-    attempts = _Attempts(url)
-    while True:
-        try:
-            with _request(url, "HEAD") as response:
-                headers = response.headers
-            break
-        except ConnectionLost as error:
-            attempts.failed(error)
-    size = headers.get("Content-Length", "")
-    if not size.isdecimal():
-        raise UserError(f"{url}: the server names no size, so it is no file that can be checked.")
-    tag = headers.get("ETag")
-    strong = tag if tag and not tag.startswith("W/") else None  # If-Range takes no weak ones
-    return Remote(url, int(size), strong or headers.get("Last-Modified"))
-
-
-def _download(
-    remote: Remote, archive: Path, record: dict[str, Any], save: Callable[[], None]
-) -> None:
-    """Fetch ``archive``, going on from what an earlier run has left of the same version."""
-    partial = _partial(archive)
-    version = [remote.size, remote.version]
-    if partial.exists() and record.get("partial") != version:
-        _say(f"{partial} is of another version of the file: starting over.")
-        partial.unlink()
-    record |= {"url": remote.url, "partial": version}
-    save()
-    attempts = _Attempts(remote.url)
-    furthest = _size(partial)
-    while _size(partial) < remote.size:
-        try:
-            _go_on(remote, partial)
-        except ConnectionLost as error:
-            if _size(partial) > furthest:
-                furthest, attempts.failures = _size(partial), 0
-            attempts.failed(error)
-    partial.rename(archive)
-    del record["partial"]
-
-
-def _go_on(remote: Remote, partial: Path) -> None:
-    """One request for what is missing of ``partial``, appended as it arrives."""
-    have = _size(partial)
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    if have and remote.version:
-        headers["If-Range"] = remote.version
-    with _request(remote.url, headers=headers) as response:
-        resumed = response.status == 206
-        if have and not resumed:
-            _say(f"{remote.url}: the server does not go on from the middle: starting over.")
-        done = have if resumed else 0
-        promised = done + int(response.headers.get("Content-Length") or 0)
-        if promised != remote.size:
-            raise UserError(
-                f"{remote.url}: the server announces {remote.size:,} bytes and sends {promised:,}. "
-                "Run the same command again later."
-            )
-        progress = _Progress(partial.name.removesuffix(".part"), done, remote.size)
-        with partial.open("ab" if resumed else "wb") as file:
-            while chunk := _read(response):
-                file.write(chunk)
-                done += len(chunk)
-                progress.at(done)
-    progress.end()
-    if done != remote.size:
-        raise ConnectionLost(f"the connection ended after {done:,} of {remote.size:,} bytes")
-
-
-def _read(response: Any) -> bytes:
-    try:
-        chunk: bytes = response.read(CHUNK)
-    except (OSError, HTTPException) as error:
-        raise ConnectionLost(str(error) or repr(error)) from None
-    return chunk
-
-
 # --- from archive to folder ----------------------------------------------------------------------
 
 
 def _checked_sha256(archive: Path, part: Part, record: dict[str, Any], accept_changed: bool) -> str:
     """The archive's sha256, compared with an earlier download's or the known one."""
-    _say(f"{archive.name}: computing its sha256.")
+    say(f"{archive.name}: computing its sha256.")
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     earlier = record.get("sha256")
@@ -372,7 +224,7 @@ def _unpack(archive: Path, part: Part, out: Path) -> int:
             members = _members(opened, archive)
             total = sum(member.file_size for member, _ in members)
             _require_space(out, total, f"{archive.name}, unpacked,")
-            progress, done = _Progress(f"{archive.name}, unpacking", 0, total), 0
+            progress, done = Progress(f"{archive.name}, unpacking", 0, total), 0
             for member, path in members:
                 target = aside / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -423,54 +275,6 @@ def _members(opened: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipIn
     return members
 
 
-# --- small things --------------------------------------------------------------------------------
-
-
-class _Progress:
-    """A line with percent, MB/s and time left: rewritten on a terminal, rarer in a log."""
-
-    def __init__(self, what: str, done: int, total: int) -> None:
-        self.what, self.begun_at, self.done, self.total = what, done, done, total
-        self.start = self.shown = time.monotonic()
-        self.on_terminal = sys.stderr.isatty()
-
-    def at(self, done: int) -> None:
-        """Note how many bytes are done."""
-        self.done = done
-        now = time.monotonic()
-        if now - self.shown >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
-            self.shown = now
-            self._show("\r" if self.on_terminal else "", "" if self.on_terminal else "\n")
-
-    def end(self) -> None:
-        """The last line."""
-        self._show("\r" if self.on_terminal else "", "\n")
-
-    def _show(self, before: str, after: str) -> None:
-        seconds = max(time.monotonic() - self.start, 1e-3)
-        rate = (self.done - self.begun_at) / seconds
-        minutes, second = divmod(round((self.total - self.done) / max(rate, 1.0)), 60)
-        left = f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-        percent = 100 * self.done / max(self.total, 1)
-        line = (
-            f"{self.what}: {percent:5.1f} % of {self.total / GB:.2f} GB, {rate / 1e6:6.1f} MB/s, "
-            f"{left} left"
-        )
-        print(f"{before}{line}", end=after, file=sys.stderr, flush=True)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _partial(archive: Path) -> Path:
-    return archive.with_name(archive.name + ".part")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Fetch GQA."""
@@ -507,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             accept_changed=options.accept_changed,
         )
     except KeyboardInterrupt:
-        _say("\nStopped. The same command goes on from here.")
+        say("\nStopped. The same command goes on from here.")
         raise SystemExit(130) from None
 
 

@@ -16,6 +16,21 @@ def figures_table(by_split: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def headline(split: str, figures: Mapping[str, float]) -> str:
+    """A split's answers against the better baseline, in a sentence; empty without answers."""
+    if "answer_accuracy" not in figures or "baseline_form" not in figures:
+        return ""
+    accuracy, form, overall = (
+        100 * figures[name] for name in ("answer_accuracy", "baseline_form", "baseline_overall")
+    )
+    better = "form of question" if form >= overall else "whole split"
+    gain = accuracy - max(form, overall)
+    return (
+        f"{split}: {accuracy:.1f} % answered right, {abs(gain):.1f} points "
+        f"{'above' if gain >= 0 else 'below'} the most frequent answer to the {better}"
+    )
+
+
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"

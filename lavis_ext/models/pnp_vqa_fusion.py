@@ -21,7 +21,7 @@ from lavis_ext.fusion.base import FusionConfig
 from lavis_ext.fusion.network import FusionNetwork
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.objectives.base import FusedBatch, HeadSizes
-from lavis_ext.weights import load_into
+from lavis_ext.weights import LoadReport, load_into
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models" / "pnp_vqa_fusion"
 
@@ -109,8 +109,10 @@ class PnpVqaFusion(BaseModel):
         for name, objective in self.objectives.items():
             if (head := objective.build_head(sizes)) is not None:
                 self.fusion.heads[name] = head
+        encoders = (self.blip, getattr(self, "efficient_sam", None))
+        self.load_reports = [e.load_report for e in encoders if e and e.load_report]
         if saved is not None:
-            self._load_fusion_weights(saved)
+            self.load_reports.append(self._load_fusion_weights(saved))
 
     @classmethod
     def from_config(
@@ -248,11 +250,11 @@ class PnpVqaFusion(BaseModel):
             if name in trained or not name.startswith(elsewhere)
         }
 
-    def _load_fusion_weights(self, saved: FusionWeights) -> None:
-        load_into(
+    def _load_fusion_weights(self, saved: FusionWeights) -> LoadReport:
+        return load_into(
             self,
             dict(saved.state),
-            name=f"model.fusion_weights {self.config.fusion_weights}",
+            name=f"fusion weights from {self.config.fusion_weights}",
             allow_missing=[f"{part}*" for part in self._parts_with_weights()],
         )
 

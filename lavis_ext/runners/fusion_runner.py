@@ -22,7 +22,7 @@ from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
-from lavis_ext.evaluation.table import figures_table
+from lavis_ext.evaluation.table import figures_table, headline
 from lavis_ext.files import write_json
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.config import RunConfig
@@ -75,6 +75,8 @@ class FusionRunner(RunnerBase):
             freeze_all_but(model, self.run.trainable)
             self._check_metric(task, model, datasets)
         super().__init__(cfg, task, model, datasets, job_id)
+        for report in model.load_reports:
+            log.info(report)
         self._model.to(self.device)
         self.early_stopping = EarlyStopping(
             self.run.metric_goal, self.run.patience, self.run.min_gain
@@ -193,9 +195,7 @@ class FusionRunner(RunnerBase):
     ) -> dict[str, dict[str, float]]:
         """Figures by split, of the splits that the runner has, with the weights as they are."""
         figures = {split: self.eval_epoch(split) for split in self.datasets}
-        if distributed.is_main_process():
-            write_json(self.output_dir / "metrics.json", figures)
-        log.info("\n%s\n\nin %s", figures_table(figures), self.output_dir)
+        self._report(figures)
         return figures
 
     def close(self) -> None:
@@ -336,19 +336,21 @@ class FusionRunner(RunnerBase):
         best = FusionWeights.load(self.output_dir / BEST)
         load_into(self.model, dict(best.state), name=BEST, allow_missing=["*"])
         self.steps = best.step
-        figures = {split: self.eval_epoch(split) for split in self._reported_splits()}
-        if distributed.is_main_process():
-            write_json(self.output_dir / "metrics.json", figures)
-        log.info(
-            "\nbest weights, of step %d: %s\n%s",
-            best.step,
-            self.output_dir / BEST,
-            figures_table(figures) if figures else "",
-        )
+        splits = [*self.run.valid_splits, *self.run.test_splits]
+        figures = {split: self.eval_epoch(split) for split in splits}
+        log.info("\nbest weights, of step %d: %s\n", best.step, self.output_dir / BEST)
+        self._report(figures)
         return figures
 
-    def _reported_splits(self) -> list[str]:
-        return [*self.run.valid_splits, *self.run.test_splits]
+    def _report(self, figures: dict[str, dict[str, float]]) -> None:
+        if distributed.is_main_process():
+            write_json(self.output_dir / "metrics.json", figures)
+        if figures:
+            log.info("%s\n", figures_table(figures))
+        for split, values in figures.items():
+            if line := headline(split, values):
+                log.info(line)
+        log.info("figures and predictions are in %s", self.output_dir)
 
     def _export(self, name: str, value: float | None = None) -> None:
         if not distributed.is_main_process():

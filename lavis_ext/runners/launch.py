@@ -14,6 +14,7 @@ from lavis_ext.door import registry
 from lavis_ext.runners.freezing import freeze_all_but, parts_table
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.run_log import set_up_logging
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -34,6 +35,7 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
     """A runner with its data and model, in a process group for the time of the block."""
     device = distributed.choose_device(cfg.run.device)
     with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
+        set_up_logging(None, quiet=not distributed.is_main_process())
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
         datasets = task.build_datasets(cfg, list(splits))

@@ -27,7 +27,7 @@ class RunLog:
         self._lines = None
         self._tensorboard: Any = None
         self._wandb: Any = None
-        set_up_logging(folder)
+        set_up_logging(folder, quiet=folder is None)
         if folder is None:
             return
         self._lines = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -58,14 +58,14 @@ class RunLog:
             self._wandb.finish()
 
 
-def set_up_logging(folder: Path | None) -> None:
-    """Messages to the terminal and to ``folder/log.txt``; without a folder only warnings.
+def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
+    """Messages to the terminal and, with a folder, to its ``log.txt``; quiet: warnings alone.
 
     Only this library's logger is touched: LAVIS's setup takes over the root logger.
     """
     log.handlers.clear()
     log.propagate = False
-    log.setLevel(logging.INFO if folder else logging.WARNING)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)

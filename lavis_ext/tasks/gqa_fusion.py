@@ -121,16 +121,16 @@ class GqaFusionTask(BaseTask):
         )
         count, *totals = distributed.sum_over_processes(sums.to(model.device)).tolist()
         predictions = dict(distributed.gather(list(val_result["predictions"].items())))
-        figures = {name: total / count for name, total in zip(names, totals, strict=True)}
+        averages = {name: total / count for name, total in zip(names, totals, strict=True)}
+        figures = {}
         if predictions:
-            # The share of the vocabulary's own classes and the answers' text say the same here;
-            # the text also covers splits whose answers the vocabulary lacks.
-            figures |= answer_accuracy(dataset.table, predictions)
+            # By the answers' text, which covers answers that the vocabulary lacks as well.
+            figures = answer_accuracy(dataset.table, predictions)
             if model.vocabulary is not None:
                 figures |= baseline_accuracy(dataset.table, model.vocabulary)
-        if "answer_outside_vocabulary" in figures:
-            outside = figures.pop("answer_outside_vocabulary")
+            outside = averages.pop("answer_outside_vocabulary")
             figures["answers_outside_vocabulary"] = outside * count
+        figures = {**figures, **{n: v for n, v in averages.items() if n not in figures}}
         return Evaluation(figures, predictions)
 
 
