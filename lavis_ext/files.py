@@ -14,6 +14,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # safetensors writes files that only their owner can read
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
