@@ -52,10 +52,14 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
 
 
 def describe(cfg: Config, splits: Sequence[str]) -> str:
-    """The resolved config and the plan of a training run, as text; no weights are loaded."""
+    """The resolved config and the plan of a training run, as text.
+
+    The model is built without memory for its parameters, and no weights are fetched.
+    """
     task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
     datasets = task.build_datasets(cfg, list(splits))
-    model = task.build_model(cfg, load_weights=False)
+    with torch.device("meta"):
+        model = task.build_model(cfg, load_weights=False)
     freeze_all_but(model, cfg.run.trainable)
     plan = TrainingPlan.of(cfg.run, datasets)
     return f"{OmegaConf.to_yaml(cfg.config)}\n{parts_table(model)}\n\n{plan}"
