@@ -80,3 +80,19 @@ def test_no_layer_left_for_the_sum_is_refused() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.fusion\.heads is 8.*width 60"):
         DifnetEncoder(DifnetConfig(), 60)
+
+
+def test_recomputing_activations_changes_no_gradient() -> None:
+    gradients = []
+    for recompute in (False, True):
+        config = DifnetConfig(**SMALL, dropout=0.1, recompute_activations=recompute)
+        encoder = DifnetEncoder(config, 64)
+        set_weights(encoder)
+        encoder.train()
+        torch.manual_seed(0)  # the same dropout both times
+        encoder(
+            normal("small.grid", (2, 17, 64)), normal("small.seg", (2, 17, 64))
+        ).sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)

@@ -40,7 +40,7 @@ class RunConfig:
     lr_sched: str = option("fusion_warmup_cosine_lr", "The schedule's name in the registry.")
     init_lr: float = option(1e-4, "Learning rate after warm-up.", above=0)
     min_lr: float = option(0.0, "Learning rate at the end.", at_least=0)
-    warmup_lr: float = option(0.0, "Learning rate at the start of warm-up.", at_least=0)
+    warmup_lr: float = option(1e-6, "Learning rate at the start of warm-up.", at_least=0)
     warmup_steps: int = option(0, "Steps of warm-up.", at_least=0)
     lr_decay_rate: float = option(
         1.0, "Factor an epoch, for LAVIS's linear_warmup_step_lr.", above=0, at_most=1

@@ -302,7 +302,7 @@ class FusionRunner(RunnerBase):
             if name.endswith("_loss")
         )
         log.info(
-            "epoch %d/%d  step %d/%d  loss %.4f (%s)  lr %.1e  %.0f questions/s  %s left",
+            "epoch %d/%d  step %d/%d  loss %.4f (%s)  lr %.1e  %.3g questions/s  %s left",
             epoch + 1,
             self.run.max_epoch,
             self.steps,
