@@ -29,22 +29,16 @@ from lavis_ext.environment import find_lavis, import_torchvision
 from lavis_ext.errors import UserError, nearest
 
 __all__ = [
-    "BaseDataset",
     "BaseDatasetBuilder",
     "BaseModel",
     "BaseProcessor",
     "BaseTask",
     "LavisConfig",
     "LinearWarmupCosineLRScheduler",
-    "LinearWarmupStepLRScheduler",
-    "MetricLogger",
     "NameTaken",
     "RunnerBase",
-    "SmoothedValue",
     "StrictRegistry",
     "UnknownName",
-    "VQAEval",
-    "load_dataset_config",
     "registered",
     "registry",
 ]
@@ -170,11 +164,8 @@ with _heavy_packages_on_use():
         registry.register("SPLIT_NAMES", ["train", "val", "test"])
 
     from lavis.common.config import Config as LavisConfig
-    from lavis.common.logger import MetricLogger, SmoothedValue
-    from lavis.common.optims import LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
-    from lavis.common.vqa_tools.vqa_eval import VQAEval
-    from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder, load_dataset_config
-    from lavis.datasets.datasets.base_dataset import BaseDataset
+    from lavis.common.optims import LinearWarmupCosineLRScheduler
+    from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
     from lavis.models.base_model import BaseModel
     from lavis.processors.base_processor import BaseProcessor
     from lavis.runners.runner_base import RunnerBase
