@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
+
+# Tiny models gain nothing from threads, and lose much where other programs want the cores.
+torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parents[1]
 MINI_IMAGES = 40
