@@ -50,6 +50,7 @@ setup(
             "mypy>=2.4",
             "pytest>=8.3.1",
             "pytest-timeout>=2.3.1",
+            "tensorboard>=2.19",
             "ruff>=0.17.5",
             "types-PyYAML>=6.0.12",
         ],
