@@ -46,12 +46,11 @@ setup(
     ],
     extras_require={
         "dev": [
-            "hypothesis>=6.100",
             "mypy>=2.4",
             "pytest>=8.3.1",
             "pytest-timeout>=2.3.1",
-            "tensorboard>=2.19",
             "ruff>=0.17.5",
+            "tensorboard>=2.19",
             "types-PyYAML>=6.0.12",
         ],
         "tensorboard": ["tensorboard>=2.19"],
