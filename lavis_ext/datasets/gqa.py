@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -79,6 +80,10 @@ class GqaFusionDataset(Dataset[FusionSamples]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def image_codes(self) -> npt.NDArray[np.int64]:
+        """Integers [rows], equal for the questions of one image."""
+        return self.table.codes("image_id")
 
     def __getitem__(self, row: int) -> FusionSamples:
         """The question in ``row`` as a batch of one, in its first epoch."""

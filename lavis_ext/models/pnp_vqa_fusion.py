@@ -70,6 +70,8 @@ class PnpVqaFusion(BaseModel):
     """
 
     Config = PnpVqaFusionConfig
+    weights_name = "fusion_encoder"
+    """What the files of weights that training writes begin with."""
     PRETRAINED_MODEL_CONFIG_DICT: Mapping[str, str] = {
         path.stem: str(path) for path in sorted(CONFIGS.glob("*.yaml"))
     }
@@ -197,7 +199,8 @@ class PnpVqaFusion(BaseModel):
         Returns:
             ``loss``: the objectives' weighted losses, summed over this process's questions and
             divided by those of all processes (``global_size``), so that the sum over processes is
-            the mean over the global batch. ``report``: sums over this process's questions.
+            the mean over the global batch. ``report``: sums over this process's questions, of
+            which there are ``count``.
         """
         return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
 
@@ -222,7 +225,11 @@ class PnpVqaFusion(BaseModel):
             report[f"{name}_loss"] = losses.detach().float().sum()
             report |= {f"{name}_{figure}": value for figure, value in figures.items()}
         report["loss"] = total.detach()
-        return {"loss": total / batch.samples["global_size"], "report": report}
+        return {
+            "loss": total / batch.samples["global_size"],
+            "report": report,
+            "count": len(batch.samples["text_input"]),
+        }
 
     @property
     def figures(self) -> list[str]:

@@ -35,7 +35,6 @@ from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
 from lavis_ext.weights import load_into
 
-BEST = "fusion_encoder_best.safetensors"
 LAST_STATE = "last_state.safetensors"
 
 
@@ -138,7 +137,7 @@ class FusionRunner(RunnerBase):
         if self.steps % self.plan.steps_an_epoch:
             return
         if self.run.save_freq and (epoch + 1) % self.run.save_freq == 0:
-            self._export(f"fusion_encoder_epoch{epoch + 1}.safetensors")
+            self._export(f"epoch{epoch + 1}")
         if self.run.valid_splits and not self.run.val_every_steps:
             self.validate()
 
@@ -152,7 +151,7 @@ class FusionRunner(RunnerBase):
         value = figures[self.run.metric]
         improved = self.early_stopping.update(value)
         if improved:
-            self._export(BEST, value)
+            self._export("best", value)
         best = self.early_stopping.best
         log.info(
             "validation at step %d: %s %.4f on %s, %s",
@@ -170,7 +169,7 @@ class FusionRunner(RunnerBase):
         """Figures of a split with the weights as they are."""
         dataset = self.datasets[split_name]
         batches = EvalBatches(
-            dataset.table.codes("image_id"),
+            dataset.image_codes(),
             batch_size=self.run.batch_size_eval,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -268,7 +267,7 @@ class FusionRunner(RunnerBase):
                 # DDP takes the mean over processes, the loss is this process's part of the sum.
                 share = samples["global_size"] * distributed.world_size() / questions
                 (output["loss"] * share).backward()
-            self._count(output["report"], len(samples["text_input"]))
+            self._count(output["report"], output["count"])
         if self.run.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._trainable().values(), self.run.max_grad_norm)
         self._optimizer.step()
@@ -328,17 +327,18 @@ class FusionRunner(RunnerBase):
             f": no gain in {self.early_stopping.waited} validations" if stopped else "",
         )
         if not self.run.valid_splits:
-            self._export(BEST)
+            self._export("best")
         if distributed.is_main_process():
             facts = {"step": self.steps, "epoch": epoch, **asdict(self.early_stopping)}
             save_last_state(self.output_dir / LAST_STATE, self.model, self._optimizer, facts)
         distributed.barrier()
-        best = FusionWeights.load(self.output_dir / BEST)
-        load_into(self.model, dict(best.state), name=BEST, allow_missing=["*"])
+        path = self._weights_file("best")
+        best = FusionWeights.load(path)
+        load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
         self.steps = best.step
         splits = [*self.run.valid_splits, *self.run.test_splits]
         figures = {split: self.eval_epoch(split) for split in splits}
-        log.info("\nbest weights, of step %d: %s\n", best.step, self.output_dir / BEST)
+        log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(figures)
         return figures
 
@@ -352,7 +352,10 @@ class FusionRunner(RunnerBase):
                 log.info(line)
         log.info("figures and predictions are in %s", self.output_dir)
 
-    def _export(self, name: str, value: float | None = None) -> None:
+    def _weights_file(self, which: str) -> Path:
+        return self.output_dir / f"{self.model.weights_name}_{which}.safetensors"
+
+    def _export(self, which: str, value: float | None = None) -> None:
         if not distributed.is_main_process():
             return
         FusionWeights(
@@ -362,7 +365,7 @@ class FusionRunner(RunnerBase):
             metric=self.run.metric if value is not None else None,
             value=value,
             step=self.steps,
-        ).save(self.output_dir / name)
+        ).save(self._weights_file(which))
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.amp)

@@ -27,7 +27,7 @@ class TrainingPlan:
     def of(cls, run: RunConfig, datasets: Mapping[str, GqaFusionDataset]) -> "TrainingPlan":
         """The plan of a run on these data sets, by split."""
         batches = TrainBatches(
-            datasets["train"].table.codes("image_id"),
+            datasets["train"].image_codes(),
             batch_size=run.batch_size_train,
             questions_per_image=run.questions_per_image,
             seed=run.seed,

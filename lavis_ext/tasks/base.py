@@ -1,0 +1,106 @@
+"""What every task here does: one step, one evaluation, sums over all processes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavis_ext import distributed
+from lavis_ext.config.loader import Config
+from lavis_ext.door import BaseTask, registry
+from lavis_ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, the same in every process.
+
+    Attributes:
+        figures: metrics by name.
+        predictions: answers by question id; empty for a model that gives none.
+    """
+
+    figures: dict[str, float]
+    predictions: dict[str, str]
+
+
+class SummingTask(BaseTask):
+    """A task whose model reports sums over its samples.
+
+    A model's ``forward`` returns ``loss``, ``report`` (sums by name) and ``count`` (samples).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def setup_task(cls, cfg: Config) -> "SummingTask":
+        """The task of a run."""
+        return cls(cfg)
+
+    def build_datasets(self, cfg: Config, splits: list[str]) -> dict[str, Any]:
+        """Data sets by split. LAVIS keys them by name first; a run here has one."""
+        name = only_data_set(cfg)
+        builder = registry.get_builder_class(name)(cfg.datasets[name])
+        datasets: dict[str, Any] = builder.build_datasets(cfg.run.sizes(splits), seed=cfg.run.seed)
+        return datasets
+
+    def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
+        """The model that the config names."""
+        model: nn.Module = registry.get_model_class(cfg.model.arch).from_config(
+            cfg.model, load_weights=load_weights
+        )
+        return model
+
+    def metrics(self, model: Any, dataset: Any) -> list[str]:
+        """Names of the metrics that an evaluation of this model on this split will have."""
+        return list(model.figures)
+
+    def train_step(self, model: nn.Module, samples: Any) -> dict[str, Any]:
+        """The model's ``loss``, ``report`` and ``count`` of a batch."""
+        output: dict[str, Any] = model(samples)
+        return output
+
+    def valid_step(self, model: Any, samples: Any) -> dict[str, Any]:
+        """``report`` and ``count`` of a batch, and ``predictions`` by question id."""
+        return {**model(samples), "predictions": {}}
+
+    def evaluation(
+        self, model: nn.Module, data_loader: Iterable[Any], cuda_enabled: bool = True
+    ) -> dict[str, Any]:
+        """``valid_step`` over a loader: the sums of its reports and counts, and predictions."""
+        totals: dict[str, torch.Tensor] = {}
+        predictions: dict[str, str] = {}
+        count = 0
+        for samples in data_loader:
+            result = self.valid_step(model, samples)
+            for name, value in result["report"].items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+            predictions |= result["predictions"]
+            count += result["count"]
+        return {"totals": totals, "predictions": predictions, "count": count}
+
+    def after_evaluation(self, val_result: dict[str, Any], dataset: Any, model: Any) -> Evaluation:
+        """Metrics over all processes' shares. Entered by every process."""
+        return Evaluation(averages(val_result, model.device)[0], {})
+
+
+def averages(val_result: dict[str, Any], device: torch.device) -> tuple[dict[str, float], float]:
+    """Means over all processes of what ``evaluation`` summed, and the number of samples."""
+    names = sorted(val_result["totals"])
+    sums = torch.stack(
+        [torch.tensor(float(val_result["count"])).double()]
+        + [val_result["totals"][name].cpu().double() for name in names]
+    )
+    count, *totals = distributed.sum_over_processes(sums.to(device)).tolist()
+    return {name: total / count for name, total in zip(names, totals, strict=True)}, count
+
+
+def only_data_set(cfg: Config) -> str:
+    """The name of the run's data set. Raises UserError where there are several."""
+    if len(cfg.datasets) != 1:
+        raise UserError(f"datasets: one is trained on at a time, not {len(cfg.datasets)}.")
+    return next(iter(cfg.datasets))
