@@ -1,4 +1,4 @@
-"""EfficientSAM's image encoder gives the authors' numbers, at any size."""
+"""EfficientSAM's image encoder gives the authors' numbers, at any size; its files load whole."""
 
 from pathlib import Path
 
@@ -68,17 +68,32 @@ def test_sides_off_the_patch_grid_are_refused(size: tuple[int, int]) -> None:
         small().encode_image(torch.zeros(1, 3, *size))
 
 
-def test_the_authors_file_loads_and_says_what_it_left(tmp_path: Path) -> None:
+def test_the_authors_file_loads_whole_and_says_so(tmp_path: Path) -> None:
     source = small()
-    extra = {"mask_decoder.iou_token.weight": torch.zeros(1, 256)}
-    torch.save({"model": {**source.state_dict(), **extra}}, tmp_path / "efficient_sam.pt")
+    torch.save({"model": source.state_dict()}, tmp_path / "efficient_sam.pt")
+    torch.manual_seed(1)
     loaded = small(weights=str(tmp_path / "efficient_sam.pt"))
+    assert all(torch.equal(loaded.state_dict()[n], t) for n, t in source.state_dict().items())
+    count = len(source.state_dict())
+    assert f"{count} of {count} parameters found, 0 missing, 0 unexpected" in str(
+        loaded.load_report
+    )
+    with pytest.raises(UserError, match=r"pos_embed \(checkpoint 1x197x96, model 1x197x48\)"):
+        small(width=48, weights=str(tmp_path / "efficient_sam.pt"))
+
+
+def test_an_image_encoder_alone_loads_where_that_is_asked_for(tmp_path: Path) -> None:
+    source = small()
+    alone = {n: t for n, t in source.state_dict().items() if n.startswith("image_encoder.")}
+    torch.save(alone, tmp_path / "encoder.pt")
+    with pytest.raises(UserError, match=r"missing: .*_(en|de)coder\..*allow_missing"):
+        small(weights=str(tmp_path / "encoder.pt"))
+    loaded = small(
+        weights=str(tmp_path / "encoder.pt"), allow_missing=["prompt_encoder.*", "mask_decoder.*"]
+    )
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded.encode_image(images), source.encode_image(images))
-    assert "33 of 33 parameters found, 0 missing, 1 unexpected" in str(loaded.load_report)
-    with pytest.raises(UserError, match=r"pos_embed \(checkpoint 1x197x96, model 1x197x48\)"):
-        small(width=48, weights=str(tmp_path / "efficient_sam.pt"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +101,13 @@ def test_the_authors_file_loads_and_says_what_it_left(tmp_path: Path) -> None:
     [
         ({"image_size": 65}, r"model\.efficient_sam\.image_size is 65.*multiple"),
         ({"heads": 5}, r"model\.efficient_sam\.heads is 5.*divide width 96"),
+        ({"neck_width": 40}, r"model\.efficient_sam\.decoder_heads is 8.*divide neck_width 40"),
+        ({"decoder_upscaling": []}, r"model\.efficient_sam\.decoder_upscaling is empty"),
+        (
+            {"decoder_upscaling": [8, 0]},
+            r"model\.efficient_sam\.decoder_upscaling is 0.*at least 1",
+        ),
+        ({"iou_head_depth": 1}, r"model\.efficient_sam\.iou_head_depth is 1.*at least 2"),
         ({"weights": "no/such/file.pt"}, r"model\.efficient_sam\.weights.*no/such/file\.pt"),
     ],
 )

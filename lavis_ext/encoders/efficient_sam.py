@@ -1,7 +1,7 @@
-"""EfficientSAM's image encoder (Xiong et al., CVPR 2024), the second visual stream.
+"""EfficientSAM (Xiong et al., CVPR 2024): the second visual stream, and masks from prompts.
 
 Parameter names are those of the authors' checkpoints (``efficient_sam_vitt.pt``,
-``efficient_sam_vits.pt``), which also hold a prompt encoder and a mask decoder.
+``efficient_sam_vits.pt``). The image encoder is in this file.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.encoders.sam_mask_decoder import MaskDecoder, MaskPrediction
+from lavis_ext.encoders.sam_prompt_encoder import PromptEncoder
 from lavis_ext.errors import UserError
 from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
 
@@ -34,14 +36,29 @@ class EfficientSamConfig:
     width: int = option(192, "width of the transformer", at_least=1)
     depth: int = option(12, "number of transformer blocks", at_least=1)
     heads: int = option(3, "attention heads; divides width", at_least=1)
-    neck_width: int = option(256, "channels of the tokens that leave the encoder", at_least=1)
+    neck_width: int = option(
+        256,
+        "channels of the tokens that leave the encoder, a multiple of twice decoder_heads",
+        at_least=1,
+    )
+    max_points: int = option(
+        6, "points and box corners of a query; fewer are padded, more are cut", at_least=1
+    )
+    decoder_depth: int = option(2, "two-way blocks of the mask decoder", at_least=1)
+    decoder_heads: int = option(8, "attention heads of the mask decoder", at_least=1)
+    decoder_mlp: int = option(2048, "inner width of its feed-forward layers", at_least=1)
+    decoder_upscaling: list[int] = option(
+        lambda: [64, 32], "channels after each doubling from the grid to the mask", at_least=1
+    )
+    multimask_outputs: int = option(3, "masks that the decoder offers for a query", at_least=1)
+    iou_head_depth: int = option(3, "linear layers of the head that predicts IoUs", at_least=2)
+    iou_head_width: int = option(256, "inner width of that head", at_least=1)
     weights: str | None = option(
         AUTHORS_TINY, "local path or URL of a checkpoint; null starts from random weights"
     )
     allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
     allow_unexpected: list[str] = option(
-        lambda: ["prompt_encoder.*", "mask_decoder.*"],
-        "patterns of names the checkpoint may have in excess",
+        list, "patterns of names the checkpoint may have in excess"
     )
 
     def check_together(self, where: str) -> None:
@@ -53,6 +70,15 @@ class EfficientSamConfig:
             )
         if self.width % self.heads:
             raise UserError(f"{where}.heads is {self.heads}; it must divide width {self.width}.")
+        if self.neck_width % (2 * self.decoder_heads):
+            raise UserError(
+                f"{where}.decoder_heads is {self.decoder_heads}; twice that must divide "
+                f"neck_width {self.neck_width}, since the decoder halves it for attention."
+            )
+        if not self.decoder_upscaling:
+            raise UserError(
+                f"{where}.decoder_upscaling is empty; give the channels of one doubling at least."
+            )
 
 
 class PatchEmbedding(nn.Module):
@@ -125,7 +151,10 @@ class ImageEncoder(nn.Module):
 
 
 class EfficientSam(nn.Module):
-    """EfficientSAM, as far as the segmentation stream needs it: the image encoder.
+    """EfficientSAM: ``encode_image`` once for each image, then ``predict_masks`` of its tokens.
+
+    Children: ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``. The segmentation stream
+    needs the first alone.
 
     ``where`` is the config's own key, named in errors. Raises UserError for sizes that do not fit
     and for weights that cannot be had, read or matched. ``load_report`` says what was loaded, and
@@ -138,6 +167,17 @@ class EfficientSam(nn.Module):
         self.config = config
         self.normalise = PixelNormalisation(IMAGENET_MEAN, IMAGENET_STD)
         self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config.neck_width, config.max_points)
+        self.mask_decoder = MaskDecoder(
+            config.neck_width,
+            depth=config.decoder_depth,
+            heads=config.decoder_heads,
+            mlp=config.decoder_mlp,
+            upscaling=config.decoder_upscaling,
+            multimask_outputs=config.multimask_outputs,
+            iou_head_depth=config.iou_head_depth,
+            iou_head_width=config.iou_head_width,
+        )
         self.load_report: LoadReport | None = None
         if config.weights is not None:
             path = resolve(config.weights, key=f"{where}.weights")
@@ -176,3 +216,39 @@ class EfficientSam(nn.Module):
         self.grid(*images.shape[-2:])
         embedding = self.image_encoder(self.normalise(images))
         return embedding.flatten(2).transpose(1, 2)
+
+    def predict_masks(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        image_size: tuple[int, int],
+        points: Tensor,
+        labels: Tensor,
+        image_index: Tensor,
+    ) -> MaskPrediction:
+        """Masks of Q queries, each about one of I images that were encoded once.
+
+        Args:
+            tokens: of ``encode_image``, [I, h*w, neck_width].
+            grid: (h, w).
+            image_size: height and width of the encoded images in pixels.
+            points: (x, y) [Q, P, 2] in pixels of the encoded image, from the top left. The authors
+                resize every picture to a square and its points with it; here the image is encoded
+                at the size it has.
+            labels: integers [Q, P]: 1 a point on the object, 2 and 3 the top left and bottom right
+                corner of a box, -1 none (padding, wherever its point lies). Those after the first
+                ``max_points`` count for nothing, as in the authors' code.
+            image_index: int64 [Q], the image that each query is about.
+
+        Returns:
+            Logits [Q, multimask_outputs, H', W'] and predicted IoUs [Q, multimask_outputs]. With
+            the authors' sizes H' x W' is 4h x 4w: 4 pixels of an image to one of the mask.
+
+        Raises UserError for a label that is none of these.
+        """
+        return self.mask_decoder(
+            tokens[image_index],
+            self.prompt_encoder.grid_positions(grid),
+            self.prompt_encoder(points, labels, image_size),
+            grid,
+        )
