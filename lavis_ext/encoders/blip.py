@@ -5,6 +5,7 @@ are. Here its parts are called one at a time, because fused tokens go between th
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -21,11 +22,11 @@ BASE_COCO = "Salesforce/blip-itm-base-coco"
 
 
 @dataclass
-class BlipEncoderConfig:
-    """Sizes, tokenizer and weights. The defaults are Salesforce/blip-itm-base-coco.
+class BlipSizesConfig:
+    """Sizes that every BLIP model has. The defaults are those of the published base models.
 
-    Salesforce/blip-itm-large-coco differs in vision_width 1024, vision_layers 24, vision_heads 16
-    and vision_mlp 4096.
+    The large ones differ in vision_width 1024, vision_layers 24, vision_heads 16 and vision_mlp
+    4096.
     """
 
     image_size: int = option(384, "side of the input image in pixels", at_least=1)
@@ -44,6 +45,34 @@ class BlipEncoderConfig:
         30524, "word embeddings: the tokenizer's, then [DEC], then [ENC]", at_least=3
     )
     max_position_embeddings: int = option(512, "position embeddings of the text", at_least=2)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; their product is the number of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    def check_together(self, where: str) -> None:
+        """Raise UserError for sizes that do not fit each other."""
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"{where}.image_size is {self.image_size}; it must be a multiple of "
+                f"{where}.patch_size, which is {self.patch_size}."
+            )
+        for tower, width, heads in (
+            ("vision", self.vision_width, self.vision_heads),
+            ("text", self.text_width, self.text_heads),
+        ):
+            if width % heads:
+                raise UserError(
+                    f"{where}.{tower}_heads is {heads}; it must divide {tower}_width {width}."
+                )
+
+
+@dataclass
+class BlipEncoderConfig(BlipSizesConfig):
+    """Sizes, tokenizer and weights. The defaults are Salesforce/blip-itm-base-coco."""
+
     projection_dim: int = option(256, "width of the image-text contrastive space", at_least=1)
     tokenizer: str = option(
         BASE_COCO, "hub name, local folder, or vocab.txt file of an uncased BERT tokenizer"
@@ -67,19 +96,7 @@ class BlipEncoderConfig:
 
     def check_together(self, where: str) -> None:
         """Raise UserError for sizes that do not fit each other."""
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"{where}.image_size is {self.image_size}; it must be a multiple of "
-                f"{where}.patch_size, which is {self.patch_size}."
-            )
-        for tower, width, heads in (
-            ("vision", self.vision_width, self.vision_heads),
-            ("text", self.text_width, self.text_heads),
-        ):
-            if width % heads:
-                raise UserError(
-                    f"{where}.{tower}_heads is {heads}; it must divide {tower}_width {width}."
-                )
+        super().check_together(where)
         if self.max_question_tokens > self.max_position_embeddings:
             raise UserError(
                 f"{where}.max_question_tokens is {self.max_question_tokens}, but there are only "
@@ -102,12 +119,14 @@ class BlipEncoder(nn.Module):
         super().__init__()
         check(config, where)
         self.config = config
-        self.tokenizer = _read_tokenizer(config, where)
-        self.enc_token_id = _enc_token_id(config, self.tokenizer, where)
+        self.tokenizer = read_tokenizer(config.tokenizer, f"{where}.tokenizer")
+        self.enc_token_id = added_token_id("[ENC]", config, self.tokenizer, where)
         self.truncated_questions = 0
         self.normalise = PixelNormalisation(CLIP_MEAN, CLIP_STD)
         self.blip = transformers.BlipForImageTextRetrieval(
-            _transformers_config(config, self.tokenizer)
+            transformers_config(
+                config, self.tokenizer, image_text_hidden_size=config.projection_dim
+            )
         )
         self.load_report: LoadReport | None = None
         if config.weights is not None:
@@ -127,8 +146,7 @@ class BlipEncoder(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches; N of ``encode_image`` is their product."""
-        side = self.config.image_size // self.config.patch_size
-        return side, side
+        return self.config.grid
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Grid tokens [B, 1+N, vision_width]: the class token, then the patches row by row.
@@ -136,12 +154,7 @@ class BlipEncoder(nn.Module):
         ``images`` [B, 3, image_size, image_size] are uint8 in 0..255 or floating point in [0, 1].
         Raises UserError for images of another size.
         """
-        side = self.config.image_size
-        if images.shape[-2:] != (side, side):
-            raise UserError(
-                f"BLIP got images of {images.shape[-2]}x{images.shape[-1]} pixels and is built for "
-                f"{side}x{side}. Set the image size of its processor to image_size."
-            )
+        refuse_other_size(images, self.config)
         return self.blip.vision_model(self.normalise(images)).last_hidden_state
 
     def tokenize(self, questions: list[str]) -> tuple[Tensor, Tensor]:
@@ -192,9 +205,22 @@ class BlipEncoder(nn.Module):
         return self.blip.itm_head(hidden[:, 0])
 
 
-def _read_tokenizer(config: BlipEncoderConfig, where: str) -> transformers.BertTokenizer:
-    key = f"{where}.tokenizer"
-    path = resolve(config.tokenizer, key=key, filenames=("tokenizer.json", "vocab.txt"))
+def refuse_other_size(images: Tensor, config: BlipSizesConfig) -> None:
+    """Raise UserError for images [B, 3, H, W] of another size than ``image_size``."""
+    side = config.image_size
+    if images.shape[-2:] != (side, side):
+        raise UserError(
+            f"BLIP got images of {images.shape[-2]}x{images.shape[-1]} pixels and is built for "
+            f"{side}x{side}. Set the image size of its processor to image_size."
+        )
+
+
+def read_tokenizer(source: str, key: str) -> transformers.BertTokenizer:
+    """The uncased BERT tokenizer that ``source``, the value of the config's ``key``, stands for.
+
+    Raises UserError that names ``key`` for one that cannot be had, or is no BERT vocabulary.
+    """
+    path = resolve(source, key=key, filenames=("tokenizer.json", "vocab.txt"))
     try:
         if path.suffix == ".json":
             tokenizer = transformers.BertTokenizer.from_pretrained(path.parent)
@@ -210,25 +236,33 @@ def _read_tokenizer(config: BlipEncoderConfig, where: str) -> transformers.BertT
     return tokenizer
 
 
-def _enc_token_id(
-    config: BlipEncoderConfig, tokenizer: transformers.BertTokenizer, where: str
+def added_token_id(
+    token: str,
+    config: BlipSizesConfig,
+    tokenizer: transformers.BertTokenizer,
+    where: str,
 ) -> int:
-    """The id of [ENC]: the tokenizer's where it knows the word, else the last word embedding."""
+    """The id of [DEC] or [ENC]: the tokenizer's where it knows the word.
+
+    Otherwise they are the last two word embeddings, in this order. Raises UserError for a
+    vocab_size that leaves no room for them.
+    """
     words = tokenizer.get_vocab()
     needed = max(words.values()) + 1 + (0 if "[ENC]" in words else 2)
     if needed > config.vocab_size:
         raise UserError(
-            f"{where}.vocab_size is {config.vocab_size}; the tokenizer {config.tokenizer}, with "
-            f"[DEC] and [ENC] after its words, needs {needed}."
+            f"{where}.vocab_size is {config.vocab_size}; {where}.tokenizer, with [DEC] and "
+            f"[ENC] after its words, needs {needed}."
         )
-    return words.get("[ENC]", config.vocab_size - 1)
+    return words.get(token, config.vocab_size - {"[DEC]": 2, "[ENC]": 1}[token])
 
 
-def _transformers_config(
-    config: BlipEncoderConfig, tokenizer: transformers.BertTokenizer
+def transformers_config(
+    config: BlipSizesConfig, tokenizer: transformers.BertTokenizer, **others: Any
 ) -> transformers.BlipConfig:
+    """``config`` as transformers writes it; ``others`` are further fields of its BlipConfig."""
     return transformers.BlipConfig(
-        image_text_hidden_size=config.projection_dim,
+        **others,
         vision_config={
             "image_size": config.image_size,
             "patch_size": config.patch_size,

@@ -1,0 +1,1 @@
+"""From fused tokens to an answer."""
