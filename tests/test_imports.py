@@ -29,6 +29,7 @@ ORDER = [
     "models",
     "evaluation",
     "tasks",
+    "pretraining",
     "runners",
 ]
 """Folders and files of the package; each may import those before it."""

@@ -1,0 +1,6 @@
+"""Training the encoders, captioner and reader of the model type ``mini`` on mini-GQA."""
+
+from lavis_ext.pretraining import blip as blip
+from lavis_ext.pretraining import builder as builder
+from lavis_ext.pretraining import efficient_sam as efficient_sam
+from lavis_ext.pretraining import task as task

@@ -1,0 +1,77 @@
+"""What the models that train the parts of the miniature have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lavis_ext.config.loader import load_yaml
+from lavis_ext.config.schema import option
+from lavis_ext.config.typed import typed
+from lavis_ext.door import BaseModel
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+
+
+@dataclass
+class PretrainingConfig:
+    """The section ``model`` of a recipe. Sizes are those of a type of ``pnp_vqa_fusion``."""
+
+    arch: str = option("", "The model's name in the registry.")
+    model_type: str | None = option("mini", "The type whose parts are trained.")
+
+    parts: ClassVar[Mapping[str, type]] = {}
+
+    def check_together(self, where: str) -> None:
+        """Give the sections of the parts the types that their classes own."""
+        for name, schema in self.parts.items():
+            setattr(self, name, typed(schema, getattr(self, name), f"{where}.{name}"))
+
+
+class PretrainingModel(BaseModel):
+    """Trains parts of the model type ``mini`` from random weights.
+
+    Class attributes:
+        shipped: name prefix of each part's tensors, and the file of the package it becomes.
+        figures: names of what a report holds.
+    """
+
+    Config: ClassVar[type[PretrainingConfig]]
+    PRETRAINED_MODEL_CONFIG_DICT = PnpVqaFusion.PRETRAINED_MODEL_CONFIG_DICT
+    weights_name = "pretrained"
+    vocabulary = None
+    shipped: ClassVar[Mapping[str, str]]
+    figures: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load_reports: list[Any] = []
+
+    @classmethod
+    def from_config(cls, cfg: Any, *, load_weights: bool = True) -> "PretrainingModel":
+        """Build from the section ``model``; a recipe starts from random weights in any case."""
+        return cls(cfg)  # type: ignore[call-arg]
+
+    @classmethod
+    def default_section(cls, given: DictConfig) -> DictConfig:
+        """The sections of this model's parts, out of the type's config, without weights."""
+        model_type = str(given.get("model_type") or "mini")
+        whole = load_yaml(Path(PnpVqaFusion.default_config_path(model_type))).model
+        section = OmegaConf.create({"arch": given.arch, "model_type": model_type})
+        for part in cls.Config.parts:
+            section[part] = {**whole[part], "weights": None}
+        return section
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """Everything: all of it is trained. Each name has a tensor of its own, as files need it."""
+        return {name: tensor.clone() for name, tensor in self.state_dict().items()}
+
+    def _output(self, losses: Tensor, report: dict[str, Tensor], samples: Any) -> dict[str, Any]:
+        """From each sample's loss [B], and sums over the samples, to what a task expects."""
+        return {
+            "loss": losses.sum() / samples["global_size"],
+            "report": {"loss": losses.detach().sum(), **report},
+            "count": len(losses),
+        }

@@ -1,0 +1,129 @@
+"""Texts about a mini-GQA scene, drawn from its scene graph: true captions, true and false mentions.
+
+A mention is what a question says of an object: "large red circle", "striped shape", "curved shape".
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lavis_ext.datasets.mini_gqa.vocabulary import (
+    ANY_SHAPE,
+    CATEGORY_OF,
+    KEY_OF,
+    OBJECT_VALUES,
+    article,
+)
+from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph
+
+ADJECTIVE_ORDER = ("size", "pattern", "color")
+SWAPS_TRIED = 12
+THIRDS = (0.4, 0.6)
+"""A position is named outside this middle band of the image, as in mini-GQA's questions."""
+
+
+def value_of(item: GraphObject, key: str) -> str:
+    """The object's value of an attribute type of ``OBJECT_VALUES``, such as its color."""
+    if key == "name":
+        return item.name
+    if key == "category":
+        return CATEGORY_OF[item.name]
+    return next(value for value in item.attributes if KEY_OF[value] == key)
+
+
+def phrase(item: GraphObject, keys: Sequence[str] = ADJECTIVE_ORDER) -> str:
+    """The object's name with its adjectives of the types ``keys``: "large striped red circle"."""
+    return " ".join([*(value_of(item, key) for key in ADJECTIVE_ORDER if key in keys), item.name])
+
+
+def position(item: GraphObject, graph: SceneGraph) -> str:
+    """Where the object is, such as "top left", "bottom" or, in the middle, nothing."""
+    x, y, width, height = item.box
+    across, down = (x + width / 2) / graph.width, (y + height / 2) / graph.height
+    words = []
+    for part, names in ((down, ("top", "bottom")), (across, ("left", "right"))):
+        if not THIRDS[0] < part < THIRDS[1]:
+            words.append(names[0] if part < 0.5 else names[1])
+    return " ".join(words)
+
+
+def caption(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
+    """A true sentence about an object: all of its attributes, and often one thing more.
+
+    The thing more is where it is, another object that it is beside, or the scene.
+    """
+    text = phrase(item)
+    words = f"{article(text)} {text}"
+    kind = rng.random()
+    if kind < 0.35 and (where := position(item, graph)):
+        return f"{words} on the {where}"
+    if kind < 0.7 and item.relations:
+        relation, other_id = rng.choice(item.relations)
+        other = next(each for each in graph.objects if each.id == other_id)
+        beside = phrase(other, ("color",))
+        return f"{words} {relation} {article(beside)} {beside}"
+    if kind < 0.85:
+        return f"{words} {scene_phrase(graph)}"
+    return words
+
+
+def scene_phrase(graph: SceneGraph) -> str:
+    """The place and its weather, such as "on a rainy beach"."""
+    return f"in a {graph.weather} {graph.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """Adjectives and a noun (a name, a category or "shape") that stand for an object."""
+
+    values: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, words: str) -> "Mention":
+        """From the words of a question. Raises ValueError for words that name no object."""
+        found = words.removesuffix(f" {ANY_SHAPE}").split()
+        if words.endswith(ANY_SHAPE) and found and f"{found[-1]} {ANY_SHAPE}" in KEY_OF:
+            found[-1] = f"{found[-1]} {ANY_SHAPE}"
+        values = tuple(word for word in found if word != ANY_SHAPE)
+        if not values or any(value not in KEY_OF for value in values):
+            raise ValueError(f"'{words}' is no mention of an object")
+        return cls(values)
+
+    @classmethod
+    def drawn(cls, item: GraphObject, rng: random.Random) -> "Mention":
+        """A true mention of ``item`` with up to two adjectives."""
+        keys = rng.sample(ADJECTIVE_ORDER, rng.choice((0, 1, 1, 2)))
+        nouns = ("name", "name", "name", "category", None) if keys else ("name",)
+        noun = rng.choice(nouns)
+        adjectives = [value_of(item, key) for key in ADJECTIVE_ORDER if key in keys]
+        return cls((*adjectives, *([value_of(item, noun)] if noun else [])))
+
+    @property
+    def words(self) -> str:
+        """The mention as it is written, without an article."""
+        noun = [] if self._has_noun else [ANY_SHAPE]
+        return " ".join([*self.values, *noun])
+
+    @property
+    def _has_noun(self) -> bool:
+        return KEY_OF[self.values[-1]] in ("name", "category")
+
+    def fits(self, graph: SceneGraph) -> bool:
+        """Whether it is true of an object of the scene."""
+        return any(
+            all(value_of(item, KEY_OF[value]) == value for value in self.values)
+            for item in graph.objects
+        )
+
+    def swapped(self, graph: SceneGraph, rng: random.Random) -> "Mention | None":
+        """The mention with one value put in place of another, true of nothing in the scene.
+
+        None where a few draws don't find one.
+        """
+        for _ in range(SWAPS_TRIED):
+            place = rng.randrange(len(self.values))
+            value = rng.choice(OBJECT_VALUES[KEY_OF[self.values[place]]])
+            mention = Mention((*self.values[:place], value, *self.values[place + 1 :]))
+            if not mention.fits(graph):
+                return mention
+        return None

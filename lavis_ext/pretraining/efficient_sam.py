@@ -1,0 +1,79 @@
+"""The model ``efficient_sam_pretraining``: masks from prompts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lavis_ext.config.schema import option
+from lavis_ext.door import registry
+from lavis_ext.encoders.efficient_sam import EfficientSam, EfficientSamConfig
+from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
+from lavis_ext.pretraining.datasets import MaskSamples
+
+
+@dataclass
+class EfficientSamPretrainingConfig(PretrainingConfig):
+    """Options of ``efficient_sam_pretraining``."""
+
+    efficient_sam: Any = option(dict, "EfficientSAM (EfficientSamConfig).")
+
+    parts = {"efficient_sam": EfficientSamConfig}
+
+
+@registry.register_model("efficient_sam_pretraining")
+class EfficientSamPretraining(PretrainingModel):
+    """Masks from points and boxes (Xiong et al., 2024; losses of Kirillov et al., 2023).
+
+    The objects of mini-GQA have no parts, so a prompt means one mask, and each of the decoder's
+    masks learns it.
+    """
+
+    Config = EfficientSamPretrainingConfig
+    shipped = {"efficient_sam.": "efficient_sam.safetensors"}
+    figures = ("loss", "mask_iou")
+
+    def __init__(self, config: EfficientSamPretrainingConfig) -> None:
+        super().__init__()
+        self.efficient_sam = EfficientSam(config.efficient_sam)
+
+    def forward(self, samples: MaskSamples) -> dict[str, Any]:
+        """Loss and report of a batch of images."""
+        images = samples["segmentation_image"]
+        size = (images.shape[-2], images.shape[-1])
+        predicted = self.efficient_sam.predict_masks(
+            self.efficient_sam.encode_image(images),
+            self.efficient_sam.grid(*size),
+            size,
+            samples["points"],
+            samples["labels"],
+            samples["image_index"],
+        )
+        target = F.interpolate(samples["masks"][:, None], predicted.logits.shape[-2:], mode="area")
+        iou = mask_iou(predicted.logits.detach() > 0, target > 0.5)
+        losses = (
+            F.binary_cross_entropy_with_logits(
+                predicted.logits, target.expand_as(predicted.logits), reduction="none"
+            ).mean(dim=(-2, -1))
+            + dice_loss(predicted.logits.sigmoid(), target)
+            + (predicted.predicted_iou - iou) ** 2
+        ).mean(dim=1)
+        best = iou.gather(1, predicted.predicted_iou.argmax(dim=1, keepdim=True))
+        return self._output(
+            losses.view(len(images), -1).mean(dim=1),
+            {"mask_iou": best.view(len(images), -1).mean(dim=1).sum()},
+            samples,
+        )
+
+
+def mask_iou(masks: Tensor, target: Tensor) -> Tensor:
+    """Intersection over union of boolean masks [..., H, W], 0 where both are empty."""
+    union = (masks | target).sum(dim=(-2, -1))
+    return (masks & target).sum(dim=(-2, -1)) / union.clamp(min=1)
+
+
+def dice_loss(masks: Tensor, target: Tensor) -> Tensor:
+    """One less the Dice coefficient of soft masks [..., H, W] (Milletari et al., 2016)."""
+    overlap = 2 * (masks * target).sum(dim=(-2, -1))
+    return 1 - (overlap + 1) / (masks.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)

@@ -1,0 +1,53 @@
+"""Pairs of a text that matches an image and one that doesn't."""
+
+import random
+import re
+from collections.abc import Sequence
+
+from lavis_ext.datasets.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, article
+from lavis_ext.datasets.scene_graphs import SceneGraph
+from lavis_ext.pretraining.descriptions import Mention
+
+STATEMENTS = 0.4
+"""Share of pairs that are statements ("a red circle") and no questions."""
+
+
+def matching_pair(
+    graph: SceneGraph, questions: Sequence[GroundedQuestion], rng: random.Random
+) -> tuple[str, str]:
+    """A text that matches the scene, and the same with a mention of something that isn't there."""
+    asked = [question for question in questions if question.spans]
+    while True:
+        if asked and rng.random() > STATEMENTS:
+            question = rng.choice(asked)
+            span = rng.choice(question.spans)
+            pair = _swapped_question(question.text, span, graph, rng)
+        else:
+            mention = Mention.drawn(rng.choice(graph.objects), rng)
+            false = mention.swapped(graph, rng)
+            pair = (_statement(mention), _statement(false)) if false else None
+        if pair is not None:
+            return pair
+
+
+def _statement(mention: Mention) -> str:
+    return f"{article(mention.words)} {mention.words}"
+
+
+def _swapped_question(
+    text: str, span: tuple[int, int], graph: SceneGraph, rng: random.Random
+) -> tuple[str, str] | None:
+    words = text.split()
+    first, end = span
+    mentioned = re.fullmatch(r"(.*?)(\W*)", " ".join(words[first:end]))
+    assert mentioned is not None
+    if mentioned[1] == ANY_SHAPE:  # "which shape is red?" says nothing that could be false
+        return None
+    false = Mention.parse(mentioned[1]).swapped(graph, rng)
+    if false is None:
+        return None
+    before = words[:first]
+    if before and before[-1] in ("a", "an"):
+        before[-1] = article(false.words)
+    return text, " ".join([*before, false.words + mentioned[2], *words[end:]])

@@ -1,0 +1,74 @@
+"""``python -m lavis_ext.pretraining.ship RUN ...``: put what recipes trained into the package."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import lavis_ext  # noqa: F401  (registers the models that the runs name)
+from lavis_ext.door import registry
+from lavis_ext.errors import UserError, command
+from lavis_ext.files import written_aside
+from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.pretraining.base import PretrainingModel
+
+MINIATURE = Path(__file__).parents[1] / "miniature"
+
+
+def ship(run: Path, out: Path) -> list[Path]:
+    """Write the parts that a run trained, each a safetensors file by its published names.
+
+    The metadata has ``recipe`` (the YAML's name), ``data_seed`` and ``scores`` (of testdev), as
+    JSON. Raises UserError for a folder that is no finished run of a recipe.
+    """
+    weights = FusionWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
+    model = registry.get_model_class(weights.config["model"]["arch"])
+    try:
+        scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["testdev"]
+    except (OSError, KeyError) as error:
+        raise UserError(f"{run}: no scores of testdev in metrics.json; let the run end.") from error
+    (data,) = weights.config["datasets"].values()
+    facts = {
+        "recipe": run.name.rsplit("-", 2)[0],
+        "data_seed": data["seed"],
+        "steps": weights.step,
+        "scores": {name: round(value, 4) for name, value in scores.items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    return [
+        _write(out / file, weights.state, prefix, facts) for prefix, file in model.shipped.items()
+    ]
+
+
+def _write(path: Path, state: Any, prefix: str, facts: dict[str, Any]) -> Path:
+    tensors: dict[str, torch.Tensor] = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    with written_aside(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt", "lavis_ext": json.dumps(facts)})
+    return path
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Ship the runs named on the command line and say what they are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lavis_ext.pretraining.ship",
+        description="Put what the recipes under projects/mini trained into the package.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--out", type=Path, default=MINIATURE, help="folder (%(default)s)")
+    options = parser.parse_args(argv)
+    for run in options.runs:
+        for path in ship(run, options.out):
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""The task ``pretraining``."""
+
+from lavis_ext.door import registry
+from lavis_ext.tasks.base import SummingTask
+
+
+@registry.register_task("pretraining")
+class PretrainingTask(SummingTask):
+    """Trains a part of the miniature and reports the model's own figures."""

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Trains every part of the miniature by its recipe and puts the weights into the package.
+# Takes options of train.py for all of them, such as run.max_steps=100.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+mkdir -p output
+output=$(mktemp -d output/miniature.XXXXXX)
+for recipe in blip efficient_sam reader; do
+    python train.py --cfg-path projects/mini/$recipe.yaml --options run.output_dir="$output" "$@"
+done
+python -m lavis_ext.pretraining.ship "$output"/*/
