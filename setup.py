@@ -17,7 +17,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11,<3.14",
     packages=find_packages(str(HERE), include=["lavis_ext", "lavis_ext.*"]),
-    package_data={"lavis_ext": ["**/*.yaml", "**/*.txt", "**/*.safetensors"]},
+    package_data={"lavis_ext": ["**/*.yaml", "**/*.txt", "**/*.json", "**/*.safetensors"]},
     # salesforce-lavis is needed too and cannot stand here: what it pins (transformers<4.27,
     # timm==0.4.12) excludes every release below. It is installed after these, with --no-deps, and
     # `pip check` then lists its pins as broken, which is expected.
@@ -25,6 +25,7 @@ setup(
     # Each lower bound is a release with which the whole was run, all of them together.
     install_requires=[
         "huggingface_hub>=1.3",
+        "matplotlib>=3.10",
         "numpy>=2.1",
         "omegaconf>=2.3",
         "packaging>=24.0",
