@@ -31,6 +31,7 @@ ORDER = [
     "tasks",
     "pretraining",
     "runners",
+    "ask",
 ]
 """Folders and files of the package; each may import those before it."""
 ENTRY_POINTS = {"__init__.py", "__main__.py"}

@@ -128,6 +128,7 @@ class BlipEncoder(nn.Module):
                 config, self.tokenizer, image_text_hidden_size=config.projection_dim
             )
         )
+        mask_cross_attention(self.blip.text_encoder)
         self.load_report: LoadReport | None = None
         if config.weights is not None:
             self.load_report = load_into(
@@ -183,13 +184,20 @@ class BlipEncoder(nn.Module):
         """Question tokens [B, L, text_width] from the text alone, without cross-attention."""
         return self.blip.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
-    def match(self, tokens: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def match(
+        self,
+        tokens: Tensor,
+        input_ids: Tensor,
+        mask: Tensor,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
         """Logits [B, 2] of question matching; index 1 says that question and image belong together.
 
         ``tokens`` [B, 1+N, vision_width] are grid tokens or fused ones in their place; gradients
         reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
         replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
         models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].
+        ``token_mask`` [B, 1+N] is 1 for the tokens that may be looked at; None is all of them.
         """
         if self.config.first_token == "enc":
             input_ids = input_ids.clone()
@@ -200,6 +208,7 @@ class BlipEncoder(nn.Module):
             input_ids=input_ids,
             attention_mask=mask,
             encoder_hidden_states=tokens,
+            encoder_attention_mask=token_mask,
             is_decoder=False,
         ).last_hidden_state
         return self.blip.itm_head(hidden[:, 0])
@@ -295,3 +304,21 @@ def _initial_spread(width: int) -> float:
     through attention shrinks with the square of the weights times the width.
     """
     return float(0.02 * (768 / width) ** 0.5)
+
+
+def mask_cross_attention(text_model: nn.Module) -> None:
+    """Let BLIP's text model heed ``encoder_attention_mask``.
+
+    Transformers 5.23 passes it on as ``attention_mask``, and reads ``encoder_attention_mask``.
+    """
+    for name, module in text_model.named_modules():
+        if name.endswith("crossattention.self"):
+            module.register_forward_pre_hook(_mask_by_its_other_name, with_kwargs=True)
+
+
+def _mask_by_its_other_name(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if kwargs.get("encoder_attention_mask") is None:
+        kwargs = kwargs | {"encoder_attention_mask": kwargs.get("attention_mask")}
+    return args, kwargs

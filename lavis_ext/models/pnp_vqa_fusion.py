@@ -2,71 +2,50 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lavis_ext.config.loader import load_yaml
-from lavis_ext.config.schema import option
-from lavis_ext.config.typed import schema_of, typed
+from lavis_ext.config.typed import typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.door import BaseModel, registry
 from lavis_ext.errors import UserError, nearest
-from lavis_ext.fusion.base import FusionConfig
 from lavis_ext.fusion.network import FusionNetwork
+from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.objectives.base import FusedBatch, HeadSizes
 from lavis_ext.weights import LoadReport, load_into
 
+if TYPE_CHECKING:
+    from lavis_ext.pipeline.answering import EncodedImages, Located, PipelineOutput
+
 CONFIGS = Path(__file__).parents[1] / "configs" / "models" / "pnp_vqa_fusion"
-
-
-@dataclass
-class PnpVqaFusionConfig:
-    """The section ``model``."""
-
-    arch: str = option("pnp_vqa_fusion", "The model's name in the registry.")
-    model_type: str | None = option(None, "Which default config the section starts from.")
-    blip: Any = option(dict, "BLIP (BlipEncoderConfig).")
-    efficient_sam: Any = option(dict, "EfficientSAM (EfficientSamConfig).")
-    fusion: Any = option(dict, "The fusion: its name in the registry, and its own options.")
-    objectives: dict[str, Any] = option(dict, "Objectives by name, each with its options.")
-    fusion_weights: str | None = option(None, "File that training wrote, to be loaded.")
-
-    def check_together(self, where: str) -> None:
-        """Give the sections of the parts the types that their classes own."""
-        from lavis_ext.encoders.blip import BlipEncoderConfig
-        from lavis_ext.encoders.efficient_sam import EfficientSamConfig
-
-        self.blip = typed(BlipEncoderConfig, self.blip, f"{where}.blip")
-        self.efficient_sam = typed(EfficientSamConfig, self.efficient_sam, f"{where}.efficient_sam")
-        named = self.fusion.get("name") if isinstance(self.fusion, Mapping) else None
-        schema = schema_of("fusion", named or FusionConfig().name, f"{where}.fusion.name")
-        self.fusion = typed(schema, self.fusion, f"{where}.fusion")
-        for name, options in self.objectives.items():
-            key = f"{where}.objectives.{name}"
-            schema = schema_of("objective", name, key)
-            self.objectives[name] = typed(schema, {} if options is None else options, key)
+ENCODERS = ("blip", "efficient_sam")
+ANSWERING_PARTS = ("captioner", "reader")
+"""Children that training has no use for."""
 
 
 @registry.register_model("pnp_vqa_fusion")
 class PnpVqaFusion(BaseModel):
-    """BLIP's and EfficientSAM's tokens, fused, with the objectives that train the fusion.
+    """BLIP's and EfficientSAM's tokens, fused, and what makes answers of them.
 
-    Children: ``blip`` (BlipEncoder), ``efficient_sam`` (EfficientSam, absent where the fusion
-    doesn't read its stream) and ``fusion`` (FusionNetwork, with the objectives' heads in
-    ``fusion.heads``).
+    Children: ``blip`` (BlipEncoder), ``efficient_sam`` (EfficientSam), ``fusion`` (FusionNetwork,
+    with the objectives' heads in ``fusion.heads``), ``captioner`` (BlipCaptioner) and ``reader``
+    (FidReader). The last two, and EfficientSAM where the fusion doesn't read its stream, are there
+    only in a model that is built for ``answering``.
 
     Args:
         config: the section ``model``.
         vocabulary: the answers of the training split; needed by the objective ``answer`` unless
             ``fusion_weights`` brings it.
         load_weights: False leaves every part at its random initialisation.
+        answering: whether the whole pipeline is wanted, and not the fusion's training alone.
     """
 
     Config = PnpVqaFusionConfig
@@ -82,10 +61,14 @@ class PnpVqaFusion(BaseModel):
         vocabulary: AnswerVocabulary | None = None,
         *,
         load_weights: bool = True,
+        answering: bool = False,
     ) -> None:
         super().__init__()
         from lavis_ext.encoders.blip import BlipEncoder
         from lavis_ext.encoders.efficient_sam import EfficientSam
+
+        if answering:
+            config.check_answering(load_weights=load_weights)
 
         self.config = config
         saved = None
@@ -101,8 +84,14 @@ class PnpVqaFusion(BaseModel):
             grid_size=self.blip.grid,
             segmentation_width=config.efficient_sam.neck_width,
         )
-        if "segmentation" in self.fusion.streams:
+        if answering or "segmentation" in self.fusion.streams:
             self.efficient_sam = EfficientSam(replace(config.efficient_sam, **unloaded))
+        if answering:
+            from lavis_ext.pipeline.captioner import BlipCaptioner
+            from lavis_ext.pipeline.reader import FidReader
+
+            self.captioner = BlipCaptioner(replace(config.captioner, **unloaded))
+            self.reader = FidReader(replace(config.reader, **unloaded))
         sizes = HeadSizes(self.blip.width, config.blip.text_width, vocabulary)
         self.objectives = {
             name: registry.get_objective_class(name)(options)
@@ -111,8 +100,8 @@ class PnpVqaFusion(BaseModel):
         for name, objective in self.objectives.items():
             if (head := objective.build_head(sizes)) is not None:
                 self.fusion.heads[name] = head
-        encoders = (self.blip, getattr(self, "efficient_sam", None))
-        self.load_reports = [e.load_report for e in encoders if e and e.load_report]
+        parts = (getattr(self, name, None) for name in (*ENCODERS, *ANSWERING_PARTS))
+        self.load_reports = [part.load_report for part in parts if part and part.load_report]
         if saved is not None:
             self.load_reports.append(self._load_fusion_weights(saved))
 
@@ -123,16 +112,18 @@ class PnpVqaFusion(BaseModel):
         vocabulary: AnswerVocabulary | None = None,
         *,
         load_weights: bool = True,
+        answering: bool = False,
     ) -> "PnpVqaFusion":
         """Build from the section ``model``, typed or as LAVIS hands it over."""
         if not isinstance(cfg, PnpVqaFusionConfig):
             cfg = typed(cls.Config, cfg, "model")
-        return cls(cfg, vocabulary, load_weights=load_weights)
+        return cls(cfg, vocabulary, load_weights=load_weights, answering=answering)
 
     @classmethod
     def from_pretrained(cls, model_type: str) -> "PnpVqaFusion":
-        """The model of a type with its pretrained encoders, as LAVIS's ``load_model`` builds it."""
-        return cls.from_config(cls.default_section(OmegaConf.create({"model_type": model_type})))
+        """The model of a type, ready to answer, as LAVIS's ``load_model`` builds it."""
+        section = cls.default_section(OmegaConf.create({"model_type": model_type}))
+        return cls.from_config(section, answering=True)
 
     @classmethod
     def default_config_path(cls, model_type: str) -> str:
@@ -180,18 +171,29 @@ class PnpVqaFusion(BaseModel):
         assert isinstance(defaults, DictConfig)
         return defaults
 
-    def fuse(self, samples: FusionSamples) -> torch.Tensor:
-        """Fused tokens [I, 1+N, D] of the batch's I images."""
+    def encode(self, samples: FusionSamples) -> "EncodedImages":
+        """What the encoders see in the batch's images, each encoded once."""
+        from lavis_ext.pipeline.answering import EncodedImages
+
         with _no_grad_if_frozen(self.blip.blip.vision_model):
             grid_tokens = self.blip.encode_image(samples["grid_image"])
-        if "segmentation" not in self.fusion.streams:
-            return self.fusion(grid_tokens)
+        if not hasattr(self, "efficient_sam"):
+            return EncodedImages(grid_tokens, None, (0, 0), (0, 0))
         images = samples["segmentation_image"]
+        size = (images.shape[-2], images.shape[-1])
         with _no_grad_if_frozen(self.efficient_sam):
             segmentation_tokens = self.efficient_sam.encode_image(images)
-        return self.fusion(
-            grid_tokens, segmentation_tokens, self.efficient_sam.grid(*images.shape[-2:])
+        return EncodedImages(grid_tokens, segmentation_tokens, self.efficient_sam.grid(*size), size)
+
+    def fuse(self, samples: FusionSamples) -> torch.Tensor:
+        """Fused tokens [I, 1+N, D] of the batch's I images."""
+        return self._fused(self.encode(samples))
+
+    def _fused(self, images: "EncodedImages") -> torch.Tensor:
+        fused: torch.Tensor = self.fusion(
+            images.grid_tokens, images.segmentation_tokens, images.segmentation_grid
         )
+        return fused
 
     def forward(self, samples: FusionSamples) -> dict[str, Any]:
         """Loss and report of a batch.
@@ -215,6 +217,92 @@ class PnpVqaFusion(BaseModel):
         for name, objective in self.objectives.items():
             answers = answers or objective.predict(batch, self._head(name))
         return self._losses(batch)["report"], answers
+
+    @torch.no_grad()
+    def locate(self, samples: FusionSamples, block_num: int | None = None) -> "Located":
+        """Where the batch's questions look: heat maps, points, masks, refined heat maps.
+
+        Needs a model built for answering. See :func:`lavis_ext.pipeline.answering.locate`.
+        """
+        from lavis_ext.pipeline.answering import LocatingConfig, locate
+
+        matching = self.config.question_matching
+        if block_num is not None:
+            matching = replace(matching, block_num=block_num)
+        config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
+        images = self.encode(samples)
+        return locate(self.blip, self.efficient_sam, self._fused(images), images, samples, config)
+
+    @torch.no_grad()
+    def answer(self, samples: FusionSamples, **given: Any) -> "PipelineOutput":
+        """Answers of the whole pipeline, with everything that led to them.
+
+        Needs a model built for answering. ``given`` are options of ``predict_answers``.
+        """
+        from lavis_ext.pipeline.answering import answer, overridden
+
+        sampling, reading = overridden(self.config.captioner.sampling, self.config.reader, given)
+        return answer(
+            self.locate(samples, given.get("block_num")),
+            self.captioner,
+            self.reader,
+            samples,
+            sampling,
+            reading,
+        )
+
+    def predict_answers(
+        self,
+        samples: FusionSamples,
+        num_beams: int | None = None,
+        inference_method: str = "generate",
+        max_len: int | None = None,
+        min_len: int | None = None,
+        internal_bsz_fid: int | None = None,
+        num_captions: int | None = None,
+        num_captions_fid: int | None = None,
+        cap_max_length: int | None = None,
+        cap_min_length: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        num_patches: int | None = None,
+        block_num: int | None = None,
+    ) -> tuple[list[str], list[list[str]], torch.Tensor]:
+        """Answers as LAVIS's PNP-VQA gives them, with its arguments in its order.
+
+        Arguments that are None are the config's: ``model.reader`` (beams, lengths of answers,
+        captions a passage, and ``internal_bsz_fid``, passages encoded together),
+        ``model.captioner.sampling`` and ``model.question_matching``.
+
+        Returns:
+            The answers [Q], the captions of each question, and the refined heat maps [Q, N] that
+            patches were drawn by, where LAVIS returns the raw ones.
+
+        Raises:
+            UserError: for an ``inference_method`` other than ``generate``, and as the steps do.
+        """
+        if inference_method != "generate":
+            raise UserError(
+                f"inference_method is '{inference_method}'; PNP-VQA's reader has 'generate' alone."
+            )
+        output = self.answer(
+            samples,
+            num_beams=num_beams,
+            max_len=max_len,
+            min_len=min_len,
+            internal_bsz_fid=internal_bsz_fid,
+            num_captions=num_captions,
+            num_captions_fid=num_captions_fid,
+            cap_max_length=cap_max_length,
+            cap_min_length=cap_min_length,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            num_patches=num_patches,
+            block_num=block_num,
+        )
+        return output.answers, output.captions, output.patch_heat
 
     def _losses(self, batch: FusedBatch) -> dict[str, Any]:
         total = torch.zeros((), device=batch.fused.device)
@@ -266,9 +354,9 @@ class PnpVqaFusion(BaseModel):
         )
 
     def _parts_with_weights(self) -> list[str]:
-        """Name prefixes of the encoders that were loaded from pretrained weights."""
-        encoders = {"blip.": self.config.blip, "efficient_sam.": self.config.efficient_sam}
-        return [prefix for prefix, options in encoders.items() if options.weights is not None]
+        """Name prefixes of the parts whose weights are in files of their own."""
+        loaded = [part for part in ENCODERS if getattr(self.config, part).weights is not None]
+        return [f"{part}." for part in (*loaded, *ANSWERING_PARTS)]
 
     def _head(self, name: str) -> nn.Module | None:
         heads = self.fusion.heads

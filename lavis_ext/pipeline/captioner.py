@@ -6,7 +6,6 @@ patches that a caption sees, R samples generated together, D image width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import transformers
@@ -19,6 +18,7 @@ from lavis_ext.encoders.blip import (
     CLIP_STD,
     BlipSizesConfig,
     added_token_id,
+    mask_cross_attention,
     read_tokenizer,
     refuse_other_size,
     transformers_config,
@@ -137,9 +137,7 @@ class BlipCaptioner(nn.Module):
         self.blip = transformers.BlipForConditionalGeneration(
             transformers_config(config, self.tokenizer)
         )
-        for name, module in self.blip.text_decoder.named_modules():
-            if name.endswith("crossattention.self"):
-                module.register_forward_pre_hook(_mask_by_its_other_name, with_kwargs=True)
+        mask_cross_attention(self.blip.text_decoder)
         self.load_report: LoadReport | None = None
         if config.weights is not None:
             state = read_state_dict(resolve(config.weights, key=f"{where}.weights"))
@@ -319,15 +317,3 @@ class BlipCaptioner(nn.Module):
                     f"{self._where}.{name} is {tokens}, which leaves no room for a caption: the "
                     f"prompt '{config.prompt}' alone has {prompt} tokens, [DEC] counted."
                 )
-
-
-def _mask_by_its_other_name(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give cross-attention its mask.
-
-    Transformers 5.23 passes it as ``attention_mask``, and reads ``encoder_attention_mask``.
-    """
-    if kwargs.get("encoder_attention_mask") is None:
-        kwargs = kwargs | {"encoder_attention_mask": kwargs.get("attention_mask")}
-    return args, kwargs

@@ -3,4 +3,5 @@
 from lavis_ext.pretraining import blip as blip
 from lavis_ext.pretraining import builder as builder
 from lavis_ext.pretraining import efficient_sam as efficient_sam
+from lavis_ext.pretraining import reader as reader
 from lavis_ext.pretraining import task as task

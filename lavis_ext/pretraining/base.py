@@ -51,7 +51,12 @@ class PretrainingModel(BaseModel):
 
     @classmethod
     def from_config(cls, cfg: Any, *, load_weights: bool = True) -> "PretrainingModel":
-        """Build from the section ``model``; a recipe starts from random weights in any case."""
+        """Build from the section ``model``, typed or as LAVIS hands it over.
+
+        A recipe starts from random weights in any case.
+        """
+        if not isinstance(cfg, cls.Config):
+            cfg = typed(cls.Config, cfg, "model")
         return cls(cfg)  # type: ignore[call-arg]
 
     @classmethod
@@ -67,6 +72,14 @@ class PretrainingModel(BaseModel):
     def exported_state(self) -> dict[str, Tensor]:
         """Everything: all of it is trained. Each name has a tensor of its own, as files need it."""
         return {name: tensor.clone() for name, tensor in self.state_dict().items()}
+
+    def tied_names(self, prefix: str) -> set[str]:
+        """Names below ``prefix`` of parameters that repeat another's, as transformers knows them.
+
+        Files leave them out, and loading fills them in.
+        """
+        part = self.get_submodule(prefix.rstrip("."))
+        return {f"{prefix}{name}" for name in getattr(part, "all_tied_weights_keys", {})}
 
     def _output(self, losses: Tensor, report: dict[str, Tensor], samples: Any) -> dict[str, Any]:
         """From each sample's loss [B], and sums over the samples, to what a task expects."""

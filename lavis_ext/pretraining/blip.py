@@ -29,7 +29,11 @@ class BlipPretrainingConfig(PretrainingConfig):
 
 @registry.register_model("blip_pretraining")
 class BlipPretraining(PretrainingModel):
-    """Captioning and question matching on one image encoder (Li et al., 2022, section 3.2)."""
+    """Captioning and question matching on one image encoder (Li et al., 2022, section 3.2).
+
+    Text encoder and decoder share all but self-attention while they are trained, as BLIP's did:
+    what captioning learns of looking at patches is what matching needs.
+    """
 
     Config = BlipPretrainingConfig
     shipped = {
@@ -50,6 +54,7 @@ class BlipPretraining(PretrainingModel):
         if shapes[0] != shapes[1]:
             raise UserError("model.captioner: its image encoder differs from model.blip's.")
         self.captioner.blip.vision_model = self.blip.blip.vision_model
+        self._share_text_layers()
 
     def forward(self, samples: DescriptionSamples) -> dict[str, Any]:
         """Loss and report of a batch of images."""
@@ -61,7 +66,11 @@ class BlipPretraining(PretrainingModel):
 
         texts = len(samples["texts"]) // images
         seen = tokens.repeat_interleave(texts, dim=0)
-        scores = self.blip.match(seen, *self.blip.tokenize(samples["texts"]))
+        # The class token is always seen: it stands first.
+        seen_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
+        scores = self.blip.match(
+            seen, *self.blip.tokenize(samples["texts"]), token_mask=seen_mask.long()
+        )
         labels = torch.full((images, texts), 1 - MATCH, device=scores.device)
         labels[:, : texts // 2] = MATCH
         matching = F.cross_entropy(scores, labels.flatten(), reduction="none")
@@ -76,3 +85,11 @@ class BlipPretraining(PretrainingModel):
             },
             samples,
         )
+
+    def _share_text_layers(self) -> None:
+        encoder = self.blip.blip.text_encoder
+        decoder = self.captioner.blip.text_decoder.bert
+        encoder.embeddings = decoder.embeddings
+        for own, other in zip(encoder.encoder.layer, decoder.encoder.layer, strict=True):
+            for shared in ("crossattention", "intermediate", "output"):
+                setattr(own, shared, getattr(other, shared))

@@ -28,7 +28,7 @@ from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph, read_object
 from lavis_ext.encoders.sam_prompt_encoder import BOTTOM_RIGHT, NONE, POINT, TOP_LEFT
 from lavis_ext.errors import UserError
 from lavis_ext.pretraining.descriptions import caption
-from lavis_ext.pretraining.matching_pairs import matching_pair
+from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 
 
@@ -130,6 +130,8 @@ class DescriptionSamples(TypedDict):
     """bool [B * C, N], the patches that a caption describes."""
     texts: list[str]
     """[B * 2K]: for each image K texts that match it, then K that don't."""
+    text_patch_mask: Tensor
+    """bool [B * 2K, N], the patches that a text is matched with."""
     global_size: int
     """Images in the batch over all processes."""
 
@@ -141,6 +143,12 @@ class DescriptionDataConfig(PretrainingDataConfig):
     patch_size: int = option(16, "Side in pixels of a patch.", at_least=1)
     captions: int = option(3, "Captions of an image.", at_least=1)
     pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=1)
+    close: float = option(
+        0.5,
+        "Share of the pairs that are about one object and matched with its patches alone.",
+        at_least=0,
+        at_most=1,
+    )
     fewest_patches: int = option(6, "Patches that a caption is made from, at least.", at_least=1)
     most_patches: int = option(20, "Patches that a caption is made from, at most.", at_least=1)
     unguided: float = option(
@@ -168,13 +176,13 @@ class DescriptionDataset(PretrainingDataset):
     """
 
     Config = DescriptionDataConfig
-    BACKGROUND = 0.02
+    BACKGROUND = 0.005
     """Weight of a patch without the object against one full of it."""
     SHARPNESS = 3
     """Power that makes the object whose pixels are most in the patches the one described."""
 
     def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
-        """``image``, ``captions``, ``patch_masks``, ``matched`` and ``mismatched`` of a row."""
+        """A row's ``image``, ``captions`` and ``texts``, with the patches that these are about."""
         image_id = self.records[row]
         graph = self.split.graphs[image_id]
         coverage = self._coverage(image_id)
@@ -186,17 +194,39 @@ class DescriptionDataset(PretrainingDataset):
             item = rng.choices(graph.objects, weights.tolist())[0]
             captions.append(caption(item, graph, rng))
             patch_masks.append(chosen)
-        pairs = [
-            matching_pair(graph, self.split.questions.get(image_id, []), rng)
-            for _ in range(self.config.pairs)
-        ]
+        matched, mismatched, text_masks = [], [], []
+        for _ in range(self.config.pairs):
+            true, false, seen = self._pair(image_id, graph, coverage, rng)
+            matched.append(true)
+            mismatched.append(false)
+            text_masks.append(seen)
         return {
             "image": self._image(image_id),
             "captions": captions,
             "patch_masks": np.stack(patch_masks),
-            "matched": [matched for matched, _ in pairs],
-            "mismatched": [mismatched for _, mismatched in pairs],
+            "texts": matched + mismatched,
+            "text_patch_masks": np.stack(text_masks + text_masks),
         }
+
+    def _pair(
+        self,
+        image_id: str,
+        graph: SceneGraph,
+        coverage: npt.NDArray[np.float32],
+        rng: random.Random,
+    ) -> tuple[str, str, npt.NDArray[np.bool_]]:
+        """A text that matches, one that doesn't, and the patches [N] they are held against.
+
+        In a whole image a word has to be found before it can be compared, and nothing is learned
+        for a long time; an object's own patches teach comparing first.
+        """
+        if rng.random() < self.config.close:
+            index = rng.randrange(len(graph.objects))
+            pair = mention_pair(graph, graph.objects[index], rng)
+            if pair is not None:
+                return *pair, self._drawn(self.BACKGROUND + coverage[index], rng)
+        pair = matching_pair(graph, self.split.questions.get(image_id, []), rng)
+        return *pair, np.ones(coverage.shape[1], bool)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`DescriptionSamples`."""
@@ -204,7 +234,10 @@ class DescriptionDataset(PretrainingDataset):
             "grid_image": torch.stack([sample["image"] for sample in samples]),
             "captions": [text for sample in samples for text in sample["captions"]],
             "patch_mask": torch.from_numpy(np.concatenate([s["patch_masks"] for s in samples])),
-            "texts": [t for s in samples for t in (*s["matched"], *s["mismatched"])],
+            "texts": [text for sample in samples for text in sample["texts"]],
+            "text_patch_mask": torch.from_numpy(
+                np.concatenate([s["text_patch_masks"] for s in samples])
+            ),
         }
 
     def _coverage(self, image_id: str) -> npt.NDArray[np.float32]:
@@ -224,6 +257,12 @@ class DescriptionDataset(PretrainingDataset):
         weights = np.full(coverage.shape[1], self.BACKGROUND)
         if kind > self.config.whole + self.config.unguided:
             weights += coverage[rng.randrange(len(coverage))]
+        return self._drawn(weights, rng)
+
+    def _drawn(
+        self, weights: npt.NDArray[np.floating], rng: random.Random
+    ) -> npt.NDArray[np.bool_]:
+        """A few patches [N] by weight, without replacement."""
         gumbel = -np.log([rng.expovariate(1.0) for _ in weights])
         count = rng.randint(self.config.fewest_patches, self.config.most_patches)
         chosen = np.zeros(len(weights), bool)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lavis_ext.datasets.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, article
-from lavis_ext.datasets.scene_graphs import SceneGraph
+from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.pretraining.descriptions import Mention
 
 STATEMENTS = 0.4
@@ -24,11 +24,21 @@ def matching_pair(
             span = rng.choice(question.spans)
             pair = _swapped_question(question.text, span, graph, rng)
         else:
-            mention = Mention.drawn(rng.choice(graph.objects), rng)
-            false = mention.swapped(graph, rng)
-            pair = (_statement(mention), _statement(false)) if false else None
+            pair = mention_pair(graph, rng.choice(graph.objects), rng)
         if pair is not None:
             return pair
+
+
+def mention_pair(
+    graph: SceneGraph, item: GraphObject, rng: random.Random
+) -> tuple[str, str] | None:
+    """A statement that is true of ``item``, and one that is true of nothing in the scene.
+
+    None where a few draws don't find one.
+    """
+    mention = Mention.drawn(item, rng)
+    false = mention.swapped(graph, rng)
+    return (_statement(mention), _statement(false)) if false else None
 
 
 def _statement(mention: Mention) -> str:

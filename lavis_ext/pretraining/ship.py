@@ -4,9 +4,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import lavis_ext  # noqa: F401  (registers the models that the runs name)
@@ -26,7 +26,9 @@ def ship(run: Path, out: Path) -> list[Path]:
     JSON. Raises UserError for a folder that is no finished run of a recipe.
     """
     weights = FusionWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
-    model = registry.get_model_class(weights.config["model"]["arch"])
+    section = OmegaConf.create(weights.config["model"])
+    with torch.device("meta"):
+        model = registry.get_model_class(section.arch).from_config(section)
     try:
         scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["testdev"]
     except (OSError, KeyError) as error:
@@ -39,20 +41,17 @@ def ship(run: Path, out: Path) -> list[Path]:
         "scores": {name: round(value, 4) for name, value in scores.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
-    return [
-        _write(out / file, weights.state, prefix, facts) for prefix, file in model.shipped.items()
-    ]
-
-
-def _write(path: Path, state: Any, prefix: str, facts: dict[str, Any]) -> Path:
-    tensors: dict[str, torch.Tensor] = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-    with written_aside(path) as aside:
-        save_file(tensors, aside, metadata={"format": "pt", "lavis_ext": json.dumps(facts)})
-    return path
+    metadata = {"format": "pt", "lavis_ext": json.dumps(facts)}
+    for prefix, file in model.shipped.items():
+        repeated = model.tied_names(prefix)
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in weights.state.items()
+            if name.startswith(prefix) and name not in repeated
+        }
+        with written_aside(out / file) as aside:
+            save_file(tensors, aside, metadata=metadata)
+    return [out / file for file in model.shipped.values()]
 
 
 @command

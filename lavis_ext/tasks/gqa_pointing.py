@@ -1,0 +1,119 @@
+"""The task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lavis_ext.config.loader import Config
+from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.questions import find_questions
+from lavis_ext.datasets.scene_graphs import read_object_masks, read_scene_graphs
+from lavis_ext.door import registry
+from lavis_ext.errors import UserError
+from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
+from lavis_ext.tasks.base import Evaluation, averages
+from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+
+FIGURES = (
+    "pointing_accuracy",
+    "chance_accuracy",
+    "raw_heat_iou",
+    "refined_heat_iou",
+    "questions_without_points",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The object that a question asks about: which of ``count`` in a file of masks."""
+
+    masks: Path
+    index: int
+    count: int
+
+    def mask(self) -> np.ndarray:
+        """Its mask, bool [H, W]."""
+        return np.asarray(read_object_masks(self.masks, self.count)[self.index])
+
+
+@registry.register_task("gqa_pointing")
+class GqaPointingTask(GqaFusionTask):
+    """Compares heat maps with masks, for the questions that name one object.
+
+    It needs mini-GQA: its masks, scene graphs and annotations.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._targets: dict[str, Target] = {}
+
+    def build_datasets(self, cfg: Config, splits: list[str]) -> dict[str, GqaFusionDataset]:
+        """Data sets by split, of the questions with a known object alone."""
+        datasets = super().build_datasets(cfg, splits)
+        (section,) = cfg.datasets.values()
+        for split, dataset in datasets.items():
+            targets = read_targets(Path(section.root), split, section.subset)
+            known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
+            if not any(known):
+                raise UserError(
+                    f"{section.root}: no question of '{split}' names exactly one object. "
+                    "gqa_pointing needs mini-GQA, or data with its annotations and masks."
+                )
+            dataset.table = dataset.table.take(np.flatnonzero(known))
+            self._targets |= targets
+        return datasets
+
+    def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
+        """The model with its captioner and reader, which are not used here."""
+        model: nn.Module = registry.get_model_class(cfg.model.arch).from_config(
+            cfg.model, self.vocabulary, load_weights=load_weights, answering=True
+        )
+        return model
+
+    def metrics(self, model: Any, dataset: GqaFusionDataset) -> list[str]:
+        """Names of the metrics of this task."""
+        return list(FIGURES)
+
+    def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
+        """``report`` and ``count`` of a batch."""
+        located = model.locate(samples)
+        sums = dict.fromkeys(FIGURES, 0.0)
+        for row, question_id in enumerate(samples["question_id"]):
+            mask = self._targets[question_id].mask()
+            heat = located.heat[row].reshape(located.grid).cpu().numpy()
+            sums["pointing_accuracy"] += points_into(heat, mask)
+            sums["chance_accuracy"] += chance_of_pointing(mask, located.grid)
+            sums["raw_heat_iou"] += hot_iou(heat, mask)
+            sums["refined_heat_iou"] += hot_iou(located.refined[row].cpu().numpy(), mask)
+            sums["questions_without_points"] += not bool((located.labels[row] == 1).any())
+        return {
+            "report": {name: torch.tensor(value) for name, value in sums.items()},
+            "count": len(samples["question_id"]),
+            "predictions": {},
+        }
+
+    def after_evaluation(
+        self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
+    ) -> Evaluation:
+        """Means over all processes' shares."""
+        return Evaluation(averages(val_result, model.device)[0], {})
+
+
+def read_targets(root: Path, split: str, subset: str) -> dict[str, Target]:
+    """The object of each question that names exactly one, by question id."""
+    graphs = read_scene_graphs(root / "sceneGraphs" / f"{split}_sceneGraphs.json")
+    grounded = read_grounded_questions(find_questions(root, split, subset))
+    targets = {}
+    for image_id, questions in grounded.items():
+        ids = [item.id for item in graphs[image_id].objects]
+        for question in questions:
+            if len(question.asked) == 1:
+                (asked,) = question.asked
+                path = root / "masks" / f"{image_id}.png"
+                targets[question.id] = Target(path, ids.index(asked), len(ids))
+    return targets

@@ -1,0 +1,344 @@
+"""Asking a picture: what is printed, what is written, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from test_picture import made_output
+from tiny import BLIP
+
+from lavis_ext import ask
+from lavis_ext.ask import main, model_section, read_picture, samples_of
+from lavis_ext.config.loader import merge, parse_options
+from lavis_ext.config.typed import typed
+from lavis_ext.encoders.blip import BlipEncoder, BlipEncoderConfig
+from lavis_ext.models.config import PnpVqaFusionConfig
+from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+
+LIMIT = 12
+
+
+class Told(torch.nn.Module):
+    """Stands in for the model: its answers are made up, its text encoder is a real one."""
+
+    captions = ["a red circle", "a blue square"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        section = {**BLIP, "max_question_tokens": LIMIT}
+        self.blip = BlipEncoder(typed(BlipEncoderConfig, section, "model.blip"))
+        self.samples: Any = None
+
+    def answer(self, samples: Any) -> Any:
+        self.samples = samples
+        count = len(samples["text_input"])
+        output = made_output(count, captions=self.captions, hot=(1, 6))
+        output.repeated = [8] * count
+        return output
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Told:
+    model = Told()
+
+    def build(section: Any, *, answering: bool) -> Told:
+        assert answering
+        return model
+
+    monkeypatch.setattr(PnpVqaFusion, "from_config", build)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (320, 240), (200, 30, 30)).save(tmp_path / "cup.jpg")
+    return model
+
+
+UNTRAINED = ("--model-type", "base_esam", "--device", "cpu")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error with which the command ends."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last.removeprefix("error: ")
+
+
+def test_answers_are_printed_and_drawn(
+    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["cup.jpg", "What color is it?", *UNTRAINED])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "Question: What color is it?",
+        "Answer:   red",
+        "Match:    50 % that question and picture belong together",
+        "Captions: a red circle",
+        "          a blue square",
+        "The captioner repeated itself: 2 different captions, not 100 (8 repetitions were left "
+        "out).",
+        "",
+        "Picture: cup_answers.png",
+    ]
+    assert "the gate of base_esam is closed, and fused features are BLIP's own" in printed.err
+    with Image.open(tmp_path / "cup_answers.png") as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.width == 1400
+        one_question = drawn.height
+    main(["cup.jpg", "what?", "where?", "who?", *UNTRAINED, "--out", "new/three.png"])
+    with Image.open(tmp_path / "new" / "three.png") as drawn:
+        assert drawn.height > 2 * one_question
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("Question")] == [
+        "Question: what?",
+        "Question: where?",
+        "Question: who?",
+    ]
+
+
+def test_json_is_one_document_with_points_in_pixels_of_the_picture(
+    told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["cup.jpg", "What color?", "Where?", *UNTRAINED, "--json", "--out", "x.png"])
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["question"] for answer in answers] == ["What color?", "Where?"]
+    assert answers[0] == {
+        "question": "What color?",
+        "answer": "red",
+        "matching": 0.5,
+        "captions": ["a red circle", "a blue square"],
+        "captions_asked_for": 100,
+        "repeated": 8,
+        "points": [[260.0, 45.0]],  # column 6.5 of 8 on 320 pixels, row 1.5 of 8 on 240
+        "image": "cup.jpg",
+        "picture": "x.png",
+    }
+
+
+def test_ten_captions_are_printed_and_the_others_counted(
+    told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told.captions = [f"caption {number}" for number in range(14)]
+    options = ("--options", "model.captioner.sampling.num_captions=14")
+    main(["cup.jpg", "what?", *UNTRAINED, *options])
+    out = capsys.readouterr().out
+    assert "caption 9" in out
+    assert "caption 10" not in out
+    assert "and 4 more" in out
+    assert "repeated itself" not in out
+
+
+def test_a_long_question_is_cut_and_said_so(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "what color is the circle " + "that is left of the square " * 12
+    main(["cup.jpg", "what color?", long, *UNTRAINED])
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[-1] == (
+        f"note: question 2 is longer than the text encoder takes. It was cut after {LIMIT} tokens, "
+        "which end in 'is left of the'."
+    )
+    assert not any("question 1" in note for note in notes)
+
+
+def test_what_the_model_gets(told: Told) -> None:
+    main(["cup.jpg", "  What   COLOR is it? ", "where?", *UNTRAINED])
+    samples = told.samples
+    assert samples["text_input"] == ["what color is it?", "where?"]
+    assert samples["question_id"] == samples["text_input"], "the same draws whatever else is asked"
+    assert samples["image_index"].tolist() == [0, 0]
+    assert samples["grid_image"].shape == samples["segmentation_image"].shape == (1, 3, 384, 384)
+    assert samples["grid_image"].dtype == torch.uint8
+    red, green, _ = samples["grid_image"].float().mean(dim=(0, 2, 3)).tolist()
+    assert red > green + 100
+
+
+def test_each_stream_gets_its_own_size() -> None:
+    sizes = ["model.blip.image_size=64", "model.efficient_sam.image_size=128"]
+    section = model_section(None, "base_esam", sizes)
+    image = Image.new("RGB", (30, 20))
+    samples = samples_of(image, ["what?"], section, torch.device("cpu"))
+    assert samples["grid_image"].shape == (1, 3, 64, 64)
+    assert samples["segmentation_image"].shape == (1, 3, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cup.jpg", ""], 'The question is empty; write it in quotes, such as "What color is it?"'),
+        (["cup.jpg", "what?", " \t "], "Question 2 is empty"),
+        (["cup.jpg", *["what?"] * 51], "51 questions are too many for one picture; ask at most 50"),
+        (["no.jpg", "what?"], "no.jpg: the image can't be read (No such file or directory)."),
+        ([".", "what?"], "the image can't be read (Is a directory)."),
+        (["empty.jpg", "what?"], "empty.jpg: an empty file."),
+        (["text.jpg", "what?"], "text.jpg: not an image."),
+        (["half.jpg", "what?"], "half.jpg: the image can't be read (image file is truncated"),
+        (["cup.jpg", "what?", "--out", "x.jpg"], "--out is x.jpg; what is drawn is a PNG file"),
+        (["cup.png", "what?", "--out", "./cup.png"], "--out is cup.png, which is the picture that"),
+        (["cup.jpg", "what?", "--out", "folder.png"], "--out is folder.png, which is a folder"),
+        (["cup.jpg", "what?", "--out", "cup.png/x.png"], "--out: cup.png/x.png can't be written ("),
+        (["cup.jpg", "what?", "--weights", "no.safetensors"], "there is no file no.safetensors"),
+        (["cup.jpg", "what?", "--weights", "cup.jpg"], "cup.jpg can't be read"),
+        (
+            ["cup.jpg", "what?", "--model-type", "base_esm"],
+            "model.model_type is 'base_esm'; pnp_vqa_fusion has: base_esam",
+        ),
+        (
+            [*UNTRAINED, "cup.jpg", "what?", "--options", "model.captioner.samplin.num_captions=5"],
+            "model.captioner.samplin: there is no such key. Did you mean 'sampling'?",
+        ),
+        (
+            [
+                *UNTRAINED,
+                "cup.jpg",
+                "what?",
+                "--options",
+                "model.captioner.sampling.num_captions=0",
+            ],
+            "model.captioner.sampling.num_captions is 0; it must be at least 1.",
+        ),
+        (
+            ["cup.jpg", "what?", "--options", "run.seed=3"],
+            "--options: 'run' isn't an option here; they all begin with model",
+        ),
+        (
+            ["cup.jpg", "what?", "--options", "model=3"],
+            "--options: model is 3; it must be a mapping",
+        ),
+        (
+            ["cup.jpg", "what?", "--options", "blip"],
+            "--options: 'blip' isn't of the form KEY=VALUE",
+        ),
+    ],
+)
+def test_mistakes_end_with_code_2_and_a_sentence(
+    told: Told,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    whole = (tmp_path / "cup.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (9, 9)).save(tmp_path / "cup.png")
+    (tmp_path / "folder.png").mkdir()
+    assert says in refused(capsys, *arguments)
+    assert not (tmp_path / "cup_answers.png").exists()
+
+
+def test_without_a_gpu_cuda_is_refused(
+    told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = refused(capsys, "cup.jpg", "what?", "--model-type", "base_esam", "--device", "cuda")
+    assert message.startswith("--device is cuda, but torch finds no CUDA device")
+
+
+def test_no_disk_space_is_said_after_the_work_too(
+    told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lavis_ext.evaluation.page.write_png", full)
+    message = refused(capsys, "cup.jpg", "what?", *UNTRAINED)
+    assert message == "--out: cup_answers.png can't be written (No space left on device)."
+
+
+def test_pictures_of_the_same_name_and_odd_suffixes_are_told_apart(tmp_path: Path) -> None:
+    for suffix, side in ((".jpg", 8), (".png", 9)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"cup{suffix}")
+    Image.new("L", (7, 7)).save(tmp_path / "upload", format="PNG")
+    assert read_picture(tmp_path / "cup.jpg").size == (8, 8)
+    assert read_picture(tmp_path / "cup.png").size == (9, 9)
+    assert read_picture(tmp_path / "upload").mode == "RGB"
+
+
+def test_a_photograph_is_turned_the_way_up_that_its_camera_noted(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (30, 20))
+    exif = photo.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    assert read_picture(tmp_path / "photo.jpg").size == (20, 30)
+
+
+def test_options_reach_the_section_and_win() -> None:
+    section = model_section(None, "base_esam", ["model.captioner.sampling.num_captions=5"])
+    assert section.captioner.sampling.num_captions == 5
+    assert section.model_type == "base_esam"
+    assert section.fusion_weights is None
+    section = model_section(None, "base_esam", ["model.model_type=large_esam"])
+    assert section.blip.vision_width == 1024
+
+
+@pytest.mark.parametrize("model_type", [None, "mini"])
+def test_the_miniature_that_ships_is_the_default(
+    model_type: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked_for = []
+
+    def default_section(given: Any) -> Any:
+        asked_for.append(given.fusion_weights)
+        return OmegaConf.create({"model_type": "mini"})
+
+    monkeypatch.setattr(PnpVqaFusion, "default_section", default_section)
+    monkeypatch.setattr(ask, "resolve", lambda source, *, key: tmp_path / Path(source).name)
+    section = model_section(None, model_type, [])
+    assert asked_for == [str(tmp_path / "fusion_encoder.safetensors")]
+    assert section.fusion_weights == asked_for[0]
+
+
+PARTS = ("blip", "efficient_sam", "captioner", "reader")
+
+
+@pytest.fixture
+def untrained_weights(tmp_path: Path) -> Path:
+    """A file of weights as training writes it, of a model whose every part is random."""
+    unset = [f"model.{part}.weights=null" for part in PARTS]
+    # Words of random captioners are all but never the same twice.
+    fewer = ["model.captioner.sampling.num_captions=3", "model.question_matching.block_num=0"]
+    given = merge(
+        OmegaConf.create({"model": {"model_type": "mini"}}), parse_options([*unset, *fewer])
+    )
+    defaults = PnpVqaFusion.default_section(given.model)
+    merged = merge(OmegaConf.create({"model": defaults}), given)
+    section = typed(PnpVqaFusionConfig, merged.model, "model")
+    torch.manual_seed(0)
+    model = PnpVqaFusion.from_config(section, answering=True)
+    # Tied parameters have one tensor between them, which a file can't have.
+    state = {name: tensor.clone() for name, tensor in model.exported_state().items()}
+    config = {"model": OmegaConf.to_container(OmegaConf.structured(section))}
+    path = tmp_path / "weights.safetensors"
+    FusionWeights(state, config, None, None, None, 0).save(path)
+    return path
+
+
+def test_the_real_pipeline_answers_the_same_whatever_else_is_asked(
+    untrained_weights: Path, mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = sorted((mini_gqa / "images").iterdir())[0]
+    out = str(tmp_path / "out.png")
+
+    def asked(*questions: str) -> list[dict[str, Any]]:
+        options = ("--weights", str(untrained_weights), "--device", "cpu", "--out", out, "--json")
+        main([str(picture), *questions, *options])
+        answers: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return answers
+
+    both = asked("What color is the circle?", "Is there a square?")
+    assert [len(answer["captions"]) for answer in both] == [3, 3]
+    assert both[0]["captions"] != both[1]["captions"]
+    (alone,) = asked("Is there a square?")
+    assert alone["captions"] == both[1]["captions"]
+    assert alone["answer"] == both[1]["answer"]
+    assert alone["points"] == both[1]["points"]
+    assert all(0 <= x < 128 and 0 <= y < 128 for x, y in alone["points"])
+    with Image.open(out) as drawn:
+        assert drawn.width == 1400
