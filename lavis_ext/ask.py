@@ -18,13 +18,13 @@ from lavis_ext import distributed
 from lavis_ext.config.loader import merge, parse_options
 from lavis_ext.config.typed import A_MAPPING, shown, typed
 from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.images import read_image
 from lavis_ext.errors import UserError, command
 from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 from lavis_ext.processors.text import FusionQuestionConfig, FusionQuestionProcessor
-from lavis_ext.weights import PACKAGED, resolve
+from lavis_ext.weights import PACKAGED
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip import BlipEncoder
@@ -81,7 +81,7 @@ def read_picture(path: Path) -> Image.Image:
 
     Raises UserError naming the file if it is missing or can't be read as a picture.
     """
-    return ImageOps.exif_transpose(_OnePicture(path).read(path.name))
+    return ImageOps.exif_transpose(read_image(path))
 
 
 def model_section(
@@ -114,8 +114,6 @@ def model_section(
         raise UserError(f"--options: model is {shown(model)}; it must be {A_MAPPING}.")
     if not model.get("fusion_weights") and model.get("model_type") in (None, MINIATURE_TYPE):
         model.fusion_weights = MINIATURE
-    if str(model.get("fusion_weights")).startswith(PACKAGED):
-        model.fusion_weights = str(resolve(model.fusion_weights, key="model.fusion_weights"))
     defaults = PnpVqaFusion.default_section(model)
     return typed(
         PnpVqaFusionConfig, merge(OmegaConf.create({"model": defaults}), given).model, "model"
@@ -148,17 +146,6 @@ def samples_of(
         "text_input": texts,
         "question_id": texts,
     }
-
-
-class _OnePicture(ImageFolder):
-    """A file to be read as those of a folder are, whatever its name ends in and lies beside it."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def path(self, image_id: str) -> Path:
-        """The file, whatever it is called."""
-        return self._file
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,20 +51,24 @@ class ImageFolder:
         return self.folder / self._names[image_id]
 
     def read(self, image_id: str) -> Image.Image:
-        """The image as RGB, 8 bits a channel; grayscale, CMYK, palette and 16-bit are converted.
+        """The image as RGB; see :func:`read_image`. Raises UserError as it does."""
+        return read_image(self.path(image_id))
 
-        Raises UserError naming the file if it is missing, empty, truncated or not an image.
-        """
-        path = self.path(image_id)
-        try:
-            with Image.open(path) as image:
-                return to_rgb(image)
-        except UnidentifiedImageError:
-            empty = path.stat().st_size == 0
-            raise UserError(f"{path}: {'an empty file' if empty else 'not an image'}.") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: the image can't be read ({reason}).") from None
+
+def read_image(path: Path) -> Image.Image:
+    """A picture as RGB, 8 bits a channel; grayscale, CMYK, palette and 16-bit are converted.
+
+    Raises UserError naming the file if it is missing, empty, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        raise UserError(f"{path}: {'an empty file' if empty else 'not an image'}.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: the image can't be read ({reason}).") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

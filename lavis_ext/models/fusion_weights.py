@@ -14,6 +14,7 @@ from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.errors import UserError
 from lavis_ext.files import written_aside
 from lavis_ext.version import __version__
+from lavis_ext.weights import PACKAGED, resolve
 
 FORMAT = "lavis_ext.fusion_weights.1"
 
@@ -54,11 +55,15 @@ class FusionWeights:
             save_file(tensors, aside, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path, *, tensors: bool = True) -> "FusionWeights":
+    def load(cls, source: str | Path, *, tensors: bool = True) -> "FusionWeights":
         """Read what ``save`` wrote; without ``tensors`` only the facts.
 
-        Raises UserError naming the file if it is missing, damaged, or of another kind.
+        ``source`` is a path, or ``packaged:`` and the path of a file of this package. Raises
+        UserError naming the file if it is missing, damaged, or of another kind.
         """
+        path = Path(source)
+        if str(source).startswith(PACKAGED):
+            path = resolve(str(source), key="model.fusion_weights")
         if not path.is_file():
             raise UserError(
                 f"model.fusion_weights: there is no file {path}. Training writes "

@@ -73,7 +73,7 @@ class PnpVqaFusion(BaseModel):
         self.config = config
         saved = None
         if config.fusion_weights and load_weights:
-            saved = FusionWeights.load(Path(config.fusion_weights))
+            saved = FusionWeights.load(config.fusion_weights)
             vocabulary = saved.vocabulary or vocabulary
         self.vocabulary = vocabulary
         unloaded = {} if load_weights else {"weights": None}
@@ -145,7 +145,7 @@ class PnpVqaFusion(BaseModel):
         behind, and objectives that are given replace the default's.
         """
         if given.get("fusion_weights"):
-            path = Path(str(given.fusion_weights))
+            path = str(given.fusion_weights)
             defaults = OmegaConf.create(FusionWeights.load(path, tensors=False).config["model"])
             if str(given.get("model_type") or defaults.model_type) != defaults.model_type:
                 raise UserError(
@@ -175,13 +175,13 @@ class PnpVqaFusion(BaseModel):
         """What the encoders see in the batch's images, each encoded once."""
         from lavis_ext.pipeline.answering import EncodedImages
 
-        with _no_grad_if_frozen(self.blip.blip.vision_model):
+        with no_grad_if_frozen(self.blip.blip.vision_model):
             grid_tokens = self.blip.encode_image(samples["grid_image"])
         if not hasattr(self, "efficient_sam"):
             return EncodedImages(grid_tokens, None, (0, 0), (0, 0))
         images = samples["segmentation_image"]
         size = (images.shape[-2], images.shape[-1])
-        with _no_grad_if_frozen(self.efficient_sam):
+        with no_grad_if_frozen(self.efficient_sam):
             segmentation_tokens = self.efficient_sam.encode_image(images)
         return EncodedImages(grid_tokens, segmentation_tokens, self.efficient_sam.grid(*size), size)
 
@@ -363,7 +363,7 @@ class PnpVqaFusion(BaseModel):
         return heads[name] if name in heads else None  # noqa: SIM401 (ModuleDict has no get)
 
 
-def _no_grad_if_frozen(module: nn.Module) -> Any:
+def no_grad_if_frozen(module: nn.Module) -> Any:
     """Frozen encoders keep no activations for a backward pass."""
     trained = any(parameter.requires_grad for parameter in module.parameters())
     return nullcontext() if trained else torch.no_grad()

@@ -53,10 +53,13 @@ class PretrainingModel(BaseModel):
     def from_config(cls, cfg: Any, *, load_weights: bool = True) -> "PretrainingModel":
         """Build from the section ``model``, typed or as LAVIS hands it over.
 
-        A recipe starts from random weights in any case.
+        Parts start from random weights, but for those whose ``weights`` a recipe gives.
         """
         if not isinstance(cfg, cls.Config):
             cfg = typed(cls.Config, cfg, "model")
+        if not load_weights:
+            for part in cfg.parts:
+                getattr(cfg, part).weights = None
         return cls(cfg)  # type: ignore[call-arg]
 
     @classmethod

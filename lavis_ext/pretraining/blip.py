@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
@@ -23,6 +24,9 @@ class BlipPretrainingConfig(PretrainingConfig):
     blip: Any = option(dict, "BLIP (BlipEncoderConfig).")
     captioner: Any = option(dict, "The captioner (CaptionerConfig).")
     matching_weight: float = option(1.0, "Weight of the matching loss.", at_least=0)
+    share_text_layers: bool = option(
+        True, "Text encoder and decoder are one but for self-attention, as BLIP trains them."
+    )
 
     parts = {"blip": BlipEncoderConfig, "captioner": CaptionerConfig}
 
@@ -31,8 +35,8 @@ class BlipPretrainingConfig(PretrainingConfig):
 class BlipPretraining(PretrainingModel):
     """Captioning and question matching on one image encoder (Li et al., 2022, section 3.2).
 
-    Text encoder and decoder share all but self-attention while they are trained, as BLIP's did:
-    what captioning learns of looking at patches is what matching needs.
+    What captioning learns of looking at patches is what matching needs, so the text layers are
+    shared at first, and free of each other once both have learned.
     """
 
     Config = BlipPretrainingConfig
@@ -54,7 +58,8 @@ class BlipPretraining(PretrainingModel):
         if shapes[0] != shapes[1]:
             raise UserError("model.captioner: its image encoder differs from model.blip's.")
         self.captioner.blip.vision_model = self.blip.blip.vision_model
-        self._share_text_layers()
+        if config.share_text_layers:
+            self._share_text_layers()
 
     def forward(self, samples: DescriptionSamples) -> dict[str, Any]:
         """Loss and report of a batch of images."""
@@ -64,24 +69,13 @@ class BlipPretraining(PretrainingModel):
         captioning = self.captioner.loss(patches, samples["captions"], samples["patch_mask"])
         captioning = captioning.view(images, -1).mean(dim=1)
 
-        texts = len(samples["texts"]) // images
-        seen = tokens.repeat_interleave(texts, dim=0)
-        # The class token is always seen: it stands first.
-        seen_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
-        scores = self.blip.match(
-            seen, *self.blip.tokenize(samples["texts"]), token_mask=seen_mask.long()
-        )
-        labels = torch.full((images, texts), 1 - MATCH, device=scores.device)
-        labels[:, : texts // 2] = MATCH
-        matching = F.cross_entropy(scores, labels.flatten(), reduction="none")
-        matching = matching.view(images, -1).mean(dim=1)
-        right = (scores.detach().argmax(dim=-1).view(images, -1) == labels).float()
+        matching, right = self._matching(tokens, samples)
         return self._output(
             captioning + self.config.matching_weight * matching,
             {
                 "captioning_loss": captioning.detach().sum(),
                 "matching_loss": matching.detach().sum(),
-                "matching_accuracy": right.mean(dim=1).sum(),
+                "matching_accuracy": right.sum(),
             },
             samples,
         )
@@ -93,3 +87,19 @@ class BlipPretraining(PretrainingModel):
         for own, other in zip(encoder.encoder.layer, decoder.encoder.layer, strict=True):
             for shared in ("crossattention", "intermediate", "output"):
                 setattr(own, shared, getattr(other, shared))
+
+    def _matching(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, Tensor]:
+        """Mean loss of each image's texts [B], and the share of them that is judged rightly [B]."""
+        images = len(tokens)
+        texts = len(samples["texts"]) // images
+        seen = tokens.repeat_interleave(texts, dim=0)
+        # The class token is always seen: it stands first.
+        seen_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
+        scores = self.blip.match(
+            seen, *self.blip.tokenize(samples["texts"]), token_mask=seen_mask.long()
+        )
+        labels = torch.full((images, texts), 1 - MATCH, device=scores.device)
+        labels[:, : texts // 2] = MATCH
+        losses = F.cross_entropy(scores, labels.flatten(), reduction="none")
+        right = (scores.detach().argmax(dim=-1).view(images, -1) == labels).float()
+        return losses.view(images, -1).mean(dim=1), right.mean(dim=1)

@@ -141,13 +141,19 @@ class DescriptionDataConfig(PretrainingDataConfig):
     """Options of ``mini_gqa_descriptions``."""
 
     patch_size: int = option(16, "Side in pixels of a patch.", at_least=1)
-    captions: int = option(3, "Captions of an image.", at_least=1)
+    captions: int = option(3, "Captions of an image.", at_least=0)
     pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=1)
     close: float = option(
         0.5,
-        "Share of the pairs that are about one object and matched with its patches alone.",
+        "Share of the pairs that are about one object and matched with some patches alone.",
         at_least=0,
         at_most=1,
+    )
+    close_patches: int | None = option(
+        None,
+        "Most patches of such a pair; by default most_patches. The number is drawn so that twice "
+        "as many is half as likely.",
+        at_least=1,
     )
     fewest_patches: int = option(6, "Patches that a caption is made from, at least.", at_least=1)
     most_patches: int = option(20, "Patches that a caption is made from, at most.", at_least=1)
@@ -203,7 +209,7 @@ class DescriptionDataset(PretrainingDataset):
         return {
             "image": self._image(image_id),
             "captions": captions,
-            "patch_masks": np.stack(patch_masks),
+            "patch_masks": np.array(patch_masks, dtype=bool).reshape(-1, coverage.shape[1]),
             "texts": matched + mismatched,
             "text_patch_masks": np.stack(text_masks + text_masks),
         }
@@ -224,7 +230,10 @@ class DescriptionDataset(PretrainingDataset):
             index = rng.randrange(len(graph.objects))
             pair = mention_pair(graph, graph.objects[index], rng)
             if pair is not None:
-                return *pair, self._drawn(self.BACKGROUND + coverage[index], rng)
+                fewest = self.config.fewest_patches
+                most = self.config.close_patches or self.config.most_patches
+                count = round(fewest * (most / fewest) ** rng.random())
+                return *pair, self._drawn(self.BACKGROUND + coverage[index], count, rng)
         pair = matching_pair(graph, self.split.questions.get(image_id, []), rng)
         return *pair, np.ones(coverage.shape[1], bool)
 
@@ -257,14 +266,14 @@ class DescriptionDataset(PretrainingDataset):
         weights = np.full(coverage.shape[1], self.BACKGROUND)
         if kind > self.config.whole + self.config.unguided:
             weights += coverage[rng.randrange(len(coverage))]
-        return self._drawn(weights, rng)
+        count = rng.randint(self.config.fewest_patches, self.config.most_patches)
+        return self._drawn(weights, count, rng)
 
     def _drawn(
-        self, weights: npt.NDArray[np.floating], rng: random.Random
+        self, weights: npt.NDArray[np.floating], count: int, rng: random.Random
     ) -> npt.NDArray[np.bool_]:
-        """A few patches [N] by weight, without replacement."""
+        """``count`` patches [N] by weight, without replacement."""
         gumbel = -np.log([rng.expovariate(1.0) for _ in weights])
-        count = rng.randint(self.config.fewest_patches, self.config.most_patches)
         chosen = np.zeros(len(weights), bool)
         chosen[np.argsort(-(np.log(weights) + gumbel))[:count]] = True
         return chosen

@@ -28,7 +28,7 @@ def ship(run: Path, out: Path) -> list[Path]:
     weights = FusionWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
     section = OmegaConf.create(weights.config["model"])
     with torch.device("meta"):
-        model = registry.get_model_class(section.arch).from_config(section)
+        model = registry.get_model_class(section.arch).from_config(section, load_weights=False)
     try:
         scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["testdev"]
     except (OSError, KeyError) as error:
