@@ -7,7 +7,8 @@ import torch
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion, PnpVqaFusionConfig
+from lavis_ext.models.config import PnpVqaFusionConfig
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 
 SIDE = 32
 ANSWERS = ("red", "blue", "circle", "square", "yes", "no")
@@ -47,6 +48,36 @@ EFFICIENT_SAM = {
     "heads": 2,
     "neck_width": 16,
 }
+EFFICIENT_SAM_DECODER = {
+    "decoder_heads": 2,
+    "decoder_mlp": 32,
+    "decoder_upscaling": [8, 4],
+    "iou_head_width": 16,
+}
+CAPTIONER = {
+    **{key: BLIP[key] for key in BLIP if key != "projection_dim"},
+    "max_caption_tokens": 24,
+    "sampling": {
+        "num_captions": 3,
+        "top_k": 0,
+        "min_length": 0,
+        "max_length": 9,
+        "patches": {"num_patches": 4},
+    },
+}
+READER = {
+    "weights": None,
+    "tokenizer": "packaged:pipeline/mini_reader_tokenizer.json",
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "num_heads": 4,
+    "vocab_size": 660,
+    "num_captions_fid": 2,
+    "max_answer_tokens": 4,
+}
 DIFNET = {"name": "difnet", "lf": 1, "t": 2, "n": 2, "heads": 2, "d_ff": 64, "dropout": 0.0}
 HEAD = {"width": 32, "heads": 2, "layers": 1, "dropout": 0.0}
 
@@ -62,7 +93,10 @@ def model_section(
         "arch": "pnp_vqa_fusion",
         "model_type": "mini",
         "blip": BLIP,
-        "efficient_sam": EFFICIENT_SAM,
+        "efficient_sam": {**EFFICIENT_SAM, **EFFICIENT_SAM_DECODER},
+        "question_matching": {"block_num": 0},
+        "captioner": CAPTIONER,
+        "reader": READER,
         "fusion": fusion or DIFNET,
         "objectives": objectives,
     }
@@ -74,6 +108,14 @@ def make_model(
     torch.manual_seed(seed)
     section = model_section(objectives, fusion)
     return PnpVqaFusion(typed(PnpVqaFusionConfig, section, "model"), vocabulary())
+
+
+def make_answering_model(fusion: dict[str, Any] | None = None, seed: int = 0) -> PnpVqaFusion:
+    """The whole pipeline with random weights."""
+    torch.manual_seed(seed)
+    section = model_section({"itm": None}, fusion)
+    config = typed(PnpVqaFusionConfig, section, "model")
+    return PnpVqaFusion(config, vocabulary(), load_weights=False, answering=True).eval()
 
 
 def make_samples(images: int = 4, seed: int = 0) -> FusionSamples:
