@@ -7,15 +7,7 @@ LAVIS's own registry.
 from typing import TYPE_CHECKING
 
 # Imported to be registered.
-from lavis_ext import (  # noqa: F401
-    datasets,
-    models,
-    objectives,
-    pretraining,
-    processors,
-    runners,
-    tasks,
-)
+from lavis_ext import datasets, models, objectives, processors, runners, tasks  # noqa: F401
 from lavis_ext.door import registered, registry
 from lavis_ext.version import __version__
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+import lavis_ext.pretraining  # noqa: F401  (its data sets have configs too)
 from lavis_ext.config.loader import Config
 from lavis_ext.config.schema import check, option
 from lavis_ext.config.typed import typed
@@ -54,7 +55,7 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
     assert config.model.blip.text_width == 128  # model type's defaults
     assert config.run.questions_per_image == 1  # the class's
     images = config.datasets["gqa_fusion"].vis_processor.train
-    assert (images.grid_size, images.segmentation_size) == (48, 96)  # taken from the model
+    assert (images.grid_size, images.segmentation_size) == (48, 128)  # taken from the model
 
 
 def test_lavis_sees_the_same_values(configured: Make) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import lavis_ext.pretraining  # noqa: F401  (registers the recipes' models)
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.door import registry
@@ -111,7 +112,7 @@ def test_prompts_lie_in_the_masks_that_they_ask_for(split: Split) -> None:
 
 
 def test_a_questions_objects_are_described_more_often_than_others(split: Split) -> None:
-    config = ReadingDataConfig(errors=0, focus=20, fewest_captions=1, most_captions=1)
+    config = ReadingDataConfig(errors=0, cloze=0, focus=20, fewest_captions=1, most_captions=1)
     dataset = ReadingDataset(config, split, None, seed=0)
     hits = []
     for row, (image_id, question) in enumerate(dataset.records):

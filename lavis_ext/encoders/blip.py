@@ -45,6 +45,10 @@ class BlipSizesConfig:
         30524, "word embeddings: the tokenizer's, then [DEC], then [ENC]", at_least=3
     )
     max_position_embeddings: int = option(512, "position embeddings of the text", at_least=2)
+    # A narrow transformer with 0.02 hardly reads its image for its first thousand steps.
+    initializer_range: float = option(
+        0.02, "standard deviation of random weights; about 0.55 / sqrt(width)", above=0
+    )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -280,7 +284,7 @@ def transformers_config(
             "num_attention_heads": config.vision_heads,
             "intermediate_size": config.vision_mlp,
             # transformers' default of 1e-10 would make an untrained image encoder constant.
-            "initializer_range": _initial_spread(config.vision_width),
+            "initializer_range": config.initializer_range,
         },
         text_config={
             "vocab_size": config.vocab_size,
@@ -289,21 +293,12 @@ def transformers_config(
             "num_attention_heads": config.text_heads,
             "intermediate_size": config.text_mlp,
             "max_position_embeddings": config.max_position_embeddings,
-            "initializer_range": _initial_spread(config.text_width),
+            "initializer_range": config.initializer_range,
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": config.vocab_size - 2,
             "sep_token_id": tokenizer.sep_token_id,
         },
     )
-
-
-def _initial_spread(width: int) -> float:
-    """Standard deviation of random weights: BERT's 0.02 at its width of 768.
-
-    A narrow transformer with 0.02 hardly reads its image for its first thousand steps: what passes
-    through attention shrinks with the square of the weights times the width.
-    """
-    return float(0.02 * (768 / width) ** 0.5)
 
 
 def mask_cross_attention(text_model: nn.Module) -> None:

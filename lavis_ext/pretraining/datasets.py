@@ -378,6 +378,12 @@ class ReadingDataConfig(PretrainingDataConfig):
     focus: float = option(
         5.0, "How much more often the objects asked about are described than others.", at_least=1
     )
+    cloze: float = option(
+        0.5,
+        "Share of samples that ask for words left out of the captions, in place of the question.",
+        at_least=0,
+        at_most=1,
+    )
     errors: float = option(
         0.05, "Share of captions with one wrong word, as captioners make them.", at_least=0
     )
@@ -408,6 +414,8 @@ class ReadingDataset(PretrainingDataset):
         captions = dict.fromkeys(  # each once, as the captioner's are distinct
             self._caption(item, graph, rng) for item in rng.choices(graph.objects, weights, k=count)
         )
+        if rng.random() < self.config.cloze:
+            return cloze(list(captions), rng)
         return question.text, list(captions), question.answer
 
     def collate(self, samples: Sequence[tuple[str, list[str], str]]) -> dict[str, Any]:
@@ -427,3 +435,22 @@ def with_wrong_word(text: str, rng: random.Random) -> str:
     place = rng.choice(places)
     words[place] = rng.choice(OBJECT_VALUES[KEY_OF[words[place]]])
     return " ".join(words)
+
+
+CLOZE_QUESTION = "which words are missing?"
+MOST_MISSING = 5
+
+
+def cloze(captions: list[str], rng: random.Random) -> tuple[str, list[str], str]:
+    """A question for words that are left out of captions, the captions, and the words in order.
+
+    Another caption of the same object has them. That teaches looking things up with several words
+    a sample, where a question has one (after the span corruption of Raffel et al., 2020).
+    """
+    words = [text.split() for text in captions]
+    places = [(i, j) for i, text in enumerate(words) for j, w in enumerate(text) if w in KEY_OF]
+    chosen = sorted(rng.sample(places, min(rng.randint(1, MOST_MISSING), len(places))))
+    missing = [words[i][j] for i, j in chosen]
+    for i, j in chosen:
+        words[i][j] = "?"
+    return CLOZE_QUESTION, [" ".join(text) for text in words], " ".join(missing)

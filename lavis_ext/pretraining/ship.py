@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-import lavis_ext  # noqa: F401  (registers the models that the runs name)
+import lavis_ext.pretraining  # noqa: F401  (registers the models that the runs name)
 from lavis_ext.door import registry
 from lavis_ext.errors import UserError, command
 from lavis_ext.files import written_aside
