@@ -6,18 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from test_picture import made_output
 from tiny import BLIP
 
 from lavis_ext import ask
 from lavis_ext.ask import main, model_section, read_picture, samples_of
-from lavis_ext.config.loader import merge, parse_options
 from lavis_ext.config.typed import typed
 from lavis_ext.encoders.blip import BlipEncoder, BlipEncoderConfig
-from lavis_ext.models.config import PnpVqaFusionConfig
-from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 
 LIMIT = 12
@@ -279,55 +275,21 @@ def test_options_reach_the_section_and_win() -> None:
 
 
 @pytest.mark.parametrize("model_type", [None, "mini"])
-def test_the_miniature_that_ships_is_the_default(
-    model_type: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked_for = []
-
-    def default_section(given: Any) -> Any:
-        asked_for.append(given.fusion_weights)
-        return OmegaConf.create({"model_type": "mini"})
-
-    monkeypatch.setattr(PnpVqaFusion, "default_section", default_section)
-    monkeypatch.setattr(ask, "resolve", lambda source, *, key: tmp_path / Path(source).name)
-    section = model_section(None, model_type, [])
-    assert asked_for == [str(tmp_path / "fusion_encoder.safetensors")]
-    assert section.fusion_weights == asked_for[0]
-
-
-PARTS = ("blip", "efficient_sam", "captioner", "reader")
-
-
-@pytest.fixture
-def untrained_weights(tmp_path: Path) -> Path:
-    """A file of weights as training writes it, of a model whose every part is random."""
-    unset = [f"model.{part}.weights=null" for part in PARTS]
-    # Words of random captioners are all but never the same twice.
-    fewer = ["model.captioner.sampling.num_captions=3", "model.question_matching.block_num=0"]
-    given = merge(
-        OmegaConf.create({"model": {"model_type": "mini"}}), parse_options([*unset, *fewer])
-    )
-    defaults = PnpVqaFusion.default_section(given.model)
-    merged = merge(OmegaConf.create({"model": defaults}), given)
-    section = typed(PnpVqaFusionConfig, merged.model, "model")
-    torch.manual_seed(0)
-    model = PnpVqaFusion.from_config(section, answering=True)
-    # Tied parameters have one tensor between them, which a file can't have.
-    state = {name: tensor.clone() for name, tensor in model.exported_state().items()}
-    config = {"model": OmegaConf.to_container(OmegaConf.structured(section))}
-    path = tmp_path / "weights.safetensors"
-    FusionWeights(state, config, None, None, None, 0).save(path)
-    return path
+def test_the_miniature_that_ships_is_the_default(model_type: str | None) -> None:
+    section = ask.model_section(None, model_type, [])
+    assert section.fusion_weights == ask.MINIATURE
+    assert section.model_type == "mini"
 
 
 def test_the_real_pipeline_answers_the_same_whatever_else_is_asked(
-    untrained_weights: Path, mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = sorted((mini_gqa / "images").iterdir())[0]
     out = str(tmp_path / "out.png")
 
     def asked(*questions: str) -> list[dict[str, Any]]:
-        options = ("--weights", str(untrained_weights), "--device", "cpu", "--out", out, "--json")
+        fewer = "model.captioner.sampling.num_captions=3"
+        options = ("--device", "cpu", "--out", out, "--json", "--options", fewer)
         main([str(picture), *questions, *options])
         answers: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
         return answers
