@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_answering_model, make_samples, model_section, vocabulary
+from torch import Tensor
 
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.errors import UserError
 from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.pipeline import captioner
 from lavis_ext.pipeline.answering import PipelineOutput
+from lavis_ext.pipeline.patches import PatchConfig, draw_patches
 from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 
 
@@ -155,18 +158,25 @@ def test_wrong_arguments_are_named(
         model.predict_answers(samples, **arguments)
 
 
+@pytest.mark.parametrize(("choose", "patches"), [("guided", 2), ("uniform", 2), ("all", 16)])
 def test_patches_are_chosen_as_the_config_says(
-    model: PnpVqaFusion, samples: FusionSamples, output: PipelineOutput
+    samples: FusionSamples, monkeypatch: pytest.MonkeyPatch, choose: str, patches: int
 ) -> None:
-    chosen = model.config.captioner.sampling.patches
-    try:
-        chosen.choose = "uniform"
-        assert model.answer(samples).captions != output.captions
-        chosen.choose = "all"
-        everything = model.answer(samples)
-        assert everything.captions != output.captions
-    finally:
-        chosen.choose = "guided"
+    model = make_answering_model()
+    model.config.captioner.sampling.patches = PatchConfig(num_patches=2, choose=choose)
+    heat_of_two = torch.zeros(16)
+    heat_of_two[[5, 10]] = 1.0
+    drawn: list[Tensor] = []
+
+    def with_two_hot(heat: Tensor, *given: Any) -> Tensor:
+        drawn.append(draw_patches(heat_of_two.expand_as(heat), *given))
+        return drawn[-1]
+
+    monkeypatch.setattr(captioner, "draw_patches", with_two_hot)
+    model.answer(samples)
+    assert all(each.shape[1] == patches for each in drawn)
+    hot = torch.isin(torch.cat([each.flatten() for each in drawn]), torch.tensor([5, 10]))
+    assert hot.all() == (choose == "guided")
 
 
 def test_a_captioner_that_always_says_the_same_ends_and_says_so(samples: FusionSamples) -> None:
