@@ -20,6 +20,8 @@ from lavis_ext.pipeline.captioner import BlipCaptioner
 from lavis_ext.pipeline.reader import FidReader
 from lavis_ext.pretraining.builder import read_split
 from lavis_ext.pretraining.datasets import (
+    LABELS,
+    NO_LABEL,
     DescriptionDataConfig,
     DescriptionDataset,
     MaskDataConfig,
@@ -34,7 +36,11 @@ from lavis_ext.runners.launch import started
 
 PROJECT = Path(__file__).parents[1]
 RECIPES = PROJECT / "projects" / "mini"
-DATA = {"blip_close": "mini_gqa_descriptions", "efficient_sam": "mini_gqa_masks"}
+DATA = {
+    "blip_patches": "mini_gqa_descriptions",
+    "blip_close": "mini_gqa_descriptions",
+    "efficient_sam": "mini_gqa_masks",
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,26 @@ def test_captions_are_about_what_their_patches_show(split: Split) -> None:
             seen = seen / coverage.sum(axis=1)
             shown.append(seen[[name == said for name in names]].max() == seen.max())
     assert np.mean(shown) > 0.9
+
+
+def test_patches_are_labelled_with_the_object_that_covers_them(split: Split) -> None:
+    dataset = DescriptionDataset(DescriptionDataConfig(captions=0, pairs=0), split, None, seed=0)
+    samples = batch(dataset, list(range(32)))
+    assert samples["patch_labels"].shape == (32, 64, len(LABELS))
+    assert samples["captions"] == samples["texts"] == []
+    keys = list(LABELS)
+    for labels, image_id in zip(samples["patch_labels"].numpy(), dataset.records, strict=True):
+        graph = split.graphs[image_id]
+        assert (labels[:, keys.index("weather")] == LABELS["weather"].index(graph.weather)).all()
+        coverage = dataset._coverage(image_id)
+        for patch in range(64):
+            found = labels[patch, keys.index("color")]
+            if coverage[:, patch].max() < 0.25:
+                assert found == NO_LABEL
+            else:
+                item = graph.objects[int(coverage[:, patch].argmax())]
+                assert LABELS["color"][found] in item.attributes
+                assert LABELS["name"][labels[patch, keys.index("name")]] == item.name
 
 
 def test_prompts_lie_in_the_masks_that_they_ask_for(split: Split) -> None:
@@ -164,6 +190,19 @@ def test_a_recipe_trains_and_what_it_ships_loads_as_published_weights_do(
             part.state_dict().items(), loaded.state_dict().values(), strict=True
         ):
             assert torch.equal(one, other), name
+
+
+def test_the_image_encoder_begins_with_labels_alone(
+    configured: Callable[..., Config], mini_gqa: Path, tmp_path: Path
+) -> None:
+    cfg = tiny_recipe(configured, mini_gqa, tmp_path, "blip_patches")
+    with started(cfg, ["train", "val", "testdev"]) as runner:
+        before = {n: p.clone() for n, p in runner.model.named_parameters()}
+        figures = runner.train()
+        changed = {n for n, p in runner.model.named_parameters() if not torch.equal(p, before[n])}
+    assert figures["testdev"].keys() == {"loss", "labelling_loss", "labelling_accuracy"}
+    assert changed
+    assert all(name.startswith(("blip.blip.vision_model.", "labels.")) for name in changed)
 
 
 def test_text_layers_are_shared_but_for_self_attention(configured: Callable[..., Config]) -> None:

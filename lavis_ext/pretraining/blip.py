@@ -1,10 +1,10 @@
-"""The model ``blip_pretraining``: question matching and captioning."""
+"""The model ``blip_pretraining``: labels of patches, question matching and captioning."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
@@ -14,7 +14,7 @@ from lavis_ext.errors import UserError
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.pipeline.captioner import BlipCaptioner, CaptionerConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
-from lavis_ext.pretraining.datasets import DescriptionSamples
+from lavis_ext.pretraining.datasets import LABELS, NO_LABEL, DescriptionSamples
 
 
 @dataclass
@@ -23,6 +23,10 @@ class BlipPretrainingConfig(PretrainingConfig):
 
     blip: Any = option(dict, "BLIP (BlipEncoderConfig).")
     captioner: Any = option(dict, "The captioner (CaptionerConfig).")
+    labelling_weight: float = option(
+        0.0, "Weight of the loss of patches' labels. A loss of weight 0 isn't computed.", at_least=0
+    )
+    captioning_weight: float = option(1.0, "Weight of the captioning loss.", at_least=0)
     matching_weight: float = option(1.0, "Weight of the matching loss.", at_least=0)
     share_text_layers: bool = option(
         True, "Text encoder and decoder are one but for self-attention, as BLIP trains them."
@@ -36,7 +40,9 @@ class BlipPretraining(PretrainingModel):
     """Captioning and question matching on one image encoder (Li et al., 2022, section 3.2).
 
     What captioning learns of looking at patches is what matching needs, so the text layers are
-    shared at first, and free of each other once both have learned.
+    shared at first, and free of each other once both have learned. An image encoder this young
+    learns far more from a label for each patch than from a sentence for an image (Jiang et al.,
+    "All Tokens Matter", NeurIPS 2021), so it begins with those.
     """
 
     Config = BlipPretrainingConfig
@@ -44,7 +50,6 @@ class BlipPretraining(PretrainingModel):
         "blip.blip.": "blip_question_matching.safetensors",
         "captioner.blip.": "blip_captioning.safetensors",
     }
-    figures = ("loss", "captioning_loss", "matching_loss", "matching_accuracy")
 
     def __init__(self, config: BlipPretrainingConfig) -> None:
         super().__init__()
@@ -60,25 +65,55 @@ class BlipPretraining(PretrainingModel):
         self.captioner.blip.vision_model = self.blip.blip.vision_model
         if config.share_text_layers:
             self._share_text_layers()
+        self.labels = nn.ModuleDict(
+            {key: nn.Linear(self.blip.width, len(values)) for key, values in LABELS.items()}
+        )
+        self._losses = {
+            "labelling": (config.labelling_weight, self._labelling),
+            "captioning": (config.captioning_weight, self._captioning),
+            "matching": (config.matching_weight, self._matching),
+        }
+
+    @property
+    def figures(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The losses that have a weight, and how often labels and matches are right."""
+        given = [name for name, (weight, _) in self._losses.items() if weight > 0]
+        rates = [f"{name}_accuracy" for name in given if name != "captioning"]
+        return ("loss", *(f"{name}_loss" for name in given), *rates)
 
     def forward(self, samples: DescriptionSamples) -> dict[str, Any]:
         """Loss and report of a batch of images."""
         tokens = self.blip.encode_image(samples["grid_image"])
+        total = tokens.new_zeros(len(tokens))
+        report = {}
+        for name, (weight, loss_of) in self._losses.items():
+            if weight > 0:
+                losses, right = loss_of(tokens, samples)
+                total = total + weight * losses
+                report[f"{name}_loss"] = losses.detach().sum()
+                if right is not None:
+                    report[f"{name}_accuracy"] = right.sum()
+        return self._output(total, report, samples)
+
+    def _labelling(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, Tensor]:
+        """Loss [B], the labels' sum of the mean over patches, and the share of right ones [B]."""
+        total, right = tokens.new_zeros(len(tokens)), tokens.new_zeros(len(tokens))
+        for place, head in enumerate(self.labels.values()):
+            labels = samples["patch_labels"][..., place]
+            scores = head(tokens[:, 1:]).transpose(1, 2)
+            losses = F.cross_entropy(scores, labels, ignore_index=NO_LABEL, reduction="none")
+            counted = (labels != NO_LABEL).sum(dim=1).clamp(min=1)
+            total = total + losses.sum(dim=1) / counted
+            hits = (scores.detach().argmax(dim=1) == labels).sum(dim=1) / counted
+            right = right + hits / len(LABELS)
+        return total, right
+
+    def _captioning(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, None]:
+        """Mean loss of each image's captions [B]."""
         images = len(tokens)
         patches = tokens[:, 1:].repeat_interleave(len(samples["captions"]) // images, dim=0)
-        captioning = self.captioner.loss(patches, samples["captions"], samples["patch_mask"])
-        captioning = captioning.view(images, -1).mean(dim=1)
-
-        matching, right = self._matching(tokens, samples)
-        return self._output(
-            captioning + self.config.matching_weight * matching,
-            {
-                "captioning_loss": captioning.detach().sum(),
-                "matching_loss": matching.detach().sum(),
-                "matching_accuracy": right.sum(),
-            },
-            samples,
-        )
+        losses = self.captioner.loss(patches, samples["captions"], samples["patch_mask"])
+        return losses.view(images, -1).mean(dim=1), None
 
     def _share_text_layers(self) -> None:
         encoder = self.blip.blip.text_encoder

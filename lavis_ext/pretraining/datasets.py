@@ -23,11 +23,11 @@ from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.gqa import DataFault
 from lavis_ext.datasets.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, OBJECT_VALUES
+from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, OBJECT_VALUES, SCENE_VALUES
 from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph, read_object_masks
 from lavis_ext.encoders.sam_prompt_encoder import BOTTOM_RIGHT, NONE, POINT, TOP_LEFT
 from lavis_ext.errors import UserError
-from lavis_ext.pretraining.descriptions import caption
+from lavis_ext.pretraining.descriptions import caption, value_of
 from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 
@@ -119,11 +119,21 @@ class PretrainingDataset(Dataset[Any], ABC):
         return read_object_masks(self.split.folder / "masks" / f"{image_id}.png", count)
 
 
+LABELS: dict[str, tuple[str, ...]] = {
+    **{key: OBJECT_VALUES[key] for key in ("name", "color", "pattern", "size")},
+    **SCENE_VALUES,
+}
+"""What a patch is labelled with, and the values there are."""
+NO_LABEL = -100
+
+
 class DescriptionSamples(TypedDict):
     """A batch of B images with C captions and 2K texts each."""
 
     grid_image: Tensor
     """uint8 [B, 3, S, S]."""
+    patch_labels: Tensor
+    """int64 [B, N, len(LABELS)], places in the values of each of LABELS, or NO_LABEL."""
     captions: list[str]
     """[B * C], those of image b from b * C on."""
     patch_mask: Tensor
@@ -142,7 +152,7 @@ class DescriptionDataConfig(PretrainingDataConfig):
 
     patch_size: int = option(16, "Side in pixels of a patch.", at_least=1)
     captions: int = option(3, "Captions of an image.", at_least=0)
-    pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=1)
+    pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=0)
     close: float = option(
         0.5,
         "Share of the pairs that are about one object and matched with some patches alone.",
@@ -175,7 +185,7 @@ class DescriptionDataConfig(PretrainingDataConfig):
 
 
 class DescriptionDataset(PretrainingDataset):
-    """Images with captions of some of their patches, and with texts that match or don't.
+    """Images with captions of some of their patches, texts that match or don't, and labels.
 
     PNP-VQA makes captions from patches that it draws; a captioner that is to tell what is in them
     has to be trained that way, when it is as small as this one.
@@ -184,6 +194,8 @@ class DescriptionDataset(PretrainingDataset):
     Config = DescriptionDataConfig
     BACKGROUND = 0.005
     """Weight of a patch without the object against one full of it."""
+    LABELLED = 0.25
+    """Share of a patch that an object must cover to be its label."""
     SHARPNESS = 3
     """Power that makes the object whose pixels are most in the patches the one described."""
 
@@ -208,11 +220,31 @@ class DescriptionDataset(PretrainingDataset):
             text_masks.append(seen)
         return {
             "image": self._image(image_id),
+            "patch_labels": self._labels(graph, coverage),
             "captions": captions,
             "patch_masks": np.array(patch_masks, dtype=bool).reshape(-1, coverage.shape[1]),
             "texts": matched + mismatched,
-            "text_patch_masks": np.stack(text_masks + text_masks),
+            "text_patch_masks": np.array(text_masks * 2, dtype=bool).reshape(-1, coverage.shape[1]),
         }
+
+    def _labels(
+        self, graph: SceneGraph, coverage: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
+        """Labels [N, len(LABELS)]: of the object that covers most of a patch, and of the scene."""
+        scene = {"place": graph.place, "weather": graph.weather}
+        of_objects = np.array(
+            [
+                [
+                    values.index(scene[key] if key in scene else value_of(item, key))
+                    for key, values in LABELS.items()
+                ]
+                for item in graph.objects
+            ]
+        )
+        labels: npt.NDArray[np.int64] = of_objects[coverage.argmax(axis=0)]
+        bare = coverage.max(axis=0) < self.LABELLED
+        labels[np.ix_(bare, [key not in scene for key in LABELS])] = NO_LABEL
+        return labels
 
     def _pair(
         self,
@@ -241,6 +273,7 @@ class DescriptionDataset(PretrainingDataset):
         """See :class:`DescriptionSamples`."""
         return {
             "grid_image": torch.stack([sample["image"] for sample in samples]),
+            "patch_labels": torch.from_numpy(np.stack([s["patch_labels"] for s in samples])),
             "captions": [text for sample in samples for text in sample["captions"]],
             "patch_mask": torch.from_numpy(np.concatenate([s["patch_masks"] for s in samples])),
             "texts": [text for sample in samples for text in sample["texts"]],
