@@ -1,6 +1,7 @@
 """From a merged section to the dataclass that owns it, with errors that name the key."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -83,6 +84,9 @@ def _resolved(section: Any, where: str) -> dict[Any, Any]:
         key = key if key.startswith(where) else f"{where}.{key}"
         # OmegaConf puts "KeyError raised while resolving interpolation:" before the reason.
         reason = str(error).splitlines()[0].rpartition("raised while resolving interpolation: ")[2]
+        if scalar := re.search(r"node `(.+?)` is not a container", reason):
+            value = OmegaConf.select(section._get_root(), scalar[1])
+            raise UserError(f"{scalar[1]} is {shown(value)}; it must be {A_MAPPING}.") from None
         raise UserError(f"{key}: {reason.strip(chr(34))}.") from None
     except RecursionError:
         raise UserError(
