@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 
 from lavis_ext import distributed
-from lavis_ext.config.loader import merge, parse_options
+from lavis_ext.config.loader import import_modules, merge, parse_options
 from lavis_ext.config.typed import A_MAPPING, shown, typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.images import read_image
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_questions(arguments.questions)
     image = read_picture(arguments.image)
     _check_out(out, arguments.image)
+    import_modules(arguments.imports)
     section = model_section(arguments.weights, arguments.model_type, arguments.options or [])
     device = _device(arguments.device)
     _say_what_is_untrained(section)
@@ -172,6 +173,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="KEY=VALUE",
         help="values of the model's config, such as model.captioner.sampling.num_captions=5",
+    )
+    parser.add_argument(
+        "--imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules that register what the weights' config names, as a YAML's imports do",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE.png", help="what to draw to (IMAGE's name_answers.png)"

@@ -203,6 +203,10 @@ def test_each_stream_gets_its_own_size() -> None:
             "--options: 'run' isn't an option here; they all begin with model",
         ),
         (
+            ["cup.jpg", "what?", "--imports", "my_fusion"],
+            "imports: the module 'my_fusion' can't be imported",
+        ),
+        (
             ["cup.jpg", "what?", "--options", "model=3"],
             "--options: model is 3; it must be a mapping",
         ),

@@ -42,7 +42,7 @@ class Config(LavisConfig):
             _refuse_unset(OmegaConf.to_container(source), path)
         given = merge(*sources)
         _check_sections(given, path)
-        _import_modules(given)
+        import_modules(OmegaConf.to_container(given).get("imports") or [])  # type: ignore[union-attr]
         merged = _with_defaults(given)
         # The model first: the other sections take values from it.
         self.model: Any = typed(
@@ -158,8 +158,11 @@ def _refuse_unset(tree: Any, path: str, where: str = "") -> None:
             raise UserError(f"{path}: {where}{key} is ???; give it a value.")
 
 
-def _import_modules(given: DictConfig) -> None:
-    names = OmegaConf.to_container(given).get("imports") or []  # type: ignore[union-attr]
+def import_modules(names: Any) -> None:
+    """Import modules, of the working directory too, for what they register.
+
+    Raises UserError for anything but a list of names, and for a module that can't be imported.
+    """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"imports is {shown(names)}; it must be a list of names of modules.")
     if str(Path.cwd()) not in sys.path:
