@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test demo clean distclean
+.PHONY: help setup lint test demo miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
-	@echo "make demo       a run from training to answers on the small data set of the repository"
+	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
+	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
 	@echo "make distclean  remove $(VENV) as well"
 
@@ -38,6 +39,9 @@ test: setup
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh
+
+miniature: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/miniature.sh
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

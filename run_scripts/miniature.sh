@@ -6,8 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 mkdir -p output
 output=$(mktemp -d output/miniature.XXXXXX)
-# blip_whole starts from what blip_close has put into the package.
-for recipe in efficient_sam reader blip_close blip_whole; do
+# Each of BLIP's recipes starts from what the one before has put into the package.
+for recipe in efficient_sam reader blip_patches blip_close blip_whole; do
     python train.py --cfg-path projects/mini/$recipe.yaml --options run.output_dir="$output" "$@"
     python -m lavis_ext.pretraining.ship "$output"/$recipe-*/
 done

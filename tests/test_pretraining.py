@@ -138,7 +138,7 @@ def test_prompts_lie_in_the_masks_that_they_ask_for(split: Split) -> None:
 
 
 def test_a_questions_objects_are_described_more_often_than_others(split: Split) -> None:
-    config = ReadingDataConfig(errors=0, cloze=0, focus=20, fewest_captions=1, most_captions=1)
+    config = ReadingDataConfig(errors=0, focus=20, fewest_captions=1, most_captions=1)
     dataset = ReadingDataset(config, split, None, seed=0)
     hits = []
     for row, (image_id, question) in enumerate(dataset.records):
@@ -237,6 +237,34 @@ def test_a_wrong_part_of_the_data_section_is_named(
                 "blip_close",
                 f"datasets.mini_gqa_descriptions.{option}",
             )
+
+
+def test_tokens_are_labelled_with_what_stands_on_both_sides(
+    configured: Callable[..., Config],
+) -> None:
+    cfg = configured(cfg_path=RECIPES / "reader.yaml")
+    model = registry.get_model_class("reader_pretraining").from_config(cfg.model)
+    bias = model.reader.t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    assert bias.std() > 2, "position biases near 0 take thousands of steps to matter"
+    samples = {
+        "questions": ["is the star red?", "which shape is blue?"],
+        "captions": [["a large red star", "a blue star"], ["a blue ring"]],
+        "about": [[True, False], [True]],
+        "answers": ["yes", "ring"],
+        "global_size": 2,
+    }
+    encoded = model.reader.encode(samples["questions"], samples["captions"])
+    repeated, about, in_caption = model.token_labels(encoded, samples)
+    words = [
+        model.reader.tokenizer.convert_ids_to_tokens(ids[own])
+        for ids, own in zip(encoded.ids, repeated, strict=True)
+    ]
+    assert words == [["star", "red", "red", "star"], ["star", "star"], ["blue", "blue"]]
+    assert in_caption.sum(dim=1).tolist() == [6, 5, 5]  # with the mark and the end
+    assert [bool(row[0]) for row in about] == [True, False, True]
+    cfg.model.reader.num_captions_fid = 2
+    with pytest.raises(UserError, match="must be 1"):
+        registry.get_model_class("reader_pretraining").from_config(cfg.model)
 
 
 def test_the_reader_can_be_trained_by_its_recipe_s_model(

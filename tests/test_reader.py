@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from lavis_ext.errors import UserError
-from lavis_ext.pipeline.reader import FidReader, ReaderConfig, normalise_answer
+from lavis_ext.pipeline.reader import FidReader, ReaderConfig, end_to_end, normalise_answer
 
 TOKENIZER = "packaged:pipeline/mini_reader_tokenizer.json"
 SIZES: dict[str, Any] = {
@@ -38,6 +38,12 @@ CAPTIONS = [
 ANSWERS = ["red", "green", "circle", "no"]
 
 
+def loss_of(
+    reader: FidReader, questions: list[str], captions: list[list[str]], answers: list[str]
+) -> torch.Tensor:
+    return reader.loss(reader.encode(questions, captions), answers)
+
+
 def make_reader(seed: int = 0, **options: Any) -> FidReader:
     torch.manual_seed(seed)
     return FidReader(ReaderConfig(**{**SIZES, "weights": None, **options})).eval()
@@ -50,7 +56,7 @@ def trained() -> FidReader:
     reader.train()
     for _ in range(80):
         optimizer.zero_grad()
-        loss = reader.loss(QUESTIONS, CAPTIONS, ANSWERS).mean()
+        loss = loss_of(reader, QUESTIONS, CAPTIONS, ANSWERS).mean()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.05
@@ -71,7 +77,7 @@ def test_passages_are_the_question_with_some_captions_each() -> None:
 
 def test_passages_are_encoded_apart_and_laid_end_to_end() -> None:
     reader = make_reader()
-    together, mask = reader._encode(QUESTIONS[:1], CAPTIONS[:1], 2)
+    together, mask = end_to_end(reader.encode(QUESTIONS[:1], CAPTIONS[:1], 2))
     alone = []
     for passage in reader.passages(QUESTIONS[0], CAPTIONS[0]):
         ids = torch.tensor([reader.tokenizer(passage)["input_ids"]])
@@ -82,8 +88,8 @@ def test_passages_are_encoded_apart_and_laid_end_to_end() -> None:
 
 def test_the_decoder_reads_the_second_passage_too() -> None:
     reader = make_reader()
-    one = reader.loss(QUESTIONS[:1], [["a red circle", "a star", "a ring"]], ["red"])
-    other = reader.loss(QUESTIONS[:1], [["a red circle", "a star", "a cross"]], ["red"])
+    one = loss_of(reader, QUESTIONS[:1], [["a red circle", "a star", "a ring"]], ["red"])
+    other = loss_of(reader, QUESTIONS[:1], [["a red circle", "a star", "a cross"]], ["red"])
     assert abs(float((one - other).detach())) > 1e-6
 
 
@@ -97,9 +103,12 @@ def test_answers_and_losses_do_not_depend_on_the_batch(trained: FidReader, beams
     assert reader.read(QUESTIONS[::-1], CAPTIONS[::-1], options) == together[::-1]
     in_passes = ReaderConfig(**{**SIZES, "num_beams": beams, "questions_per_pass": 3})
     assert reader.read(QUESTIONS, CAPTIONS, in_passes) == together
-    losses = trained.loss(QUESTIONS, CAPTIONS, ANSWERS)
+    losses = loss_of(trained, QUESTIONS, CAPTIONS, ANSWERS)
     alone = torch.cat(
-        [trained.loss([q], [c], [a]) for q, c, a in zip(QUESTIONS, CAPTIONS, ANSWERS, strict=True)]
+        [
+            loss_of(trained, [q], [c], [a])
+            for q, c, a in zip(QUESTIONS, CAPTIONS, ANSWERS, strict=True)
+        ]
     )
     torch.testing.assert_close(losses, alone, atol=1e-5, rtol=1e-4)
 
@@ -110,14 +119,14 @@ def test_the_loss_is_that_of_transformers_for_one_passage() -> None:
     ids = torch.tensor([reader.tokenizer(passage)["input_ids"]])
     labels = torch.tensor([reader.tokenizer(answer)["input_ids"]])
     expected = reader.t5(input_ids=ids, labels=labels).loss
-    found = reader.loss(QUESTIONS[:1], [["a red circle"]], [answer])
+    found = loss_of(reader, QUESTIONS[:1], [["a red circle"]], [answer])
     torch.testing.assert_close(found[0], expected)
 
 
 def test_longest_and_shortest_answers_are_kept_to() -> None:
     reader = make_reader(seed=1)
     exact = ReaderConfig(**{**SIZES, "min_answer_tokens": 4, "max_answer_tokens": 4})
-    states, mask = reader._encode(QUESTIONS, CAPTIONS, 2)
+    states, mask = end_to_end(reader.encode(QUESTIONS, CAPTIONS, 2))
     assert reader.read(QUESTIONS, CAPTIONS, exact)
     with pytest.raises(UserError, match=r"min_answer_tokens is 5; it must be at most"):
         reader.read(
@@ -137,7 +146,7 @@ def test_a_question_without_captions_is_refused_by_name() -> None:
 
 def test_long_passages_are_cut_and_counted() -> None:
     reader = make_reader(max_passage_tokens=8)
-    states, _ = reader._encode(QUESTIONS[:2], [["a ring"] * 2, ["a"]], 2)
+    states, _ = end_to_end(reader.encode(QUESTIONS[:2], [["a ring"] * 2, ["a"]], 2))
     assert reader.truncated_passages == 2
     assert states.shape[1] == 8
 

@@ -10,6 +10,7 @@ Q questions, P passages of all of them, L tokens of a passage, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -71,6 +72,19 @@ class ReaderConfig:
                 f"{where}.min_answer_tokens is {self.min_answer_tokens}; it must be at most "
                 f"{where}.max_answer_tokens, which is {self.max_answer_tokens}."
             )
+
+
+class EncodedPassages(NamedTuple):
+    """Passages of several questions, P in all, in order, after the encoder."""
+
+    ids: Tensor
+    """Token ids, int64 [P, L]."""
+    mask: Tensor
+    """bool [P, L], False for padding."""
+    states: Tensor
+    """float [P, L, D]."""
+    counts: list[int]
+    """Passages of each question."""
 
 
 class FidReader(nn.Module):
@@ -150,7 +164,9 @@ class FidReader(nn.Module):
         answers: list[str] = []
         for start in range(0, len(questions), config.questions_per_pass):
             some = slice(start, start + config.questions_per_pass)
-            states, mask = self._encode(questions[some], captions[some], config.num_captions_fid)
+            states, mask = end_to_end(
+                self.encode(questions[some], captions[some], config.num_captions_fid)
+            )
             said = self.t5.generate(  # type: ignore[misc]
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,
@@ -164,14 +180,9 @@ class FidReader(nn.Module):
             answers += self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [normalise_answer(answer) for answer in answers]
 
-    def loss(
-        self,
-        questions: Sequence[str],
-        captions: Sequence[Sequence[str]],
-        answers: Sequence[str],
-    ) -> Tensor:
+    def loss(self, encoded: EncodedPassages, answers: Sequence[str]) -> Tensor:
         """Cross-entropy of each answer, float [Q]: the mean over its tokens and the end's."""
-        states, mask = self._encode(questions, captions, self.config.num_captions_fid)
+        states, mask = end_to_end(encoded)
         targets = [torch.tensor(ids) for ids in self.tokenizer(list(answers))["input_ids"]]
         labels = pad_sequence(targets, batch_first=True, padding_value=NO_TARGET).to(states.device)
         logits = self.t5(
@@ -184,12 +195,15 @@ class FidReader(nn.Module):
         )
         return per_token.sum(dim=1) / (labels != NO_TARGET).sum(dim=1)
 
-    def _encode(
-        self, questions: Sequence[str], captions: Sequence[Sequence[str]], size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Passages encoded apart, and laid end to end for each question: [Q, T, D] and [Q, T]."""
+    def encode(
+        self,
+        questions: Sequence[str],
+        captions: Sequence[Sequence[str]],
+        num_captions_fid: int | None = None,
+    ) -> EncodedPassages:
+        """The questions' passages, each encoded apart. Raises UserError as ``passages`` does."""
         grouped = [
-            self.passages(question, texts, size)
+            self.passages(question, texts, num_captions_fid)
             for question, texts in zip(questions, captions, strict=True)
         ]
         ids = self._token_ids([passage for group in grouped for passage in group])
@@ -198,19 +212,7 @@ class FidReader(nn.Module):
         lengths = torch.tensor([len(each) for each in ids], device=self.t5.device)
         mask = torch.arange(input_ids.shape[1], device=self.t5.device) < lengths[:, None]
         states = self.t5.encoder(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
-        # Padding within a passage is dropped, so that a question's states end with its words.
-        of_question = torch.tensor([len(group) for group in grouped], device=self.t5.device)
-        tokens = [
-            kept[own]
-            for kept, own in zip(
-                states.split(of_question.tolist()), mask.split(of_question.tolist()), strict=True
-            )
-        ]
-        together = pad_sequence(tokens, batch_first=True)
-        counts = torch.tensor([len(each) for each in tokens], device=self.t5.device)
-        return together, (
-            torch.arange(together.shape[1], device=self.t5.device) < counts[:, None]
-        ).long()
+        return EncodedPassages(input_ids, mask, states, [len(group) for group in grouped])
 
     def _token_ids(self, passages: list[str]) -> list[Tensor]:
         limit = self.config.max_passage_tokens
@@ -239,6 +241,23 @@ class FidReader(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             decoder_start_token_id=self.tokenizer.pad_token_id,
         )
+
+
+def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
+    """Passages of a question laid end to end: states [Q, T, D] and their mask [Q, T].
+
+    Padding within a passage is dropped, so that a question's states end with its words.
+    """
+    tokens = [
+        states[mask]
+        for states, mask in zip(
+            encoded.states.split(encoded.counts), encoded.mask.split(encoded.counts), strict=True
+        )
+    ]
+    together = pad_sequence(tokens, batch_first=True)
+    lengths = torch.tensor([len(each) for each in tokens], device=together.device)
+    positions = torch.arange(together.shape[1], device=together.device)
+    return together, (positions < lengths[:, None]).long()
 
 
 def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBase:

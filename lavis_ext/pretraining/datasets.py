@@ -396,6 +396,8 @@ class ReadingSamples(TypedDict):
     """[Q]."""
     captions: list[list[str]]
     """[Q] lists."""
+    about: list[list[bool]]
+    """Whether each caption is about an object that is asked about."""
     answers: list[str]
     """[Q]."""
     global_size: int
@@ -410,12 +412,6 @@ class ReadingDataConfig(PretrainingDataConfig):
     most_captions: int = option(10, "Captions of a question, at most.", at_least=1)
     focus: float = option(
         5.0, "How much more often the objects asked about are described than others.", at_least=1
-    )
-    cloze: float = option(
-        0.5,
-        "Share of samples that ask for words left out of the captions, in place of the question.",
-        at_least=0,
-        at_most=1,
     )
     errors: float = option(
         0.05, "Share of captions with one wrong word, as captioners make them.", at_least=0
@@ -436,25 +432,28 @@ class ReadingDataset(PretrainingDataset):
         questions = self.split.questions
         return [(image_id, each) for image_id in sorted(questions) for each in questions[image_id]]
 
-    def draw(self, row: int, rng: random.Random) -> tuple[str, list[str], str]:
-        """Question, captions and answer of a row."""
+    def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
+        """Question, captions, what they are about, and answer of a row."""
         image_id, question = self.records[row]
         graph = self.split.graphs[image_id]
         weights = [
             self.config.focus if item.id in question.objects else 1.0 for item in graph.objects
         ]
         count = rng.randint(self.config.fewest_captions, self.config.most_captions)
-        captions = dict.fromkeys(  # each once, as the captioner's are distinct
-            self._caption(item, graph, rng) for item in rng.choices(graph.objects, weights, k=count)
-        )
-        if rng.random() < self.config.cloze:
-            return cloze(list(captions), rng)
-        return question.text, list(captions), question.answer
+        captions = {  # each once, as the captioner's are distinct
+            self._caption(item, graph, rng): item.id in question.objects
+            for item in rng.choices(graph.objects, weights, k=count)
+        }
+        return {
+            "questions": question.text,
+            "captions": list(captions),
+            "about": list(captions.values()),
+            "answers": question.answer,
+        }
 
-    def collate(self, samples: Sequence[tuple[str, list[str], str]]) -> dict[str, Any]:
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`ReadingSamples`."""
-        questions, captions, answers = zip(*samples, strict=True)
-        return {"questions": list(questions), "captions": list(captions), "answers": list(answers)}
+        return {name: [sample[name] for sample in samples] for name in samples[0]}
 
     def _caption(self, item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
         text = caption(item, graph, rng)
@@ -468,22 +467,3 @@ def with_wrong_word(text: str, rng: random.Random) -> str:
     place = rng.choice(places)
     words[place] = rng.choice(OBJECT_VALUES[KEY_OF[words[place]]])
     return " ".join(words)
-
-
-CLOZE_QUESTION = "which words are missing?"
-MOST_MISSING = 5
-
-
-def cloze(captions: list[str], rng: random.Random) -> tuple[str, list[str], str]:
-    """A question for words that are left out of captions, the captions, and the words in order.
-
-    Another caption of the same object has them. That teaches looking things up with several words
-    a sample, where a question has one (after the span corruption of Raffel et al., 2020).
-    """
-    words = [text.split() for text in captions]
-    places = [(i, j) for i, text in enumerate(words) for j, w in enumerate(text) if w in KEY_OF]
-    chosen = sorted(rng.sample(places, min(rng.randint(1, MOST_MISSING), len(places))))
-    missing = [words[i][j] for i, j in chosen]
-    for i, j in chosen:
-        words[i][j] = "?"
-    return CLOZE_QUESTION, [" ".join(text) for text in words], " ".join(missing)

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
 from lavis_ext.door import registry
-from lavis_ext.pipeline.reader import FidReader, ReaderConfig
+from lavis_ext.errors import UserError
+from lavis_ext.pipeline.reader import SEPARATOR, EncodedPassages, FidReader, ReaderConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
 from lavis_ext.pretraining.datasets import ReadingSamples
 
@@ -17,29 +20,95 @@ class ReaderPretrainingConfig(PretrainingConfig):
     """Options of ``reader_pretraining``."""
 
     reader: Any = option(dict, "The reader (ReaderConfig).")
+    relative_bias_std: float = option(
+        4.0, "Standard deviation of T5's position biases at the start of training.", at_least=0
+    )
+    labelling_weight: float = option(1.0, "Weight of the loss of tokens' labels.", at_least=0)
 
     parts = {"reader": ReaderConfig}
 
 
 @registry.register_model("reader_pretraining")
 class ReaderPretraining(PretrainingModel):
-    """Captions and a question to its answer."""
+    """Captions and a question to its answer.
+
+    Answers alone teach a T5 this young to guess by the kind of question. What it takes to look
+    something up is therefore taught to every token of the encoder: whether its word stands on the
+    other side, question or caption, as well, and whether its caption is about what is asked.
+
+    T5 tells positions by biases of its attention, which have to be several units apart to matter.
+    Adam moves each by a learning rate a step, so from their usual start near 0 they would take
+    thousands of steps; they start wide instead.
+    """
 
     Config = ReaderPretrainingConfig
     shipped = {"reader.t5.": "reader.safetensors"}
-    figures = ("loss", "answer_accuracy")
+    figures = ("loss", "answer_loss", "labelling_loss", "answer_accuracy")
 
     def __init__(self, config: ReaderPretrainingConfig) -> None:
         super().__init__()
+        self.config = config
         self.reader = FidReader(config.reader)
+        if config.reader.num_captions_fid != 1:
+            raise UserError("model.reader.num_captions_fid must be 1: labels are of one caption.")
+        self.labels = nn.Linear(config.reader.d_model, 2)
+        if config.reader.weights is None:
+            for name, parameter in self.reader.named_parameters():
+                if name.endswith("relative_attention_bias.weight"):
+                    nn.init.normal_(parameter, std=config.relative_bias_std)
 
     def forward(self, samples: ReadingSamples) -> dict[str, Any]:
         """Loss and report of a batch of questions; they are answered in evaluation alone."""
         asked, captions = samples["questions"], samples["captions"]
-        losses = self.reader.loss(asked, captions, samples["answers"])
-        report = {}
+        encoded = self.reader.encode(asked, captions)
+        answering = self.reader.loss(encoded, samples["answers"])
+        labelling = self._labelling(encoded, samples)
+        report = {
+            "answer_loss": answering.detach().sum(),
+            "labelling_loss": labelling.detach().sum(),
+        }
         if not self.training:
             answers = self.reader.read(asked, captions)
             right = [a == b for a, b in zip(answers, samples["answers"], strict=True)]
-            report["answer_accuracy"] = torch.tensor(float(sum(right)), device=losses.device)
-        return self._output(losses, report, samples)
+            report["answer_accuracy"] = torch.tensor(float(sum(right)), device=answering.device)
+        return self._output(answering + self.config.labelling_weight * labelling, report, samples)
+
+    def token_labels(
+        self, encoded: EncodedPassages, samples: ReadingSamples
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is known of each token, bool [P, L] each.
+
+        Returns:
+            Whether its word stands on the other side too; whether its caption is about what is
+            asked, which holds where the third is True; whether it is a caption's.
+        """
+        ids, mask, device = encoded.ids, encoded.mask, encoded.ids.device
+        lengths = [
+            len(self.reader.tokenizer(question.strip() + SEPARATOR)["input_ids"]) - 1
+            for question in samples["questions"]
+        ]
+        counts = torch.tensor(encoded.counts, device=device)
+        asked = torch.tensor(lengths, device=device).repeat_interleave(counts)
+        in_question = torch.arange(ids.shape[1], device=device) < asked[:, None]
+        in_caption = mask & ~in_question
+        across = in_question[:, :, None] & in_caption[:, None, :]
+        same = (ids[:, :, None] == ids[:, None, :]) & (across | across.transpose(1, 2))
+        about = torch.tensor([each for group in samples["about"] for each in group], device=device)
+        return same.any(dim=2), about[:, None].expand(ids.shape), in_caption
+
+    def _labelling(self, encoded: EncodedPassages, samples: ReadingSamples) -> Tensor:
+        """Loss of each question [Q]: the mean over its tokens."""
+        repeated, about, in_caption = self.token_labels(encoded, samples)
+        scores = self.labels(encoded.states)
+        by_passage = _mean(_binary(scores[..., 0], repeated), encoded.mask)
+        by_passage = by_passage + _mean(_binary(scores[..., 1], about), in_caption)
+        return torch.stack([each.mean() for each in by_passage.split(encoded.counts)])
+
+
+def _binary(scores: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(scores, labels.float(), reduction="none")
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean [P] over the positions of ``mask`` [P, L]."""
+    return (values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

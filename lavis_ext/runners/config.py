@@ -46,6 +46,7 @@ class RunConfig:
         1.0, "Factor an epoch, for LAVIS's linear_warmup_step_lr.", above=0, at_most=1
     )
     weight_decay: float = option(0.05, "AdamW's weight decay.", at_least=0)
+    beta2: float = option(0.999, "AdamW's second beta.", at_least=0, at_most=1)
     max_grad_norm: float | None = option(1.0, "Gradients are clipped to this norm.", above=0)
     amp: bool = option(False, "bfloat16 autocast.")
 

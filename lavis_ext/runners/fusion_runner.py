@@ -237,6 +237,7 @@ class FusionRunner(RunnerBase):
             groups,
             lr=self.run.init_lr,
             weight_decay=self.run.weight_decay,
+            betas=(0.9, self.run.beta2),
             fused=self.device.type == "cuda",
         )
         self._schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(

@@ -1,0 +1,169 @@
+"""Measure the miniature on mini-GQA: fusions by seeds, pointing, masks, and patches by captions.
+
+    python benchmarks/miniature.py output/bench
+
+Every figure comes from ``train.py`` and ``evaluate.py`` as a user would call them. The folder keeps
+all runs, ``figures.json`` and ``tables.md``; a call that is interrupted goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+RECIPES = "projects/pnp-vqa"
+FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
+OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
+PATCHES = ("guided", "uniform", "all")
+CAPTIONS = (2, 5, 20)
+WEIGHTS = "fusion_encoder_best.safetensors"
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where results go, and what is common to all calls."""
+
+    out: Path
+    threads: int
+    questions: int
+    options: list[str]
+
+    def train(self, fusion: str, seed: int) -> Path:
+        """The folder of a training run."""
+        where = self.out / "fusion" / f"{fusion}-{seed}"
+        options = [*OWN_OPTIONS[fusion], f"run.seed={seed}"]
+        return self._run("train.py", f"{RECIPES}/train/mini_train.yaml", where, options)
+
+    def pointing(self, fusion: str, seed: int) -> Figures:
+        """Pointing and masks with trained weights."""
+        return self._evaluated("mini_pointing", fusion, seed, "pointing", [])
+
+    def answers(self, fusion: str, seed: int, name: str, options: list[str]) -> Figures:
+        """The pipeline's answers with trained weights."""
+        sized = [f"run.small_test_size={self.questions}", *options]
+        return self._evaluated("mini_eval", fusion, seed, name, sized)
+
+    def figures(self, run: Path) -> Figures:
+        """What a run reported of testdev."""
+        (path,) = run.glob("*/metrics.json")
+        found: Figures = json.loads(path.read_text(encoding="utf-8"))["testdev"]
+        return found
+
+    def _evaluated(
+        self, recipe: str, fusion: str, seed: int, name: str, options: list[str]
+    ) -> Figures:
+        (weights,) = self.train(fusion, seed).glob(f"*/{WEIGHTS}")
+        where = self.out / name / f"{fusion}-{seed}"
+        options = [f"model.fusion_weights={weights}", *options]
+        return self.figures(
+            self._run("evaluate.py", f"{RECIPES}/eval/{recipe}.yaml", where, options)
+        )
+
+    def _run(self, program: str, recipe: str, where: Path, options: list[str]) -> Path:
+        if list(where.glob("*/metrics.json")):
+            return where
+        where.mkdir(parents=True, exist_ok=True)
+        with (where / "output.txt").open("w", encoding="utf-8") as output:
+            arguments = ["--cfg-path", recipe, "--options", f"run.output_dir={where}"]
+            subprocess.run(
+                [sys.executable, program, *arguments, *options, *self.options],
+                cwd=PROJECT,
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+        print(f"done: {where}", flush=True)
+        return where
+
+
+def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Figures]]:
+    """Figures by measurement, one entry a seed."""
+    runs = [(fusion, seed) for seed in range(1, seeds + 1) for fusion in FUSIONS]
+    named: dict[str, Callable[[str, int], Figures]] = {
+        "training": lambda fusion, seed: bench.figures(bench.train(fusion, seed)),
+        "pointing": bench.pointing,
+        "answers": lambda fusion, seed: bench.answers(fusion, seed, "answers", []),
+    }
+    found: dict[str, list[Figures]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for measurement, function in named.items():
+            for (fusion, _), figures in zip(
+                runs, pool.map(lambda run, f=function: f(*run), runs), strict=True
+            ):
+                found.setdefault(f"{measurement}/{fusion}", []).append(figures)
+        grid = [(choose, captions) for choose in PATCHES for captions in CAPTIONS]
+        sampling = "model.captioner.sampling"
+        options = [
+            [f"{sampling}.patches.choose={choose}", f"{sampling}.num_captions={captions}"]
+            for choose, captions in grid
+        ]
+        results = pool.map(
+            lambda cell, given: bench.answers("difnet", 1, f"{cell[0]}-{cell[1]}", given),
+            grid,
+            options,
+        )
+        for (choose, captions), figures in zip(grid, results, strict=True):
+            found[f"patches/{choose}/{captions}"] = [figures]
+    return found
+
+
+def tables(found: Mapping[str, list[Figures]]) -> str:
+    """The figures as three tables in Markdown."""
+
+    def cell(measurement: str, figure: str) -> str:
+        values = [100 * each[figure] for each in found[measurement]]
+        if len(values) == 1:
+            return f"{values[0]:.1f}"
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+    rows = [
+        "| fusion | pointing | raw heat IoU | refined heat IoU | answers of the pipeline "
+        "| answers of the classifier |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for fusion in FUSIONS:
+        cells = [cell(f"pointing/{fusion}", "pointing_accuracy")]
+        cells += [cell(f"pointing/{fusion}", f"{kind}_heat_iou") for kind in ("raw", "refined")]
+        cells += [cell(f"answers/{fusion}", "answer_accuracy")]
+        cells += [cell(f"training/{fusion}", "answer_accuracy")]
+        rows.append(f"| `{fusion}` | {' | '.join(cells)} |")
+    chance = cell("pointing/difnet", "chance_accuracy").split(" ")[0]
+    rows += [f"| by chance | {chance} | | | | |", ""]
+    rows += [f"| patches | {' | '.join(f'{count} captions' for count in CAPTIONS)} |"]
+    rows += ["| --- |" + " --- |" * len(CAPTIONS)]
+    for choose in PATCHES:
+        cells = [cell(f"patches/{choose}/{count}", "answer_accuracy") for count in CAPTIONS]
+        rows.append(f"| {choose} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of runs and tables")
+    parser.add_argument("--seeds", type=int, default=3, help="of each fusion (%(default)s)")
+    parser.add_argument("--questions", type=int, default=2000, help="answered (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each run (%(default)s)")
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
+    given = parser.parse_args()
+    bench = Bench(given.out.resolve(), given.threads, given.questions, given.options)
+    found = measure(bench, given.seeds, given.jobs)
+    (bench.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = tables(found)
+    (bench.out / "tables.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
