@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
 OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
 PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
+COMPARED = 200
+"""Questions answered again in other batches and by two processes."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 WEIGHTS = "fusion_encoder_best.safetensors"
 
 Figures = dict[str, float]
@@ -52,6 +55,30 @@ class Bench:
         sized = [f"run.small_test_size={self.questions}", *options]
         return self._evaluated("mini_eval", fusion, seed, name, sized)
 
+    def same_answers(self, fusion: str, seed: int) -> Figures:
+        """How many answers of ``COMPARED`` differ with other batches and processes."""
+        variants = {
+            "batches-of-16": (["run.batch_size_eval=16"], ()),
+            "batches-of-1": (["run.batch_size_eval=1"], ()),
+            "two-processes": (["run.batch_size_eval=16"], TORCHRUN),
+        }
+        answers = {}
+        for name, (options, launcher) in variants.items():
+            where = self.out / "same" / name
+            options = [f"run.small_test_size={COMPARED}", *options, *self._weights(fusion, seed)]
+            run = self._run(
+                "evaluate.py", f"{RECIPES}/eval/mini_eval.yaml", where, options, launcher
+            )
+            (path,) = run.glob("*/testdev_predictions.json")
+            records = json.loads(path.read_text(encoding="utf-8"))
+            answers[name] = {each["questionId"]: each["prediction"] for each in records}
+        first, *others = answers.values()
+        assert len(first) == COMPARED
+        return {
+            name: float(sum(first[question] != other[question] for question in first))
+            for name, other in zip(list(variants)[1:], others, strict=True)
+        }
+
     def figures(self, run: Path) -> Figures:
         """What a run reported of testdev."""
         (path,) = run.glob("*/metrics.json")
@@ -61,21 +88,31 @@ class Bench:
     def _evaluated(
         self, recipe: str, fusion: str, seed: int, name: str, options: list[str]
     ) -> Figures:
-        (weights,) = self.train(fusion, seed).glob(f"*/{WEIGHTS}")
         where = self.out / name / f"{fusion}-{seed}"
-        options = [f"model.fusion_weights={weights}", *options]
+        options = [*self._weights(fusion, seed), *options]
         return self.figures(
             self._run("evaluate.py", f"{RECIPES}/eval/{recipe}.yaml", where, options)
         )
 
-    def _run(self, program: str, recipe: str, where: Path, options: list[str]) -> Path:
+    def _weights(self, fusion: str, seed: int) -> list[str]:
+        (weights,) = self.train(fusion, seed).glob(f"*/{WEIGHTS}")
+        return [f"model.fusion_weights={weights}"]
+
+    def _run(
+        self,
+        program: str,
+        recipe: str,
+        where: Path,
+        options: list[str],
+        launcher: Sequence[str] = (),
+    ) -> Path:
         if list(where.glob("*/metrics.json")):
             return where
         where.mkdir(parents=True, exist_ok=True)
         with (where / "output.txt").open("w", encoding="utf-8") as output:
             arguments = ["--cfg-path", recipe, "--options", f"run.output_dir={where}"]
             subprocess.run(
-                [sys.executable, program, *arguments, *options, *self.options],
+                [sys.executable, *launcher, program, *arguments, *options, *self.options],
                 cwd=PROJECT,
                 env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
                 stdout=output,
@@ -114,6 +151,7 @@ def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Figures]]:
         )
         for (choose, captions), figures in zip(grid, results, strict=True):
             found[f"patches/{choose}/{captions}"] = [figures]
+    found["same_answers"] = [bench.same_answers("difnet", 1)]
     return found
 
 
@@ -144,6 +182,8 @@ def tables(found: Mapping[str, list[Figures]]) -> str:
     for choose in PATCHES:
         cells = [cell(f"patches/{choose}/{count}", "answer_accuracy") for count in CAPTIONS]
         rows.append(f"| {choose} | {' | '.join(cells)} |")
+    rows += ["", f"Answers that differ, of {COMPARED}, from those in batches of 16:"]
+    rows += [f"{count:.0f} with {name}." for name, count in found["same_answers"][0].items()]
     return "\n".join(rows) + "\n"
 
 
