@@ -22,7 +22,7 @@ evaluate "Where it looks" mini_pointing
 
 echo
 python -m lavis_ext.ask data/mini_gqa/images/0003964.jpg \
-    "what color is the dotted ring?" "is the heart above the circle?" \
+    "what color is the dotted ring?" "which angular shape is dotted?" \
     --weights "$weights" --out "$output/asked.png"
 echo
 echo "Runs and the picture are in $output"
