@@ -23,7 +23,7 @@ FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
 OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
 PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
-COMPARED = 200
+COMPARED = 100
 """Questions answered again in other batches and by two processes."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 WEIGHTS = "fusion_encoder_best.safetensors"
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of runs and tables")
     parser.add_argument("--seeds", type=int, default=3, help="of each fusion (%(default)s)")
-    parser.add_argument("--questions", type=int, default=1000, help="answered (%(default)s)")
+    parser.add_argument("--questions", type=int, default=500, help="answered (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each run (%(default)s)")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
