@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 Rows = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrainBatches(Sampler[BatchRows]):
     """Shuffled batches in which the questions of an image stand beside each other.
 
     Args:
-        image_codes: int64 [rows], equal for the questions of one image.
+        image_codes: integers [rows], equal for the questions of one image.
         batch_size: questions a process.
         questions_per_image: at most so many questions of an image stand together; with 1 the
             order is a plain shuffle. The images of a batch are encoded once for all of theirs.
@@ -41,7 +42,7 @@ class TrainBatches(Sampler[BatchRows]):
 
     def __init__(
         self,
-        image_codes: Rows,
+        image_codes: Codes,
         *,
         batch_size: int,
         questions_per_image: int,
@@ -92,7 +93,7 @@ class EvalBatches(Sampler[BatchRows]):
     """Every row once, over all processes, in the order of the images; nothing is padded."""
 
     def __init__(
-        self, image_codes: Rows, *, batch_size: int, rank: int = 0, world_size: int = 1
+        self, image_codes: Codes, *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         order = np.argsort(image_codes, kind="stable")
         self._rows = np.array_split(order, world_size)[rank]

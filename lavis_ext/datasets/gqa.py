@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mismatched import MismatchedQuestions
-from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.datasets.question_table import Codes, QuestionTable
 from lavis_ext.errors import UserError
 
 
@@ -81,7 +80,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def image_codes(self) -> npt.NDArray[np.int64]:
+    def image_codes(self) -> Codes:
         """Integers [rows], equal for the questions of one image."""
         return self.table.codes("image_id")
 
