@@ -117,8 +117,12 @@ class _Questions(Dataset[list[str]]):
 
     def __getitems__(self, batch: BatchRows) -> list[str]:
         drawn = [row for each in batch.rows for row in self.mismatched.draw(int(each), batch.epoch)]
-        texts: list[str] = self.table.take(batch.rows).columns["question"].to_pylist()
-        return [*texts, *(self.table.text("question", row) or "" for row in drawn)]
+        columns = self.table.texts(batch.rows, "question_id", "image_id", "question", "answer")
+        return [
+            str(text)
+            for column in (*columns, *self.table.texts(drawn, "question"))
+            for text in column
+        ]
 
 
 def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str, float]:

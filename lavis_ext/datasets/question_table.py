@@ -150,25 +150,32 @@ class QuestionTable:
             raise LookupError("this table was not read from question files")
         return self.store.record(self.data["record"][int(row)].as_py())
 
+    def texts(self, rows: npt.ArrayLike, *columns: str) -> list[list[Any]]:
+        """For each of ``columns``, its values (text or None) in these rows, in this order."""
+        return [column.to_pylist() for column in self._taken(list(columns), rows).columns]
+
     def take(self, rows: npt.ArrayLike) -> "QuestionTable":
         """A table of these rows, in this order."""
+        return replace(self, data=self._taken(self.data.column_names, rows))
+
+    def _taken(self, columns: list[str], rows: npt.ArrayLike) -> pa.Table:
         places = np.asarray(rows, dtype=np.int64)
         # Arrow's own take joins all chunks of a text column first, the whole of it for one batch.
         chunk = np.searchsorted(self._starts, places, side="right") - 1
         by_chunk = np.argsort(chunk, kind="stable")
         used, first = np.unique(chunk[by_chunk], return_index=True)
-        parts = [
-            self._chunks[each].take(pa.array(places[members] - self._starts[each]))
-            for each, members in zip(used, np.split(by_chunk, first[1:]), strict=True)
-        ]
-        taken = pa.Table.from_batches(parts, schema=self.data.schema)
+        parts = []
+        for each, members in zip(used, np.split(by_chunk, first[1:]), strict=True):
+            rows_of_chunk = pa.array(places[members] - self._starts[each])
+            parts.append(self._chunks[each].select(columns).take(rows_of_chunk))
+            self._release()
+        schema = pa.schema([self.data.schema.field(name) for name in columns])
+        taken = pa.Table.from_batches(parts, schema=schema)
         if (np.diff(by_chunk) < 0).any():
             back = np.empty_like(by_chunk)
             back[by_chunk] = np.arange(len(by_chunk))
             taken = taken.combine_chunks().take(pa.array(back))
-        if self.store is not None:
-            self.store.release()
-        return replace(self, data=taken)
+        return taken
 
     def sample(self, size: int | None, seed: int) -> "QuestionTable":
         """``size`` rows drawn without replacement, in file order; all of them if there are fewer.
@@ -185,19 +192,27 @@ class QuestionTable:
 
         A code may stand for a text that no row of this table has.
         """
-        return _encoded(self.data[column])
+        return self.codes(column), _dictionary(self._coded(column))
 
     def codes(self, column: str) -> Codes:
-        """``column`` as integers [rows]: equal values have equal codes, null is -1."""
-        if pa.types.is_int32(self.data.schema.field(column).type):
-            return _joined(self.data[column].chunks)
-        return self.encoded(column)[0]
+        """``column`` as integers [rows]: equal values have equal codes, null is -1.
+
+        All calls share one array, which can't be written to.
+        """
+        if column not in self._codes:
+            self._codes[column] = _joined(self._coded(column))
+            self._release()
+        return self._codes[column]
 
     def values(self, column: str) -> list[str]:
         """The distinct values of ``column``, but for null."""
-        codes, values = self.encoded(column)
-        present = np.bincount(codes[codes >= 0], minlength=len(values))
-        return [value for value, count in zip(values, present, strict=True) if count]
+        coded = self._coded(column)
+        values = _dictionary(coded)
+        present = np.zeros(len(values), bool)
+        for chunk in coded.chunks:
+            present[np.asarray(chunk.indices.drop_null())] = True
+        self._release()
+        return [values[place] for place in np.flatnonzero(present)]
 
     def question_codes(self) -> Codes:
         """Integers [rows], equal where the questions are, without regard to case and spaces.
@@ -205,9 +220,7 @@ class QuestionTable:
         Those of a store come from a hash of 64 bits: among 14 million different questions it makes
         two equal once in some 180,000 data sets, which keeps a mismatched question from one image.
         """
-        if "question_code" in self.data.column_names:
-            return self.codes("question_code")
-        return _encoded(plain(self.data["question"]))[0]
+        return self.codes("question_code")
 
     def forms(self) -> pa.ChunkedArray:
         """The form of each question [rows]: GQA's detailed type, if any, and its first three words.
@@ -215,17 +228,30 @@ class QuestionTable:
         Questions of one form ask for the same kind of answer ("directOf what color is"), so the
         form alone gives a baseline and, for mismatched questions, a hard choice.
         """
-        if "form" in self.data.column_names:
-            return self.data["form"]
-        return forms(plain(self.data["question"]), self.data["detailed"])
-
-    def encoded_forms(self) -> tuple[Codes, list[str]]:
-        """The form of each question as integers [rows], and the form each of them stands for."""
-        return _encoded(self.forms())
+        return self._column("form")
 
     def form_codes(self) -> Codes:
         """The form of each question as integers [rows]."""
-        return self.encoded_forms()[0]
+        return self.codes("form")
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name in self.data.column_names:
+            return self.data[name]
+        questions = plain(self.data["question"])  # of a table that comes from no store
+        return questions if name == "question_code" else forms(questions, self.data["detailed"])
+
+    def _coded(self, name: str) -> pa.ChunkedArray:
+        column = self._column(name)
+        coded = pa.types.is_dictionary(column.type) or pa.types.is_int32(column.type)
+        return column if coded else column.dictionary_encode()
+
+    def _release(self) -> None:
+        if self.store is not None:
+            self.store.release()
+
+    @cached_property
+    def _codes(self) -> dict[str, Codes]:
+        return {}
 
     @cached_property
     def _chunks(self) -> list[pa.RecordBatch]:
@@ -255,16 +281,17 @@ def forms(plain_questions: Texts, detailed: Texts) -> Texts:
     return pc.binary_join_element_wise(pc.coalesce(detailed, ""), leading, " ")
 
 
-def _encoded(column: Texts) -> tuple[Codes, list[str]]:
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    if not chunks:
-        return np.empty(0, np.int32), []
-    return _joined([chunk.indices for chunk in chunks]), chunks[-1].dictionary.to_pylist()
+def _dictionary(coded: pa.ChunkedArray) -> list[str]:
+    texts: list[str] = coded.chunk(0).dictionary.to_pylist() if coded.num_chunks else []
+    return texts
 
 
-def _joined(chunks: list[pa.Array]) -> Codes:
-    if not chunks:
-        return np.empty(0, np.int32)
-    return np.concatenate([np.asarray(pc.fill_null(chunk, -1), np.int32) for chunk in chunks])
+def _joined(coded: pa.ChunkedArray) -> Codes:
+    joined = np.empty(len(coded), np.int32)
+    end = 0
+    for chunk in coded.chunks:
+        codes = chunk.indices if pa.types.is_dictionary(chunk.type) else chunk
+        start, end = end, end + len(chunk)
+        joined[start:end] = pc.fill_null(codes, -1) if codes.null_count else codes
+    joined.flags.writeable = False
+    return joined

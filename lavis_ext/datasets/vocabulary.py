@@ -43,7 +43,7 @@ class AnswerVocabulary:
     def from_table(cls, table: QuestionTable, size: int) -> "AnswerVocabulary":
         """The ``size`` most frequent answers of ``table``; questions without one don't count."""
         answer_codes, answers = table.encoded("answer")
-        form_codes, forms = table.encoded_forms()
+        form_codes, forms = table.encoded("form")
         overall: Counter[str] = Counter()
         by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for start in range(0, len(table), ROWS_AT_A_TIME):
