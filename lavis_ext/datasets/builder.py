@@ -17,7 +17,7 @@ from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import find_questions, read_questions
-from lavis_ext.distributed import main_process_first
+from lavis_ext.distributed import gather, main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
 from lavis_ext.errors import UserError, nearest
 
@@ -150,7 +150,9 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         self._refuse_unread_questions(sizes)
         with main_process_first():
             self._make_mini_gqa()
-        tables = {split: self.read_split(split).sample(size, seed) for split, size in sizes.items()}
+        wholes = {split: self.read_split(split) for split in sizes}
+        self._refuse_differing(wholes)
+        tables = {split: wholes[split].sample(size, seed) for split, size in sizes.items()}
         images = self._image_folder()
         return {
             split: self._build_split(split, table, images, seed, with_mismatched)
@@ -175,6 +177,17 @@ class GqaFusionBuilder(BaseDatasetBuilder):
                 hint = nearest(split, known) or f" There are: {', '.join(sorted(known))}."
                 raise UserError(
                     f"datasets.gqa_fusion.questions.{split}: there is no split '{split}'.{hint}"
+                )
+
+    def _refuse_differing(self, tables: Mapping[str, QuestionTable]) -> None:
+        """Files that change while the processes start give each of them other questions."""
+        own = {split: table.store.contents for split, table in tables.items() if table.store}
+        for split, contents in own.items():
+            if any(other[split] != contents for other in gather([own])):
+                raise UserError(
+                    f"The question files of split '{split}' differ between the processes of this "
+                    "run: they changed meanwhile, or machines have other copies. Start it again "
+                    "with the same files everywhere."
                 )
 
     def _image_folder(self) -> ImageFolder:

@@ -102,7 +102,8 @@ class RecordFile:
 
     def _opening(self, stream: BinaryIO) -> str:
         """Go past the bracket that the file begins with, and return it."""
-        self._read_on(stream, False)
+        while not (self._text or self._ended):
+            self._read_on(stream, False)
         if self._text.startswith("\ufeff"):
             self._text, self._bytes_before_text = self._text[1:], len(codecs.BOM_UTF8)
         self._skip_blanks(stream)
@@ -112,6 +113,8 @@ class RecordFile:
         if opening in "{[":
             self._place += 1
             return opening
+        while not self._ended and len(self._text) <= LONGEST_RECORD:
+            self._read_on(stream, False)
         try:
             value, self._place = self._decode(self._text, self._place)
         except json.JSONDecodeError as error:

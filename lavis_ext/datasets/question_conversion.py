@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from lavis_ext.datasets.json_records import RecordFile
 from lavis_ext.datasets.question_records import Row, read_rows
-from lavis_ext.datasets.question_table import SCHEMA, Codes, forms, plain
+from lavis_ext.datasets.question_table import CONTENTS, SCHEMA, Codes, forms, plain
 from lavis_ext.errors import UserError
 
 ROWS_A_BATCH = 2**15
@@ -92,7 +92,7 @@ def convert(
         raise
     _refuse_changed(before, files)
     conversion.refuse_repeated(source)
-    conversion.write_questions()
+    conversion.write_questions(repr([(name, size) for name, size, _ in before]))
 
 
 class _Conversion:
@@ -158,14 +158,14 @@ class _Conversion:
                 "be of one record."
             )
 
-    def write_questions(self) -> None:
+    def write_questions(self, contents: str) -> None:
         """The second pass: ``rows`` with the texts of their codes, equal questions, and numbers."""
         question_codes = _codes_in_order(np.concatenate(self._questions))
         self._questions.clear()
         texts = {name: coder.texts() for name, coder in self._coders.items()}
         coded = pa.dictionary(pa.int32(), pa.string())
         schema = _schema(coded).append(pa.field("question_code", pa.int32()))
-        schema = schema.append(pa.field("record", pa.int32()))
+        schema = schema.append(pa.field("record", pa.int32())).with_metadata({CONTENTS: contents})
         done = 0
         with (
             self._place.open("rows") as file,

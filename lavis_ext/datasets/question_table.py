@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
 )
 """Columns of a question table; ``answer`` and the three types are null where a record has none."""
 
+CONTENTS = b"contents"
+"""Key of the schema's metadata under which a store has the names and sizes of its files."""
 LEADING_WORDS_OF_A_FORM = 3
 
 Codes = npt.NDArray[np.int32]
@@ -55,6 +57,12 @@ class QuestionStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return QuestionStore, (self._questions, self._records)
+
+    @property
+    def contents(self) -> bytes:
+        """Equal for stores of the same files, on whatever machine and at whatever time."""
+        contents: bytes = self.table.schema.metadata[CONTENTS]
+        return contents
 
     def record(self, place: int) -> dict[str, Any]:
         """The record at ``place``. Records that follow each other are read quickest in order."""
@@ -165,7 +173,7 @@ class QuestionTable:
         by_chunk = np.argsort(chunk, kind="stable")
         used, first = np.unique(chunk[by_chunk], return_index=True)
         parts = []
-        for each, members in zip(used, np.split(by_chunk, first[1:]), strict=True):
+        for each, members in zip(used, np.split(by_chunk, first)[1:], strict=True):
             rows_of_chunk = pa.array(places[members] - self._starts[each])
             parts.append(self._chunks[each].select(columns).take(rows_of_chunk))
             self._release()
