@@ -182,8 +182,9 @@ class GqaFusionBuilder(BaseDatasetBuilder):
     def _refuse_differing(self, tables: Mapping[str, QuestionTable]) -> None:
         """Files that change while the processes start give each of them other questions."""
         own = {split: table.store.contents for split, table in tables.items() if table.store}
+        everyone = gather([own])
         for split, contents in own.items():
-            if any(other[split] != contents for other in gather([own])):
+            if any(other[split] != contents for other in everyone):
                 raise UserError(
                     f"The question files of split '{split}' differ between the processes of this "
                     "run: they changed meanwhile, or machines have other copies. Start it again "
