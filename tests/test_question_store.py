@@ -204,7 +204,9 @@ def test_a_killed_conversion_leaves_nothing_in_use(tmp_path: Path, stored: None)
     killed.communicate(timeout=60)
     assert killed.returncode == -9
     folder = tmp_path / question_store.FOLDER
-    assert not [name for name in names(folder) if not name.startswith(".") and name != "q.lock"]
+    assert not [
+        name for name in names(folder) if not name.startswith(".") and name != "q.json.lock"
+    ]
     assert len(names(folder)) > 1, "it was killed too early to tell"
     assert len(read_questions(source)) == 5000
     assert len(names(folder)) == 3, "what the killed one left is still there"
@@ -227,7 +229,7 @@ def test_of_two_processes_one_converts_and_the_other_says_how_far_it_is(
         "print(len(read_questions(Path(sys.argv[1]))))",
         str(source),
     )
-    lock = tmp_path / question_store.FOLDER / "q.lock"
+    lock = tmp_path / question_store.FOLDER / "q.json.lock"
     while not (lock.exists() and lock.read_text()):
         assert other.poll() is None, other.communicate()[1]
         time.sleep(0.01)
@@ -283,7 +285,7 @@ def test_a_full_disk_is_named(
         UserError, match=r"can't be written \(No space left on device\)\. Make room"
     ):
         read_questions(write(tmp_path / "q.json", some_questions(40)))
-    assert names(tmp_path / question_store.FOLDER) == ["q.lock"]
+    assert names(tmp_path / question_store.FOLDER) == ["q.json.lock"]
 
 
 def test_the_config_says_where_stores_go(

@@ -118,7 +118,7 @@ class _Stored:
         self.folder = folder
         self._source = source
         self._state = state
-        self._stem = source.name.removesuffix(".json")
+        self._stem = source.name  # with its suffix: beside q.json there may be a folder q
         key = hashlib.blake2b(repr((FORMAT, state)).encode(), digest_size=8).hexdigest()
         self._names = {
             name: f"{self._stem}.{key}.{name}.arrow" for name in ("questions", "records", "rows")
@@ -156,6 +156,7 @@ class _Stored:
     def converted(self, files: Sequence[Path], lock: IO[str]) -> QuestionStore:
         """Write the store, then remove those of earlier states of the files. Needs the lock."""
         self._remove(rf"\.{self._any}\.\d+")
+        lock.truncate(0)
         log.info("Converting %s, once for all runs, into %s.", self._source, self.folder)
         scratch = self.folder / f".{self._names['rows']}.{os.getpid()}"
         try:
