@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of runs and tables")
     parser.add_argument("--seeds", type=int, default=3, help="of each fusion (%(default)s)")
-    parser.add_argument("--questions", type=int, default=2000, help="answered (%(default)s)")
+    parser.add_argument("--questions", type=int, default=1000, help="answered (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of each run (%(default)s)")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")

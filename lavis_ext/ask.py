@@ -298,8 +298,9 @@ def _as_text(answer: dict[str, Any]) -> str:
     if left_out > 0:
         lines.append(f"{'':<10}and {left_out} more (--json gives all)")
     if len(captions) < asked:
+        different = "1 caption" if len(captions) == 1 else f"{len(captions)} different captions"
         lines.append(
-            f"The captioner repeated itself: {len(captions)} different captions, not {asked} "
+            f"The captioner repeated itself: {different}, not {asked} "
             f"({answer['repeated']} repetitions were left out)."
         )
     return "\n".join(lines)

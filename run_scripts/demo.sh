@@ -20,9 +20,9 @@ evaluate() {
 evaluate "The whole pipeline: heat map, points, masks, captions, answer" mini_eval
 evaluate "Where it looks" mini_pointing
 
-picture=$(ls data/mini_gqa/images/* | tail -n 1)
 echo
-python -m lavis_ext.ask "$picture" "what color is the large shape?" "is there a circle?" \
+python -m lavis_ext.ask data/mini_gqa/images/0003964.jpg \
+    "what color is the dotted ring?" "which angular shape is dotted?" \
     --weights "$weights" --out "$output/asked.png"
 echo
 echo "Runs and the picture are in $output"

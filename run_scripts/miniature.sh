@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p output
 output=$(mktemp -d output/miniature.XXXXXX)
 # Each of BLIP's recipes starts from what the one before has put into the package.
-for recipe in efficient_sam reader blip_patches blip_close blip_whole; do
-    python train.py --cfg-path projects/mini/$recipe.yaml --options run.output_dir="$output" "$@"
-    python -m lavis_ext.pretraining.ship "$output"/$recipe-*/
+recipes=(projects/mini/{efficient_sam,reader,blip_patches,blip_close,blip_whole}.yaml)
+for recipe in "${recipes[@]}" projects/pnp-vqa/train/mini_train.yaml; do
+    python train.py --cfg-path "$recipe" --options run.output_dir="$output" "$@"
+    python -m lavis_ext.pretraining.ship "$output/$(basename "$recipe" .yaml)"-*/
 done

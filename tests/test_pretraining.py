@@ -16,6 +16,7 @@ from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.door import registry
 from lavis_ext.encoders.blip import BlipEncoder
 from lavis_ext.errors import UserError
+from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.pipeline.captioner import BlipCaptioner
 from lavis_ext.pipeline.reader import FidReader
 from lavis_ext.pretraining.builder import read_split
@@ -31,7 +32,7 @@ from lavis_ext.pretraining.datasets import (
     ReadingDataset,
     Split,
 )
-from lavis_ext.pretraining.ship import ship
+from lavis_ext.pretraining.ship import MINIATURE, ship
 from lavis_ext.runners.launch import started
 
 PROJECT = Path(__file__).parents[1]
@@ -213,6 +214,41 @@ def test_text_layers_are_shared_but_for_self_attention(configured: Callable[...,
     assert own.crossattention is other.crossattention
     assert own.attention is not other.attention
     assert model.blip.blip.vision_model is model.captioner.blip.vision_model
+
+
+def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Path) -> None:
+    weights = FusionWeights(
+        state={"fusion.gate": torch.ones(2)},
+        config={"model": {}, "run": {"output_dir": "/home/somebody", "seed": 3}},
+        vocabulary=None,
+        metric="loss",
+        value=0.5,
+        step=7,
+    )
+    (tmp_path / "run").mkdir()
+    weights.save(tmp_path / "run" / "fusion_encoder_best.safetensors")
+    (file,) = ship(tmp_path / "run", tmp_path / "shipped")
+    shipped = FusionWeights.load(file)
+    assert shipped.config["run"] == {"output_dir": "output", "seed": 3}
+    assert shipped.step == 7
+
+
+def test_the_miniature_is_small_and_says_what_made_it() -> None:
+    parts = sorted(MINIATURE.glob("*.safetensors"))
+    recipes = {path.stem for path in RECIPES.glob("*.yaml")}
+    size = 0
+    for part in parts:
+        if part.name == "fusion_encoder.safetensors":
+            assert FusionWeights.load(part).config["run"]["output_dir"] == "output"
+            continue
+        size += part.stat().st_size
+        with safe_open(part, framework="pt") as content:
+            facts = json.loads(content.metadata()["lavis_ext"])
+        assert facts["recipe"] in recipes
+        assert facts["data_seed"] >= 1000, "scenes of its own"
+        assert facts["scores"]
+    assert len(parts) == 5
+    assert size < 20e6
 
 
 def test_what_is_no_run_cannot_be_shipped(tmp_path: Path) -> None:

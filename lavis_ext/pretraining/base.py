@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -35,6 +36,7 @@ class PretrainingModel(BaseModel):
 
     Class attributes:
         shipped: name prefix of each part's tensors, and the file of the package it becomes.
+        shipped_dtype: how it is stored there.
         figures: names of what a report holds.
     """
 
@@ -43,6 +45,7 @@ class PretrainingModel(BaseModel):
     weights_name = "pretrained"
     vocabulary = None
     shipped: ClassVar[Mapping[str, str]]
+    shipped_dtype: ClassVar[torch.dtype] = torch.float32
     figures: ClassVar[tuple[str, ...]]
 
     def __init__(self) -> None:

@@ -43,6 +43,7 @@ class ReaderPretraining(PretrainingModel):
 
     Config = ReaderPretrainingConfig
     shipped = {"reader.t5.": "reader.safetensors"}
+    shipped_dtype = torch.float16  # in full, the miniature would be larger than 20 MB
     figures = ("loss", "answer_loss", "labelling_loss", "answer_accuracy")
 
     def __init__(self, config: ReaderPretrainingConfig) -> None:

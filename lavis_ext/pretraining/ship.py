@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,13 +15,35 @@ from lavis_ext.door import registry
 from lavis_ext.errors import UserError, command
 from lavis_ext.files import written_aside
 from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.pretraining.base import PretrainingModel
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
+FUSION = "fusion_encoder.safetensors"
 
 
 def ship(run: Path, out: Path) -> list[Path]:
-    """Write the parts that a run trained, each a safetensors file by its published names.
+    """Write what a run trained: parts of the miniature, or the fusion that goes with them.
+
+    Raises UserError for a folder that is no finished run of a recipe.
+    """
+    if (run / f"{PnpVqaFusion.weights_name}_best.safetensors").is_file():
+        return [_ship_fusion(run, out)]
+    return _ship_parts(run, out)
+
+
+def _ship_fusion(run: Path, out: Path) -> Path:
+    """The run's fusion weights; where they were trained is nobody's business but the trainer's."""
+    weights = FusionWeights.load(run / f"{PnpVqaFusion.weights_name}_best.safetensors")
+    config = {**weights.config, "run": {**weights.config["run"], "output_dir": "output"}}
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / FUSION
+    replace(weights, config=config).save(path)
+    return path
+
+
+def _ship_parts(run: Path, out: Path) -> list[Path]:
+    """Parts, each a safetensors file by its published names.
 
     The metadata has ``recipe`` (the YAML's name), ``data_seed`` and ``scores`` (of testdev), as
     JSON. Raises UserError for a folder that is no finished run of a recipe.
@@ -45,7 +68,7 @@ def ship(run: Path, out: Path) -> list[Path]:
     for prefix, file in model.shipped.items():
         repeated = model.tied_names(prefix)
         tensors = {
-            name.removeprefix(prefix): tensor
+            name.removeprefix(prefix): tensor.to(model.shipped_dtype)
             for name, tensor in weights.state.items()
             if name.startswith(prefix) and name not in repeated
         }

@@ -65,6 +65,7 @@ class GqaPointingTask(GqaFusionTask):
                     "gqa_pointing needs mini-GQA, or data with its annotations and masks."
                 )
             dataset.table = dataset.table.take(np.flatnonzero(known))
+            dataset.mismatched = None  # drawn from the whole table, and of no use here
             self._targets |= targets
         return datasets
 
