@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.datasets.questions import QuestionTable, read_questions
+from lavis_ext.datasets.question_table import QuestionTable
+from lavis_ext.datasets.questions import read_questions
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.accuracy import answer_accuracy, baseline_accuracy
 from lavis_ext.evaluation.predictions import write_predictions

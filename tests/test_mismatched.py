@@ -10,7 +10,8 @@ import pytest
 
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.mismatched import MismatchedQuestions
-from lavis_ext.datasets.questions import SCHEMA, QuestionTable, find_questions, read_questions
+from lavis_ext.datasets.question_table import SCHEMA, QuestionTable
+from lavis_ext.datasets.questions import find_questions, read_questions
 from lavis_ext.errors import UserError
 
 

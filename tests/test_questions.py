@@ -6,12 +6,8 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.datasets.questions import (
-    SCHEMA,
-    QuestionTable,
-    find_questions,
-    read_questions,
-)
+from lavis_ext.datasets.question_table import SCHEMA, QuestionTable
+from lavis_ext.datasets.questions import find_questions, read_questions
 from lavis_ext.errors import UserError
 
 EXCERPT = Path(__file__).parents[2] / "shared" / "data" / "gqa_train_all_excerpt.json"
@@ -89,9 +85,12 @@ def test_the_genuine_excerpt_is_read() -> None:
 
 
 BROKEN: dict[str, tuple[Any, list[str]]] = {
-    "cut off in an object": ('{"1": {"question": "What is it?", "imag', ["breaks off at line 1"]),
+    "cut off in an object": (
+        '{"1": {"question": "What is it?", "imag',
+        ["breaks off at byte 39", "record 0 (counted from 0), question 1, that begins at byte 1"],
+    ),
     "cut off after a record": (json.dumps({"1": RECORD})[:-1], ["breaks off"]),
-    "cut off on a later line": ('{\n"1": {\n"question": 4,', ["breaks off at line 3"]),
+    "cut off on a later line": ('{\n"1": {\n"question": 4,', ["breaks off at byte 23"]),
     "other text": ("<html>404</html>", ["isn't JSON"]),
     "empty": ("", ["is empty"]),
     "spaces": (" \n", ["is empty"]),

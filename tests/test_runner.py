@@ -240,6 +240,7 @@ def test_more_processes_than_questions_is_refused_before_a_folder_is_made(
     config: Configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("lavis_ext.distributed.world_size", lambda: 64)
+    monkeypatch.setattr("lavis_ext.datasets.builder.gather", lambda items: items)
     with pytest.raises(UserError, match="48 questions for 64 processes"), started(config(), SPLITS):
         pass
     assert not (tmp_path / "output").exists()

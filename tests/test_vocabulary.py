@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from lavis_ext.datasets.questions import SCHEMA, QuestionTable
+from lavis_ext.datasets.question_table import SCHEMA, QuestionTable
 from lavis_ext.datasets.vocabulary import OUTSIDE, AnswerVocabulary
 
 ANSWERS = [

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-Rows = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainBatches(Sampler[BatchRows]):
     """Shuffled batches in which the questions of an image stand beside each other.
 
     Args:
-        image_codes: int64 [rows], equal for the questions of one image.
+        image_codes: integers [rows], equal for the questions of one image.
         batch_size: questions a process.
         questions_per_image: at most so many questions of an image stand together; with 1 the
             order is a plain shuffle. The images of a batch are encoded once for all of theirs.
@@ -67,18 +67,23 @@ class TrainBatches(Sampler[BatchRows]):
             yield BatchRows(share, self.epoch, len(rows))
 
     def order(self, epoch: int) -> Rows:
-        """All rows in the order in which ``epoch`` uses them, int64 [rows]."""
+        """All rows in the order in which ``epoch`` uses them, integers [rows]."""
         random = np.random.default_rng([self._seed, epoch])
         count = len(self._image_codes)
         if self._questions_per_image == 1:
             return random.permutation(count)
-        by_image = np.lexsort((random.random(count), self._image_codes))
+        by_image = np.lexsort((random.random(count), self._image_codes)).astype(np.int32)
         codes = self._image_codes[by_image]
         first = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-        place = np.arange(count) - np.repeat(first, np.diff(np.r_[first, count]))
-        group = np.cumsum(place % self._questions_per_image == 0) - 1
-        shuffled = random.permutation(group[-1] + 1)
-        return by_image[np.argsort(shuffled[group], kind="stable")]
+        groups = -(-np.diff(np.r_[first, count]) // self._questions_per_image)  # of each image
+        starts = np.repeat(first, groups) + self._questions_per_image * _counted_anew(groups)
+        order = np.argsort(random.permutation(len(starts)))
+        sizes = np.diff(np.r_[starts, count])[order]
+        ends = np.cumsum(sizes)
+        # Of millions of rows every array counts: they are 32 bits wide, and few at a time.
+        places = np.repeat((starts[order] - ends + sizes).astype(np.int32), sizes)
+        places += np.arange(count, dtype=np.int32)
+        return by_image[places]
 
     def _cuts(self) -> Rows:
         """Where one global batch ends and the next begins."""
@@ -86,6 +91,11 @@ class TrainBatches(Sampler[BatchRows]):
         cuts = np.arange(self._global_batch_size, count, self._global_batch_size)
         # A last batch with fewer questions than processes would leave a process without any.
         return cuts[count - cuts >= self._world_size]
+
+
+def _counted_anew(sizes: Rows) -> Rows:
+    """0, 1, ... up to each of ``sizes``, one after another."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 class EvalBatches(Sampler[BatchRows]):

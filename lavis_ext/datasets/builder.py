@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.config.schema import option
@@ -15,8 +15,9 @@ from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.datasets.mismatched import MismatchedQuestions
-from lavis_ext.datasets.questions import QuestionTable, find_questions, read_questions
-from lavis_ext.distributed import main_process_first
+from lavis_ext.datasets.question_table import QuestionTable
+from lavis_ext.datasets.questions import find_questions, read_questions
+from lavis_ext.distributed import gather, main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
 from lavis_ext.errors import UserError, nearest
 
@@ -73,6 +74,9 @@ class GqaFusionConfig:
     root: str = option("data/gqa", "Folder in GQA's layout.")
     subset: str = option("balanced", "GQA's question files.", choices=("balanced", "all"))
     questions: dict[str, str] = option(dict, "Question files by split, instead of looking in root.")
+    question_store: str | None = option(
+        None, "Folder for large question files as converted on first use; by default beside them."
+    )
     images: str | None = option(None, "Image folder; by default root/images.")
     missing_images_limit: float = option(
         0.0,
@@ -146,7 +150,9 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         self._refuse_unread_questions(sizes)
         with main_process_first():
             self._make_mini_gqa()
-        tables = {split: self.read_split(split).sample(size, seed) for split, size in sizes.items()}
+        wholes = {split: self.read_split(split) for split in sizes}
+        self._refuse_differing(wholes)
+        tables = {split: wholes[split].sample(size, seed) for split, size in sizes.items()}
         images = self._image_folder()
         return {
             split: self._build_split(split, table, images, seed, with_mismatched)
@@ -158,9 +164,9 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         if split not in self._tables:
             given = self.config.questions.get(split)
             root = Path(self.config.root)
-            self._tables[split] = read_questions(
-                Path(given) if given else find_questions(root, split, self.config.subset)
-            )
+            source = Path(given) if given else find_questions(root, split, self.config.subset)
+            store = self.config.question_store
+            self._tables[split] = read_questions(source, Path(store) if store else None)
         return self._tables[split]
 
     def _refuse_unread_questions(self, splits: Iterable[str]) -> None:
@@ -171,6 +177,18 @@ class GqaFusionBuilder(BaseDatasetBuilder):
                 hint = nearest(split, known) or f" There are: {', '.join(sorted(known))}."
                 raise UserError(
                     f"datasets.gqa_fusion.questions.{split}: there is no split '{split}'.{hint}"
+                )
+
+    def _refuse_differing(self, tables: Mapping[str, QuestionTable]) -> None:
+        """Files that change while the processes start give each of them other questions."""
+        own = {split: table.store.contents for split, table in tables.items() if table.store}
+        everyone = gather([own])
+        for split, contents in own.items():
+            if any(other[split] != contents for other in everyone):
+                raise UserError(
+                    f"The question files of split '{split}' differ between the processes of this "
+                    "run: they changed meanwhile, or machines have other copies. Start it again "
+                    "with the same files everywhere."
                 )
 
     def _image_folder(self) -> ImageFolder:
@@ -207,11 +225,11 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         )
 
     def _with_images(self, table: QuestionTable, images: ImageFolder, split: str) -> QuestionTable:
-        used = table.columns["image_id"]
+        used = table.values("image_id")
         missing = images.missing(used)
         if not missing:
             return table
-        count = len(used.unique())
+        count = len(used)
         found = (
             f"{images.folder}: {len(missing)} of the {count} images that split '{split}' uses are "
             f"missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})."
@@ -223,9 +241,11 @@ class GqaFusionBuilder(BaseDatasetBuilder):
                 f"{found} Fetch them, or let a share of them be missing with "
                 "datasets.gqa_fusion.missing_images_limit."
             )
-        kept = pc.invert(pc.is_in(used, value_set=pc.cast(missing, used.type)))
-        log.warning("%s %d questions are left out.", found, len(table) - pc.sum(kept).as_py())
-        return QuestionTable(table.columns.filter(kept).combine_chunks())
+        codes, names = table.encoded("image_id")
+        gone = set(missing)
+        kept = np.flatnonzero(np.array([name not in gone for name in names])[codes])
+        log.warning("%s %d questions are left out.", found, len(table) - len(kept))
+        return table.take(kept)
 
     def _make_mini_gqa(self) -> None:
         mini = self.config.mini_gqa

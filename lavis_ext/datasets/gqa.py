@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mismatched import MismatchedQuestions
-from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.datasets.question_table import Codes, QuestionTable
 from lavis_ext.errors import UserError
 
 
@@ -81,7 +80,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def image_codes(self) -> npt.NDArray[np.int64]:
+    def image_codes(self) -> Codes:
         """Integers [rows], equal for the questions of one image."""
         return self.table.codes("image_id")
 
@@ -105,20 +104,21 @@ class GqaFusionDataset(Dataset[FusionSamples]):
 
     def _samples(self, batch: BatchRows) -> FusionSamples:
         rows = batch.rows
-        columns = self.table.take(rows).columns
-        image_ids, image_index = np.unique(columns["image_id"].to_pylist(), return_inverse=True)
+        ids, image_ids_of_rows, questions, answers = self.table.texts(
+            rows, "question_id", "image_id", "question", "answer"
+        )
+        image_ids, image_index = np.unique(image_ids_of_rows, return_inverse=True)
         images = [self.vis_processor(self.images.read(str(name))) for name in image_ids]
         drawn = [r for row in rows for r in self._mismatched_rows(int(row), batch.epoch)]
+        (mismatched,) = self.table.texts(drawn, "question")
         return {
             "grid_image": torch.stack([image["grid_image"] for image in images]),
             "segmentation_image": torch.stack([image["segmentation_image"] for image in images]),
             "image_index": torch.from_numpy(image_index.reshape(-1)),
-            "text_input": [self.text_processor(q) for q in columns["question"].to_pylist()],
-            "mismatched_input": [
-                self.text_processor(self.table.text("question", row) or "") for row in drawn
-            ],
-            "answer": columns["answer"].to_pylist(),
-            "question_id": columns["question_id"].to_pylist(),
+            "text_input": [self.text_processor(q) for q in questions],
+            "mismatched_input": [self.text_processor(q) for q in mismatched],
+            "answer": answers,
+            "question_id": ids,
             "global_size": batch.global_size,
         }
 

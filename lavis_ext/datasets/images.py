@@ -1,10 +1,10 @@
 """A folder of images addressed by id, and reading one of them as RGB."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from lavis_ext.errors import UserError
@@ -37,9 +37,9 @@ class ImageFolder:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._names
 
-    def missing(self, image_ids: pa.ChunkedArray) -> list[str]:
-        """The distinct ids among ``image_ids`` that the folder has no image for, sorted."""
-        return sorted(i for i in image_ids.unique().to_pylist() if i not in self._names)
+    def missing(self, image_ids: Iterable[str]) -> list[str]:
+        """Those of ``image_ids`` that the folder has no image for, sorted."""
+        return sorted(i for i in image_ids if i not in self._names)
 
     def path(self, image_id: str) -> Path:
         """The file of an image. Raises UserError where there is none."""

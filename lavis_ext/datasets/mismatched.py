@@ -8,9 +8,8 @@ batch size nor the number of processes changes them.
 import hashlib
 
 import numpy as np
-import numpy.typing as npt
 
-from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.datasets.question_table import Codes, QuestionTable
 from lavis_ext.errors import UserError
 
 QUICK_DRAWS = 32
@@ -35,7 +34,6 @@ class MismatchedQuestions:
         self._seed = seed
         self._text = table.question_codes()
         self._image = table.codes("image_id")
-        self._rows = np.arange(len(table))
         self._rows_by_image = _Groups(self._image)
         self._refuse_without_mismatch()
         self._form = table.form_codes() if hard else None
@@ -62,7 +60,7 @@ class MismatchedQuestions:
     def _draw_one(
         self,
         row: int,
-        own_texts: npt.NDArray[np.int64],
+        own_texts: Codes,
         drawn: list[int],
         random: np.random.Generator,
     ) -> int:
@@ -72,29 +70,35 @@ class MismatchedQuestions:
             if (found := self._draw_from(same_form, row, taken, random)) is not None:
                 return found
         for avoid in (taken, own_texts):
-            if (found := self._draw_from(self._rows, row, avoid, random)) is not None:
+            if (found := self._draw_from(None, row, avoid, random)) is not None:
                 return found
         raise AssertionError("the constructor found a mismatched question for every image")
 
     def _draw_from(
         self,
-        rows: npt.NDArray[np.int64],
+        rows: Codes | None,
         row: int,
-        taken: npt.NDArray[np.int64],
+        taken: Codes,
         random: np.random.Generator,
     ) -> int | None:
-        """One of ``rows`` that fits; None where none does."""
-        for place in random.integers(len(rows), size=QUICK_DRAWS):
-            if self._fits(candidate := int(rows[place]), row, taken):
+        """One of ``rows``, or of all, that fits; None where none does."""
+        count = len(self._text) if rows is None else len(rows)
+        for place in random.integers(count, size=QUICK_DRAWS):
+            candidate = int(place if rows is None else rows[place])
+            if self._fits(candidate, row, taken):
                 return candidate
         # Rare: rows so few or so uniform that most of them don't qualify.
+        if rows is None:
+            rows = np.arange(count, dtype=np.int32)
         other_image = self._image[rows] != self._image[row]
         fitting = rows[other_image & ~np.isin(self._text[rows], taken)]
         return int(random.choice(fitting)) if len(fitting) else None
 
     def _refuse_without_mismatch(self) -> None:
         """An image has no mismatched question if every text of the split is asked about it."""
-        texts = len(np.unique(self._text))
+        present = np.zeros(self._text.max(initial=-1) + 1, bool)  # np.unique would take far more
+        present[self._text] = True
+        texts = np.count_nonzero(present)
         questions = np.bincount(self._image)
         for image in np.flatnonzero(questions >= texts):
             rows = self._rows_by_image.of(int(image))
@@ -106,7 +110,7 @@ class MismatchedQuestions:
                     "alone."
                 )
 
-    def _fits(self, candidate: int, row: int, taken: npt.NDArray[np.int64]) -> bool:
+    def _fits(self, candidate: int, row: int, taken: Codes) -> bool:
         other_image = self._image[candidate] != self._image[row]
         return bool(other_image and not (taken == self._text[candidate]).any())
 
@@ -114,9 +118,9 @@ class MismatchedQuestions:
 class _Groups:
     """Rows by code, without a Python list for each code."""
 
-    def __init__(self, codes: npt.NDArray[np.int64]) -> None:
-        self._order = np.argsort(codes, kind="stable")
+    def __init__(self, codes: Codes) -> None:
+        self._order = np.argsort(codes, kind="stable").astype(np.int32)
         self._starts = np.searchsorted(codes[self._order], np.arange(codes.max(initial=-1) + 2))
 
-    def of(self, code: int) -> npt.NDArray[np.int64]:
+    def of(self, code: int) -> Codes:
         return self._order[self._starts[code] : self._starts[code + 1]]

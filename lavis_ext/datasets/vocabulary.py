@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.datasets.question_table import QuestionTable
 
 OUTSIDE = -1
 """Target of an answer that the vocabulary doesn't hold."""
+ROWS_AT_A_TIME = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,20 @@ class AnswerVocabulary:
     @classmethod
     def from_table(cls, table: QuestionTable, size: int) -> "AnswerVocabulary":
         """The ``size`` most frequent answers of ``table``; questions without one don't count."""
-        answers = table.columns["answer"].to_pylist()
+        answer_codes, answers = table.encoded("answer")
+        form_codes, forms = table.encoded("form")
         overall: Counter[str] = Counter()
         by_form: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for answer, form in zip(answers, table.forms().to_pylist(), strict=True):
-            if answer is not None:
-                overall[answer] += 1
-                by_form[form][answer] += 1
+        for start in range(0, len(table), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            answered = answer_codes[rows] >= 0
+            pairs = (
+                form_codes[rows][answered] * np.int64(len(answers)) + answer_codes[rows][answered]
+            )
+            for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
+                form, answer = divmod(int(pair), len(answers))
+                overall[answers[answer]] += int(count)
+                by_form[forms[form]][answers[answer]] += int(count)
         ranked = _most_frequent_first(overall)
         return cls(
             answers=tuple(ranked[:size]),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lavis_ext.datasets.questions import QuestionTable
+from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 
 
