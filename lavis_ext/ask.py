@@ -143,7 +143,7 @@ def samples_of(
     return {
         "grid_image": pixels["grid_image"][None].to(device),
         "segmentation_image": pixels["segmentation_image"][None].to(device),
-        "image_index": torch.zeros(len(texts), dtype=torch.int64, device=device),
+        "image_index": torch.zeros(len(texts), dtype=torch.int64),
         "text_input": texts,
         "question_id": texts,
     }

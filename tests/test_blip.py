@@ -1,5 +1,6 @@
 """BLIP's parts give what transformers' whole gives, from weights in every format."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,13 @@ def images() -> torch.Tensor:
 
 def scores(encoder: BlipEncoder, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return encoder.match(encoder.encode_image(images), *encoder.tokenize(QUESTIONS))
+        return encoder.match(encoder.encode_image(images), encoder.pack(QUESTIONS))
+
+
+def read(encoder: BlipEncoder, questions: list[str]) -> torch.Tensor:
+    """States of the questions [Q, L, W], from the text alone."""
+    packed = encoder.pack(questions)
+    return packed.unpack(encoder.encode_questions(packed))
 
 
 def test_match_equals_transformers(vocab: Path, images: torch.Tensor) -> None:
@@ -116,37 +123,33 @@ def test_a_question_scores_the_same_alone_and_beside_a_longer_one(
     together = scores(encoder, images)
     with torch.no_grad():
         tokens = encoder.encode_image(images[:1])
-        ids, mask = encoder.tokenize(QUESTIONS[:1])
-        alone = encoder.match(tokens, ids, mask)
-        short = encoder.encode_question(ids, mask)
-        padded = encoder.encode_question(*encoder.tokenize(QUESTIONS))
+        alone = encoder.match(tokens, encoder.pack(QUESTIONS[:1]))
+        short, padded = (read(encoder, questions) for questions in (QUESTIONS[:1], QUESTIONS))
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(padded[:1, : ids.shape[1]], short, atol=1e-5, rtol=0)
+    assert padded.shape[1] > short.shape[1]
+    torch.testing.assert_close(padded[:1, : short.shape[1]], short, atol=1e-5, rtol=0)
 
 
 def test_text_is_read_in_both_directions(vocab: Path) -> None:
     encoder = build(vocab)
-    ids, mask = encoder.tokenize(["what is red", "what is left"])
     with torch.no_grad():
-        hidden = encoder.encode_question(ids, mask)
+        hidden = read(encoder, ["what is red", "what is left"])
     assert (hidden[0, 0] - hidden[1, 0]).abs().max() > 1e-3
 
 
 def test_enc_replaces_the_first_token_in_match_only(vocab: Path, images: torch.Tensor) -> None:
     plain, trained = build(vocab), build(vocab, first_token="enc")
-    ids, mask = plain.tokenize(QUESTIONS)
-    kept = ids.clone()
-    replaced = ids.clone()
+    packed = plain.pack(QUESTIONS)
+    kept = packed.input_ids.clone()
+    replaced = kept.clone()
     replaced[:, 0] = len(WORDS) + 1
     with torch.no_grad():
         tokens = plain.encode_image(images)
-        expected = plain.match(tokens, replaced, mask)
-        torch.testing.assert_close(trained.match(tokens, ids, mask), expected, atol=1e-6, rtol=0)
-        torch.testing.assert_close(
-            trained.encode_question(ids, mask), plain.encode_question(ids, mask)
-        )
-    assert (expected - plain.match(tokens, ids, mask)).abs().max() > 1e-3
-    assert torch.equal(ids, kept)
+        expected = plain.match(tokens, dataclasses.replace(packed, input_ids=replaced))
+        torch.testing.assert_close(trained.match(tokens, packed), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(read(trained, QUESTIONS), read(plain, QUESTIONS))
+    assert (expected - plain.match(tokens, packed)).abs().max() > 1e-3
+    assert torch.equal(packed.input_ids, kept)
 
 
 def test_gradient_reaches_the_tokens_through_frozen_weights(
@@ -154,7 +157,7 @@ def test_gradient_reaches_the_tokens_through_frozen_weights(
 ) -> None:
     encoder = build(vocab).requires_grad_(False)
     tokens = encoder.encode_image(images).requires_grad_()
-    logits = encoder.match(tokens, *encoder.tokenize(QUESTIONS))
+    logits = encoder.match(tokens, encoder.pack(QUESTIONS))
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), tokens)
     assert tokens.shape == (2, 1 + 16, 24)
     assert (gradient.abs().amax(dim=(1, 2)) > 0).all()

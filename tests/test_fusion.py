@@ -147,7 +147,7 @@ def test_grid_only_gives_blips_own_scores(tmp_path: Path) -> None:
         whole = blip.blip(
             input_ids=input_ids, pixel_values=blip.normalise(images), attention_mask=mask
         )
-        ours = blip.match(fused, input_ids, mask)
+        ours = blip.match(fused, blip.pack(["red dog", "dog"]))
     torch.testing.assert_close(ours, whole.itm_score, atol=1e-5, rtol=0)
 
 

@@ -141,7 +141,7 @@ def test_no_graph_before_the_block(block_num: int, trainable: bool) -> None:
     tokens = make_tokens().requires_grad_()
     layers = encoder.blip.text_encoder.encoder.layer
     cross_attention = layers[block_num].crossattention.self
-    watched = {f"layer {number}": layer for number, layer in enumerate(layers)}
+    watched = {f"layer {number}": layer.output for number, layer in enumerate(layers)}
     watched |= {"query": cross_attention.query, "value": cross_attention.value}
     has_graph = {}
     with ExitStack() as hooks:
@@ -167,7 +167,7 @@ def test_nothing_of_the_call_stays(encoder: BlipEncoder) -> None:
         match(encoder, tokens)
         assert not torch.is_grad_enabled()
     assert not any(module._forward_hooks for module in encoder.modules())
-    graph = encoder.match(tokens.requires_grad_(), *encoder.tokenize(QUESTIONS[:3]))
+    graph = encoder.match(tokens.requires_grad_(), encoder.pack(QUESTIONS[:3]))
     (gradient,) = torch.autograd.grad(graph.sum(), tokens)
     assert gradient.abs().amax() > 0
 
@@ -176,7 +176,7 @@ def test_nothing_of_the_call_stays(encoder: BlipEncoder) -> None:
 def inference_after_a_pass(encoder: BlipEncoder) -> Any:
     """Autocast has the weights cached by then, as tensors that no graph may hold."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        encoder.match(make_tokens(), *encoder.tokenize(QUESTIONS[:3]))
+        encoder.match(make_tokens(), encoder.pack(QUESTIONS[:3]))
         yield
 
 
@@ -207,7 +207,7 @@ def test_autocast_leaves_the_training_of_the_caller_alone() -> None:
     encoder = build().requires_grad_(True)
     with torch.autocast("cpu", torch.bfloat16):
         match(encoder, make_tokens())
-        encoder.match(make_tokens(), *encoder.tokenize(QUESTIONS[:3])).sum().backward()
+        encoder.match(make_tokens(), encoder.pack(QUESTIONS[:3])).sum().backward()
     queries = encoder.blip.text_encoder.encoder.layer[0].crossattention.self.query
     assert queries.weight.grad is not None
 
@@ -215,7 +215,7 @@ def test_autocast_leaves_the_training_of_the_caller_alone() -> None:
 @pytest.mark.parametrize("first_token", ["enc", "cls"])
 def test_scores_are_those_of_match(first_token: str) -> None:
     encoder, tokens = build(first_token=first_token), make_tokens()
-    logits = encoder.match(tokens[IMAGE_INDEX], *encoder.tokenize(QUESTIONS))
+    logits = encoder.match(tokens[IMAGE_INDEX], encoder.pack(QUESTIONS))
     torch.testing.assert_close(match(encoder, tokens).scores, logits.softmax(dim=1)[:, 1])
 
 

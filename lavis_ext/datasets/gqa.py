@@ -28,7 +28,7 @@ class FusionSamples(TypedDict, total=False):
     segmentation_image: torch.Tensor
     """uint8 [I, 3, S', S'], EfficientSAM's images."""
     image_index: torch.Tensor
-    """int64 [Q], the image of each question."""
+    """int64 [Q], the image of each question; on the host, wherever the images are."""
     text_input: list[str]
     """The questions [Q]."""
     mismatched_input: list[str]

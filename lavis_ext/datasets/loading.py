@@ -39,8 +39,14 @@ def sound(batches: Iterable[FusionSamples | DataFault]) -> Iterator[FusionSample
 
 
 def to_device(samples: FusionSamples, device: torch.device) -> FusionSamples:
-    """The batch with its tensors on ``device``."""
+    """The batch with its tensors on ``device``, but for those that shapes depend on."""
     return {  # type: ignore[return-value]
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor) and name not in ON_HOST
+        else value
         for name, value in samples.items()
     }
+
+
+ON_HOST = ("image_index",)
+"""Questions are packed by it, and reading it from a GPU would wait for all that the GPU has to do."""

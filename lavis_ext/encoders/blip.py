@@ -4,6 +4,7 @@ The network is ``transformers``' ``BlipForImageTextRetrieval``, so published wei
 are. Here its parts are called one at a time, because fused tokens go between them.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from lavis_ext.config.schema import check, option
+from lavis_ext.encoders.blip_passes import AttentionProbe, encode_pixels, read_text
+from lavis_ext.encoders.packed_questions import PackedQuestions, pack_questions
 from lavis_ext.encoders.pixels import PixelNormalisation
 from lavis_ext.errors import UserError
 from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
@@ -109,7 +112,7 @@ class BlipEncoderConfig(BlipSizesConfig):
 
 
 class BlipEncoder(nn.Module):
-    """BLIP's parts: ``encode_image``, ``tokenize``, ``encode_question`` and ``match``.
+    """BLIP's parts: ``encode_image``, ``tokenize``, ``encode_question``, ``pack`` and ``match``.
 
     Parameters are under ``blip.``, by transformers' names. ``where`` is the config's own key, named
     in errors. ``load_report`` says what was loaded, and is None for random weights.
@@ -132,7 +135,9 @@ class BlipEncoder(nn.Module):
                 config, self.tokenizer, image_text_hidden_size=config.projection_dim
             )
         )
-        mask_cross_attention(self.blip.text_encoder)
+        self._encode_pixels: Callable[..., Tensor] = encode_pixels
+        self._read_text: Callable[..., Tensor] = read_text
+        self._multiple_of_tokens = 1
         self.load_report: LoadReport | None = None
         if config.weights is not None:
             self.load_report = load_into(
@@ -160,62 +165,80 @@ class BlipEncoder(nn.Module):
         Raises UserError for images of another size.
         """
         refuse_other_size(images, self.config)
-        return self.blip.vision_model(self.normalise(images)).last_hidden_state
+        return self._encode_pixels(self.blip.vision_model, self.normalise(images))
 
-    def tokenize(self, questions: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, both [B, L] int64, padded to the longest question.
+    def tokenize(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both [Q, L] int64 on the host, padded to the longest.
 
         Questions of more than ``max_question_tokens`` tokens lose their end and are counted in
         ``truncated_questions``.
         """
         limit = self.config.max_question_tokens
-        sequences = self.tokenizer(questions, verbose=False)["input_ids"]
+        sequences = self.tokenizer(list(questions), verbose=False)["input_ids"]
         self.truncated_questions += sum(len(ids) > limit for ids in sequences)
         sequences = [
             ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in sequences
         ]
         longest = max(map(len, sequences))
         padding = self.tokenizer.pad_token_id
-        device = self.blip.itm_head.weight.device
-        input_ids = torch.tensor(
-            [ids + [padding] * (longest - len(ids)) for ids in sequences], device=device
-        )
-        lengths = torch.tensor([len(ids) for ids in sequences], device=device)
-        mask = torch.arange(longest, device=device) < lengths[:, None]
+        input_ids = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        mask = torch.arange(longest) < lengths[:, None]
         return input_ids, mask.long()
 
-    def encode_question(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Question tokens [B, L, text_width] from the text alone, without cross-attention."""
-        return self.blip.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    def pack(
+        self, questions: Sequence[str], image_index: Tensor | None = None, images: int | None = None
+    ) -> PackedQuestions:
+        """Questions, packed by image, for ``encode_questions`` and ``match``.
+
+        ``image_index`` [Q] is the image of each of them, of ``images``; None asks a question of
+        each image.
+        """
+        index = list(range(len(questions))) if image_index is None else image_index.tolist()
+        return pack_questions(
+            *self.tokenize(questions),
+            index,
+            len(questions) if images is None else images,
+            self.blip.itm_head.weight.device,
+            self._multiple_of_tokens,
+        )
+
+    def encode_questions(self, packed: PackedQuestions) -> Tensor:
+        """Question tokens [R, P, text_width] from the text alone, without cross-attention."""
+        return self._read_text(
+            self.blip.text_encoder, packed.input_ids, packed.question, packed.position
+        )
 
     def match(
         self,
         tokens: Tensor,
-        input_ids: Tensor,
-        mask: Tensor,
+        packed: PackedQuestions,
         token_mask: Tensor | None = None,
+        probe: AttentionProbe | None = None,
     ) -> Tensor:
-        """Logits [B, 2] of question matching; index 1 says that question and image belong together.
+        """Logits [Q, 2] of question matching; index 1 says that question and image belong together.
 
-        ``tokens`` [B, 1+N, vision_width] are grid tokens or fused ones in their place; gradients
+        ``tokens`` [I, 1+N, vision_width] are grid tokens or fused ones in their place; gradients
         reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
         replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
         models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].
-        ``token_mask`` [B, 1+N] is 1 for the tokens that may be looked at; None is all of them.
+        ``token_mask`` [Q, 1+N] is 1 for the tokens that may be looked at; None is all of them.
         """
+        input_ids = packed.input_ids
         if self.config.first_token == "enc":
-            input_ids = input_ids.clone()
-            input_ids[:, 0] = self.enc_token_id
-        # is_decoder is False by default here: the config's is_decoder builds the cross-attention,
-        # the argument would make self-attention causal.
-        hidden = self.blip.text_encoder(
-            input_ids=input_ids,
-            attention_mask=mask,
-            encoder_hidden_states=tokens,
-            encoder_attention_mask=token_mask,
-            is_decoder=False,
-        ).last_hidden_state
-        return self.blip.itm_head(hidden[:, 0])
+            input_ids = input_ids.flatten().index_fill(0, packed.first, self.enc_token_id)
+            input_ids = input_ids.view_as(packed.input_ids)
+        states = self._read_text(
+            self.blip.text_encoder,
+            input_ids,
+            packed.question,
+            packed.position,
+            tokens,
+            packed.row_image,
+            None if token_mask is None else packed.spread(token_mask.bool()),
+            probe,
+        )
+        return self.blip.itm_head(states.flatten(0, 1)[packed.first])
 
 
 def refuse_other_size(images: Tensor, config: BlipSizesConfig) -> None:

@@ -316,7 +316,7 @@ class PnpVqaFusion(BaseModel):
         return {
             "loss": total / batch.samples["global_size"],
             "report": report,
-            "count": len(batch.samples["text_input"]),
+            "count": len(batch),
         }
 
     @property

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.vocabulary import OUTSIDE, AnswerVocabulary
 from lavis_ext.door import registry
+from lavis_ext.encoders.packed_questions import send
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
 
@@ -47,8 +48,8 @@ class AnswerObjective(Objective):
 
     def __call__(self, batch: FusedBatch, head: Any) -> ObjectiveOutput:
         """Losses, the right answers, and how many answers are outside the vocabulary."""
-        scores = head(batch.fused, batch.questions)
-        targets = self._known_answers.targets(batch.samples["answer"]).to(scores.device)
+        scores = head(batch.fused, batch.questions, batch.question_states)
+        targets = send(self._known_answers.targets(batch.samples["answer"]), scores.device)
         losses = F.cross_entropy(
             scores,
             targets,
@@ -64,7 +65,8 @@ class AnswerObjective(Objective):
 
     def predict(self, batch: FusedBatch, head: Any) -> list[str]:
         """The answer with the highest score for each question."""
-        best: torch.Tensor = head(batch.fused, batch.questions).argmax(dim=-1)
+        scores: torch.Tensor = head(batch.fused, batch.questions, batch.question_states)
+        best = scores.argmax(dim=-1)
         return [self._known_answers.answers[place] for place in best.tolist()]
 
     @property

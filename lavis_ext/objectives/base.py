@@ -1,7 +1,7 @@
 """What an objective is: from fused tokens and questions to a loss for each question.
 
 Q questions, K mismatched questions for each, I images, N patches, D grid width, L question tokens,
-W text width.
+W text width; R rows of P places, where questions about one image stand beside each other.
 """
 
 from abc import ABC, abstractmethod
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
+from lavis_ext.encoders.packed_questions import PackedQuestions, send
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip import BlipEncoder
@@ -27,17 +29,11 @@ class ObjectiveConfig:
     weight: float = option(1.0, "Weight of its loss in the sum.", above=0)
 
 
-class TextStates(NamedTuple):
-    """Questions as the text encoder leaves them, and which positions hold tokens."""
-
-    states: torch.Tensor
-    """float [Q, L, W]."""
-    mask: torch.Tensor
-    """int64 [Q, L], 1 for a token and 0 for padding."""
-
-
 class FusedBatch:
     """What objectives work on. What several of them need is computed once.
+
+    A pair is a question and an image: the Q matched pairs come first, then the Q * K mismatched
+    ones, those of question q from q * K on.
 
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D].
@@ -46,35 +42,63 @@ class FusedBatch:
     """
 
     def __init__(self, fused: torch.Tensor, samples: FusionSamples, encoder: "BlipEncoder") -> None:
+        self.fused = fused
         self.samples = samples
         self.encoder = encoder
-        self.image_index = samples["image_index"]
-        self.fused = fused[self.image_index]
-        """The fused tokens of each question's image, float [Q, 1+N, D]."""
+        self._known: dict[str, int] = {}
+        self._states: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Q."""
+        return len(self.samples["text_input"])
 
     @cached_property
-    def questions(self) -> TextStates:
-        """The questions through the text encoder alone, no image [Q]."""
-        return self._encoded(self.samples["text_input"])
+    def questions(self) -> PackedQuestions:
+        """The Q questions, packed by image."""
+        index = self.samples["image_index"]
+        return self.encoder.pack(self.samples["text_input"], index, len(self.fused))
 
     @cached_property
-    def mismatched(self) -> TextStates:
-        """The mismatched questions likewise [Q * K]."""
-        return self._encoded(self.samples["mismatched_input"])
+    def pairs(self) -> PackedQuestions:
+        """The questions of the Q + Q * K pairs, packed by image."""
+        index = self.samples["image_index"]
+        count = len(self.samples["mismatched_input"]) // len(self)
+        return self.encoder.pack(
+            self._paired, torch.cat([index, index.repeat_interleave(count)]), len(self.fused)
+        )
+
+    @cached_property
+    def question_states(self) -> torch.Tensor:
+        """``questions`` through the text encoder alone, no image, float [R, P, W]."""
+        return self.questions.pack(self._read(self.samples["text_input"]))
+
+    @cached_property
+    def pair_states(self) -> torch.Tensor:
+        """``pairs`` likewise [R, P, W]."""
+        return self.pairs.pack(self._read(self._paired))
 
     @property
-    def mismatched_count(self) -> int:
-        """K."""
-        return len(self.samples["mismatched_input"]) // len(self.samples["text_input"])
+    def _paired(self) -> list[str]:
+        return self.samples["text_input"] + self.samples["mismatched_input"]
 
-    @cached_property
-    def fused_of_mismatched(self) -> torch.Tensor:
-        """The fused tokens that each mismatched question is held against, [Q * K, 1+N, D]."""
-        return self.fused.repeat_interleave(self.mismatched_count, dim=0)
+    def _read(self, texts: list[str]) -> torch.Tensor:
+        """States [T, L, W] of T texts, each distinct one of the batch read once."""
+        unread = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if unread:
+            rows = len(self.fused)  # any number would do; with this one, shapes are those of pairs
+            packed = self.encoder.pack(unread, torch.arange(len(unread)) % rows, rows)
+            states = packed.unpack(self.encoder.encode_questions(packed))
+            self._known |= {text: len(self._known) + i for i, text in enumerate(unread)}
+            self._states = states if self._states is None else _stacked(self._states, states)
+        assert self._states is not None
+        places = torch.tensor([self._known[text] for text in texts])
+        return self._states[send(places, self._states.device)]
 
-    def _encoded(self, texts: list[str]) -> TextStates:
-        input_ids, mask = self.encoder.tokenize(texts)
-        return TextStates(self.encoder.encode_question(input_ids, mask), mask)
+
+def _stacked(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """[A, L, W] and [B, M, W] to [A + B, max(L, M), W]."""
+    length = max(first.shape[1], second.shape[1])
+    return torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (first, second)])
 
 
 class ObjectiveOutput(NamedTuple):

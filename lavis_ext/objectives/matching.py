@@ -28,9 +28,7 @@ class ItmObjective(Objective):
 
     def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        texts = batch.samples["text_input"] + batch.samples["mismatched_input"]
-        tokens = torch.cat([batch.fused, batch.fused_of_mismatched])
-        return _matching(batch.encoder.match(tokens, *batch.encoder.tokenize(texts)), batch)
+        return _matching(batch.encoder.match(batch.fused, batch.pairs), len(batch))
 
 
 @registry.register_objective("head")
@@ -50,18 +48,15 @@ class HeadObjective(Objective):
 
     def __call__(self, batch: FusedBatch, head: Any) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        matched = head(batch.fused, batch.questions)
-        mismatched = head(batch.fused_of_mismatched, batch.mismatched)
-        return _matching(torch.cat([matched, mismatched]), batch)
+        return _matching(head(batch.fused, batch.pairs, batch.pair_states), len(batch))
 
 
-def _matching(scores: torch.Tensor, batch: FusedBatch) -> ObjectiveOutput:
-    """From scores [Q + Q*K, 2], matched pairs first.
+def _matching(scores: torch.Tensor, count: int) -> ObjectiveOutput:
+    """From scores [Q + Q*K, 2], those of the ``count`` matched pairs first.
 
     A question's matched pair weighs as much as its mismatched ones together: however many there
     are, saying always "mismatched" stays as bad as saying always "match".
     """
-    count = len(batch.image_index)
     labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
     labels[:count] = MATCH
     losses = F.cross_entropy(scores, labels, reduction="none")

@@ -99,7 +99,7 @@ def locate(
     grid, size = blip.grid, images.segmentation_size
     prompts = point_prompts(matched.heat, grid, size, config.points)
     valid = prompts.labels == POINT
-    masks = _masks_of_points(efficient_sam, images, prompts.points, valid, index)
+    masks = _masks_of_points(efficient_sam, images, prompts.points, valid, index.to(valid.device))
     refined = refine(matched.heat, grid, masks, valid, config.refined_heat)
     return Located(
         matching=matched.scores,
@@ -125,7 +125,11 @@ def answer(
     """Captions of the located patches, and answers read from them. Raises UserError as they do."""
     tokens = captioner.encode_image(samples["grid_image"])
     captions = captioner.caption(
-        tokens, samples["image_index"], located.patch_heat, samples["question_id"], sampling
+        tokens,
+        samples["image_index"].to(tokens.device),
+        located.patch_heat,
+        samples["question_id"],
+        sampling,
     )
     answers = reader.read(samples["text_input"], captions.texts, reading)
     return PipelineOutput(

@@ -23,6 +23,7 @@ from lavis_ext.encoders.blip import (
     refuse_other_size,
     transformers_config,
 )
+from lavis_ext.encoders.blip_passes import encode_pixels
 from lavis_ext.encoders.pixels import PixelNormalisation
 from lavis_ext.errors import UserError
 from lavis_ext.pipeline.keyed_noise import KeyedSampling, fold_in, text_keys
@@ -160,7 +161,7 @@ class BlipCaptioner(nn.Module):
         Raises UserError for images of another size.
         """
         refuse_other_size(images, self.config)
-        return self.blip.vision_model(self.normalise(images)).last_hidden_state
+        return encode_pixels(self.blip.vision_model, self.normalise(images))
 
     @torch.no_grad()
     def caption(

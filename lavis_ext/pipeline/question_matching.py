@@ -3,18 +3,20 @@
 Selvaraju et al. (ICCV 2017) weigh a layer's maps by the gradient of a score. Here the maps are the
 cross-attention of one block and the score is the logit for "question and image belong together".
 
-Shapes: I images, Q questions, H heads, L text tokens, N patches, D image width.
+Shapes: I images, Q questions, H heads, L text tokens, N patches, D image width; R rows of P places,
+in which the questions of an image are packed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavis_ext.config.schema import option
 from lavis_ext.encoders.blip import BlipEncoder, BlipSizesConfig
+from lavis_ext.encoders.blip_passes import AttentionProbe
 from lavis_ext.errors import UserError
 from lavis_ext.objectives.matching import MATCH
 
@@ -89,36 +91,32 @@ def match_questions(
     """
     check_block_num(config, encoder.config, where)
     with torch.inference_mode(False), torch.no_grad():
-        input_ids, mask = encoder.tokenize(list(questions))
-        # Indexing makes of a tensor from inference mode one that a graph may hold.
-        tokens_of_question = tokens[image_index]
+        packed = encoder.pack(questions, image_index, len(tokens))
         start = _GraphStart()
-        # Dropout is the one module that attention probabilities pass through.
-        dropout = encoder.blip.text_encoder.get_submodule(
-            f"encoder.layer.{config.block_num}.crossattention.self.dropout"
-        )
-        with dropout.register_forward_hook(start):
-            logits = encoder.match(tokens_of_question, input_ids, mask)
+        probe = AttentionProbe(config.block_num, start.look)
+        # A tensor from inference mode may be in no graph; its copy may.
+        logits = encoder.match(tokens.clone(), packed, probe=probe)
         (gradient,) = torch.autograd.grad(logits[:, MATCH].sum(), start.attention)
 
     attention = start.attention.detach()[..., 1:].float()
-    per_word = (attention * gradient[..., 1:].float().clamp(min=0)).mean(dim=1)  # [Q, L, N]
-    word = _words(mask)
-    heat = (per_word * word[..., None]).sum(dim=1) / word.sum(dim=1, keepdim=True).clamp(min=1)
+    per_place = (attention * gradient[..., 1:].float().clamp(min=0)).mean(dim=1)  # [R, P, N]
+    word = _words(packed.mask)
+    heat = (packed.unpack(per_place) * word[..., None]).sum(dim=1)  # [Q, N]
+    heat = heat / word.sum(dim=1, keepdim=True).clamp(min=1)
     _refuse_not_finite(heat, questions)
     return MatchedQuestions(logits.detach().float().softmax(dim=-1)[:, MATCH], heat)
 
 
 class _GraphStart:
-    """A forward hook that makes a module's output the leaf of a graph, and turns gradients on.
+    """Makes the attention that it is shown the leaf of a graph, and turns gradients on.
 
     They stay on until the grad mode around the call ends.
     """
 
     attention: Tensor
-    """float [Q, H, L, 1+N]."""
+    """float [R, H, P, 1+N]."""
 
-    def __call__(self, _module: nn.Module, _inputs: Any, probabilities: Tensor) -> None:
+    def look(self, probabilities: Tensor) -> None:
         torch.set_grad_enabled(True)
         self.attention = probabilities.requires_grad_()
 

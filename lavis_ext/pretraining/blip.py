@@ -127,12 +127,12 @@ class BlipPretraining(PretrainingModel):
         """Mean loss of each image's texts [B], and the share of them that is judged rightly [B]."""
         images = len(tokens)
         texts = len(samples["texts"]) // images
-        seen = tokens.repeat_interleave(texts, dim=0)
+        packed = self.blip.pack(
+            samples["texts"], torch.arange(images).repeat_interleave(texts), images
+        )
         # The class token is always seen: it stands first.
         seen_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
-        scores = self.blip.match(
-            seen, *self.blip.tokenize(samples["texts"]), token_mask=seen_mask.long()
-        )
+        scores = self.blip.match(tokens, packed, token_mask=seen_mask)
         labels = torch.full((images, texts), 1 - MATCH, device=scores.device)
         labels[:, : texts // 2] = MATCH
         losses = F.cross_entropy(scores, labels.flatten(), reduction="none")

@@ -1,0 +1,141 @@
+"""Packed batches give the loss and gradients of one question at a time, by other people's passes.
+
+The reference encodes each question's image, fuses it, and asks one question of it at a time, through
+the passes of transformers and torch that the package goes around.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import ANSWERS, DIFNET, HEAD, QUESTIONS, SIDE, make_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavis_ext.datasets.gqa import FusionSamples
+from lavis_ext.datasets.loading import to_device
+from lavis_ext.encoders.packed_questions import NOTHING
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.runners.freezing import freeze_all_but, train_mode
+
+LONG = "is there a small red circle to the left of the large blue square that is above the star?"
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "itm": {"weight": 0.7},
+    "head": {**HEAD, "layers": 2},
+    "answer": {**HEAD, "layers": 2, "weight": 0.4},
+}
+MIXTURES = [*([name] for name in OBJECTIVES), list(OBJECTIVES)]
+
+
+def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples:
+    """Questions about images as ``index`` says; some have the same text, and one is long."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(
+        0, 256, (max(index) + 1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8
+    )
+    texts = [*QUESTIONS, LONG]
+    count = len(index)
+    return {
+        "grid_image": pictures,
+        "segmentation_image": pictures.flip(-1),
+        "image_index": torch.tensor(index),
+        "text_input": [texts[(4 * q + seed) % 9] for q in range(count)],
+        "mismatched_input": [texts[(2 * q + 3) % 9] for q in range(count * mismatched)],
+        "answer": ["zebra", *(ANSWERS[q % len(ANSWERS)] for q in range(1, count))],
+        "question_id": [str(q) for q in range(count)],
+        "global_size": count,
+    }
+
+
+def plain_loss(model: PnpVqaFusion, samples: FusionSamples) -> Tensor:
+    """One question at a time, everything computed anew for each."""
+    total = torch.zeros(())
+    per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
+    for q, image in enumerate(samples["image_index"].tolist()):
+        mismatched = samples["mismatched_input"][q * per_question :][:per_question]
+        texts = [samples["text_input"][q], *mismatched]
+        pixels = model.blip.normalise(samples["grid_image"][image : image + 1])
+        grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
+        segmentation = model.efficient_sam.encode_image(
+            samples["segmentation_image"][image : image + 1]
+        )
+        fused = model.fusion(grid_tokens, segmentation, model.efficient_sam.grid(SIDE, SIDE))
+        for name in model.objectives:
+            weight = model.config.objectives[name].weight
+            losses = list(plain_losses(model, name, fused, texts, samples["answer"][q]))
+            rest = losses[1:]
+            loss = 0.5 * (losses[0] + sum(rest) / len(rest)) if rest else losses[0]
+            total = total + weight * loss
+    return total / samples["global_size"]
+
+
+def plain_losses(
+    model: PnpVqaFusion, name: str, fused: Tensor, texts: list[str], answer: str | None
+) -> Iterator[Tensor]:
+    for place, text in enumerate(texts):
+        ids, mask = model.blip.tokenize([text])
+        if name == "itm":
+            ids[:, 0] = model.blip.enc_token_id
+            output = model.blip.blip.text_encoder(
+                input_ids=ids, attention_mask=mask, encoder_hidden_states=fused
+            )
+            scores = model.blip.blip.itm_head(output.last_hidden_state[:, 0])
+        else:
+            head: Any = model.fusion.heads[name]
+            states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
+            states = head.question_projection(states.last_hidden_state)
+            for layer in head.layers:
+                memory = head.token_projection(fused)
+                states = nn.TransformerDecoderLayer.forward(layer, states, memory)
+            scores = head.score(head.norm(states.mean(dim=1)))
+        if name != "answer":
+            yield F.cross_entropy(scores, torch.tensor([1 if place == 0 else 0]))
+        elif place == 0:
+            known = answer in ANSWERS
+            target = torch.tensor([ANSWERS.index(answer) if known else 0])
+            yield F.cross_entropy(scores, target) * known
+
+
+def model_with(names: list[str], trainable: list[str]) -> PnpVqaFusion:
+    model = make_model({name: OBJECTIVES[name] for name in names})
+    with torch.no_grad():
+        model.fusion.gate.fill_(0.5)  # closed at first, when nothing behind it has a gradient
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)  # at initial weights attention is flat
+    freeze_all_but(model, trainable)
+    train_mode(model)
+    return model
+
+
+def gradients(model: PnpVqaFusion, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("trainable", [["fusion.*"], ["*"]])
+@pytest.mark.parametrize("names", MIXTURES)
+@pytest.mark.parametrize(
+    "index",
+    [
+        [0, 0, 0, 0, 1, 1, 2, 2, 2],
+        [2, 0, 1, 0, 2, 2],  # in no order
+        [0] * 12 + [1] + [2] + [3] + [4],  # one image with many: it takes several rows
+    ],
+)
+def test_loss_and_every_gradient_equal_one_question_at_a_time(
+    index: list[int], names: list[str], trainable: list[str]
+) -> None:
+    model = model_with(names, trainable)
+    samples = batch(index)
+    loss, expected = model(samples)["loss"], plain_loss(model, samples)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    ours, theirs = gradients(model, loss), gradients(model, expected)
+    assert ours.keys() == theirs.keys()
+    assert {n for n in ours if n.startswith("fusion.")} == {
+        n for n, _ in model.named_parameters() if n.startswith("fusion.")
+    }
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
