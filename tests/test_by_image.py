@@ -1,6 +1,6 @@
 """Packed batches give the loss and gradients of one question at a time, by other people's passes.
 
-The reference encodes each question's image, fuses it, and asks one question of it at a time, through
+The reference encodes each question's image, fuses it, and asks one question of it at a time, with
 the passes of transformers and torch that the package goes around.
 """
 
@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ANSWERS, DIFNET, HEAD, QUESTIONS, SIDE, make_model
+from tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.loading import to_device
-from lavis_ext.encoders.packed_questions import NOTHING
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 

@@ -85,7 +85,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(
     model: PnpVqaFusion, samples: FusionSamples
 ) -> None:
     seen: list[int] = []
-    modules = (model.blip.blip.vision_model, model.efficient_sam.image_encoder)
+    modules = (model.blip.blip.vision_model.embeddings, model.efficient_sam.image_encoder)
     hooks = [
         module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         for module in modules

@@ -49,4 +49,4 @@ def to_device(samples: FusionSamples, device: torch.device) -> FusionSamples:
 
 
 ON_HOST = ("image_index",)
-"""Questions are packed by it, and reading it from a GPU would wait for all that the GPU has to do."""
+"""Reading it from a GPU, to pack questions by it, would wait for all that the GPU has to do."""

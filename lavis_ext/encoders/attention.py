@@ -18,11 +18,8 @@ def attend(
     ``seen``, bool and broadcastable to [B, heads, L, M], is True where a query may look; None is
     everywhere. ``dropout`` is that of the attention, for training.
     """
-    mixed = F.scaled_dot_product_attention(
-        *(by_head(states, heads) for states in (queries, keys, values)),
-        attn_mask=seen,
-        dropout_p=dropout,
-    )
+    query, key, value = (by_head(states, heads) for states in (queries, keys, values))
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 

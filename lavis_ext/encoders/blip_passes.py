@@ -28,8 +28,8 @@ def encode_pixels(vision: Any, pixels: Tensor) -> Tensor:
     states: Tensor = vision.embeddings(pixels)
     for layer in vision.encoder.layers:
         own = layer.self_attn
-        projected = own.qkv(layer.layer_norm1(states)).chunk(3, dim=-1)
-        mixed = attend(*projected, own.num_heads, dropout=_dropout(own))
+        queries, keys, values = own.qkv(layer.layer_norm1(states)).chunk(3, dim=-1)
+        mixed = attend(queries, keys, values, own.num_heads, dropout=_dropout(own))
         states = states + own.projection(mixed)
         states = states + layer.mlp(layer.layer_norm2(states))
     normalised: Tensor = vision.post_layernorm(states)
