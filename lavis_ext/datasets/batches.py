@@ -1,17 +1,20 @@
 """Which questions go into which batch, for every epoch, process and batch.
 
-The order is a function of seed and epoch alone: the same global batches come out whatever the
-number of processes, and every question is used exactly once an epoch.
+What a batch costs is mostly its images: each is encoded and fused once, for all of its questions.
+So batches have equal numbers of images, and nearly equal numbers of questions. The order is a
+function of seed and epoch alone, and every question is used exactly once an epoch.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
 Rows = npt.NDArray[np.integer]
+NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class BatchRows:
     """One process's share of a global batch.
 
     ``global_size`` counts the questions of all processes: losses are divided by it, so that
-    processes with unequal shares (the last batch) weigh each question the same.
+    processes with unequal shares weigh each question the same.
     """
 
     rows: Rows
@@ -28,15 +31,21 @@ class BatchRows:
 
 
 class TrainBatches(Sampler[BatchRows]):
-    """Shuffled batches in which the questions of an image stand beside each other.
+    """Shuffled batches of groups; a group is questions of one image, in an order drawn anew.
+
+    An image with more questions than ``questions_per_image`` has several groups of nearly equal
+    size. A global batch has as many groups as make ``batch_size`` questions a process on average,
+    and a multiple of ``world_size``; wherever groups can be divided in two to that end, all batches
+    of an epoch have the same number, and all processes. Any number of processes that divides it
+    sees the same global batches.
 
     Args:
         image_codes: integers [rows], equal for the questions of one image.
-        batch_size: questions a process.
-        questions_per_image: at most so many questions of an image stand together; with 1 the
-            order is a plain shuffle. The images of a batch are encoded once for all of theirs.
+        batch_size: questions a process, on average over an epoch's batches.
+        questions_per_image: at most so many questions of an image stand together, but no more than
+            ``batch_size``; with 1 the order is a plain shuffle.
         seed: the run's seed.
-        rank, world_size: this process and how many there are.
+        rank, world_size: this process and how many there are; at most one for each row.
     """
 
     def __init__(
@@ -50,68 +59,109 @@ class TrainBatches(Sampler[BatchRows]):
         world_size: int = 1,
     ) -> None:
         self._image_codes = image_codes
-        self._questions_per_image = questions_per_image
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._global_batch_size = batch_size * world_size
         self.epoch = 0
+        counts = np.bincount(image_codes).astype(np.int32)
+        counts = counts[counts > 0]
+        together = min(questions_per_image, batch_size)
+        self._sizes = _in_parts(counts, -(-counts // together))
+        self._batches = self._share_out(batch_size * world_size)
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every process."""
-        return len(self._cuts()) + 1
+        return self._batches
 
     def __iter__(self) -> Iterator[BatchRows]:
-        for rows in np.split(self.order(self.epoch), self._cuts()):
-            share = np.array_split(rows, self._world_size)[self._rank]
-            yield BatchRows(share, self.epoch, len(rows))
+        random = np.random.default_rng([self._seed, self.epoch])
+        by_image = self._by_image(random)
+        ends = np.cumsum(self._sizes, dtype=np.int32)
+        order = random.permutation(np.arange(len(self._sizes), dtype=np.int32))
+        order = order[np.argsort(-self._sizes[order], kind="stable")]
+        piles = _dealt(order, self._batches)
+        for batch in random.permutation(self._batches):
+            groups = piles[:, batch]
+            groups = groups[groups != NOTHING]
+            share = _dealt(groups, self._world_size)[:, self._rank]
+            rows = [
+                by_image[ends[group] - self._sizes[group] : ends[group]]
+                for group in share[share != NOTHING]
+            ]
+            yield BatchRows(np.concatenate(rows), self.epoch, int(self._sizes[groups].sum()))
 
-    def order(self, epoch: int) -> Rows:
-        """All rows in the order in which ``epoch`` uses them, integers [rows]."""
-        random = np.random.default_rng([self._seed, epoch])
+    def _share_out(self, questions_a_batch: int) -> int:
+        """How many batches there are; groups are divided so that each has equally many."""
+        count, groups, world = len(self._image_codes), len(self._sizes), self._world_size
+        wanted = questions_a_batch * groups / count
+        a_batch = world * max(1, round(wanted / world))
+        batches = -(-groups // a_batch)
+        # Where there are few batches, each may do with fewer groups.
+        a_batch = world * -(-groups // (batches * world))
+        lacking = batches * a_batch - groups
+        if lacking > count - groups:
+            return max(1, min(batches, groups // world))
+        while lacking:
+            largest = np.argsort(self._sizes, kind="stable")[-lacking:]
+            parts = np.ones_like(self._sizes)
+            parts[largest] += self._sizes[largest] > 1
+            self._sizes = _in_parts(self._sizes, parts)
+            lacking -= int(parts.sum()) - len(parts)
+        return batches
+
+    def _by_image(self, random: np.random.Generator) -> Rows:
+        """All rows, those of an image beside each other in an order drawn anew."""
         count = len(self._image_codes)
-        if self._questions_per_image == 1:
-            return random.permutation(count)
-        by_image = np.lexsort((random.random(count), self._image_codes)).astype(np.int32)
-        codes = self._image_codes[by_image]
-        first = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-        groups = -(-np.diff(np.r_[first, count]) // self._questions_per_image)  # of each image
-        starts = np.repeat(first, groups) + self._questions_per_image * _counted_anew(groups)
-        order = np.argsort(random.permutation(len(starts)))
-        sizes = np.diff(np.r_[starts, count])[order]
-        ends = np.cumsum(sizes)
+        if len(self._sizes) == count:  # each is a group by itself
+            return np.arange(count, dtype=np.int32)
         # Of millions of rows every array counts: they are 32 bits wide, and few at a time.
-        places = np.repeat((starts[order] - ends + sizes).astype(np.int32), sizes)
-        places += np.arange(count, dtype=np.int32)
-        return by_image[places]
-
-    def _cuts(self) -> Rows:
-        """Where one global batch ends and the next begins."""
-        count = len(self._image_codes)
-        cuts = np.arange(self._global_batch_size, count, self._global_batch_size)
-        # A last batch with fewer questions than processes would leave a process without any.
-        return cuts[count - cuts >= self._world_size]
+        return np.lexsort((random.random(count), self._image_codes)).astype(np.int32)
 
 
-def _counted_anew(sizes: Rows) -> Rows:
-    """0, 1, ... up to each of ``sizes``, one after another."""
-    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+def _in_parts(sizes: Rows, parts: Rows) -> Rows:
+    """Each of ``sizes`` in so many nearly equal ``parts``, one after another."""
+    place = np.arange(parts.sum(), dtype=np.int32) - np.repeat(np.cumsum(parts) - parts, parts)
+    larger = place < np.repeat(sizes % parts, parts)
+    return np.repeat(sizes // parts, parts) + larger.astype(np.int32)
+
+
+def _dealt(items: Rows, piles: int) -> Rows:
+    """Items in order of size, dealt to and fro: one pile a column, filled up with NOTHING.
+
+    The numbers of items in two piles differ by one at most, and their sizes add up to nearly equal
+    sums.
+    """
+    deals = -(-len(items) // piles)
+    grid = np.full(deals * piles, NOTHING, dtype=items.dtype)
+    grid[: len(items)] = items
+    grid = grid.reshape(deals, piles)
+    grid[1::2] = grid[1::2, ::-1].copy()
+    return grid
 
 
 class EvalBatches(Sampler[BatchRows]):
-    """Every row once, over all processes, in the order of the images; nothing is padded."""
+    """Every row once, over all processes, in the order of the images; nothing is padded.
+
+    A batch ends where an image does, unless it has more than ``batch_size`` questions.
+    """
 
     def __init__(
         self, image_codes: Rows, *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         order = np.argsort(image_codes, kind="stable")
         self._rows = np.array_split(order, world_size)[rank]
-        self._batch_size = batch_size
+        codes = image_codes[self._rows]
+        image_ends = np.r_[0, np.flatnonzero(codes[1:] != codes[:-1]) + 1, len(codes)]
+        self._cuts = [0]
+        while (start := self._cuts[-1]) < len(codes):
+            furthest = min(start + batch_size, len(codes))
+            end = int(image_ends[np.searchsorted(image_ends, furthest, side="right") - 1])
+            self._cuts.append(end if end > start else furthest)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return len(self._cuts) - 1
 
     def __iter__(self) -> Iterator[BatchRows]:
-        for start in range(0, len(self._rows), self._batch_size):
-            rows = self._rows[start : start + self._batch_size]
+        for start, end in pairwise(self._cuts):
+            rows = self._rows[start:end]
             yield BatchRows(rows, epoch=0, global_size=len(rows))
