@@ -137,3 +137,69 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
     }
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def asked(questions: list[int], words: int) -> FusionSamples:
+    """So many questions about each image, each of at most so many words."""
+    samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
+    for name in ("text_input", "mismatched_input"):
+        texts = [" ".join(LONG.split()[: 1 + (place % words)]) for place in range(sum(questions))]
+        samples[name] = texts  # type: ignore[literal-required]
+    return samples
+
+
+def test_batches_of_varying_questions_need_no_compiling_after_the_first() -> None:
+    model, plain = (model_with(list(OBJECTIVES), ["fusion.*"]) for _ in range(2))
+    torch.compiler.reset()
+    model.compile_parts("eager")
+    model(asked([4, 4], 5))["loss"].backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for questions, words in (([4, 3], 5), ([3, 4], 4), ([4, 1], 6), ([3, 3], 7), ([4, 4], 3)):
+            samples = asked(questions, words)
+            loss, expected = model(samples)["loss"], plain(samples)["loss"]
+            torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+            ours, theirs = gradients(model, loss), gradients(plain, expected)
+            for name, gradient in theirs.items():
+                torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_a_length_that_is_new_is_compiled_once() -> None:
+    from torch._dynamo.utils import counters
+
+    model = model_with(list(OBJECTIVES), ["fusion.*"])
+    torch.compiler.reset()
+    model.compile_parts("eager")
+    compiled = []
+    for questions in ([4, 4], [12, 12], [11, 12], [4, 3]):
+        counters.clear()
+        model(asked(questions, 5))["loss"].backward()
+        compiled.append(counters["stats"]["unique_graphs"])
+        assert not counters["graph_break"]
+    assert compiled[0] > 0
+    assert compiled[1] > 0, "rows twice as long"
+    assert compiled[2:] == [0, 0]
+
+
+def test_names_of_weights_are_the_same_compiled() -> None:
+    model = model_with(list(OBJECTIVES), ["fusion.*"])
+    names = list(model.state_dict())
+    model.compile_parts("eager")
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bfloat16_autocast_gives_nearly_the_same_loss_and_gradients(compiled: bool) -> None:
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 0, 1, 1, 2])
+    expected = model(samples)["loss"]
+    theirs = gradients(model, expected)
+    if compiled:
+        torch.compiler.reset()
+        model.compile_parts("aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(samples)["loss"]
+    ours = gradients(model, loss)
+    torch.testing.assert_close(loss, expected, atol=0.02, rtol=0.02)
+    assert not torch.equal(loss, expected)
+    together = [torch.cat([g[n].flatten() for n in sorted(theirs)]) for g in (ours, theirs)]
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+    assert F.cosine_similarity(*together, dim=0) > 0.99

@@ -2,16 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import BLIP, EFFICIENT_SAM
 
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.batches import BatchRows, TrainBatches
+from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.datasets.loading import sound
 from lavis_ext.errors import UserError
 from lavis_ext.models.fusion_weights import FusionWeights
@@ -153,18 +157,64 @@ def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     assert all(name.startswith("fusion.") for name in changed)
 
 
-def test_accumulating_two_batches_equals_one_of_twice_the_size(config: Configured) -> None:
+def test_accumulating_two_batches_equals_one_of_twice_the_size(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = []
-    for options in (
-        ["run.batch_size_train=8", "run.accum_grad_iters=2"],
-        ["run.batch_size_train=16", "run.accum_grad_iters=1"],
-    ):
-        cfg = config(*options, "run.log_freq=1", "run.max_epoch=2", *UNVALIDATED)
+    for size in (8, 16):
+
+        def in_their_order(batches: TrainBatches, size: int = size) -> Iterator[BatchRows]:
+            for rows in np.split(np.arange(48), 48 // size):
+                yield BatchRows(rows, batches.epoch, size)
+
+        monkeypatch.setattr(TrainBatches, "__iter__", in_their_order)
+        monkeypatch.setattr(TrainBatches, "__len__", lambda _, size=size: 48 // size)
+        cfg = config(
+            f"run.accum_grad_iters={16 // size}", "run.log_freq=1", "run.max_epoch=2", *UNVALIDATED
+        )
         with started(cfg, SPLITS) as runner:
             runner.train()
         losses.append([entry["loss"] for entry in lines(runner.output_dir)])
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_compiled_run_gives_the_losses_of_one_that_is_not(config: Configured) -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        options = [f"run.compile={compiled}", "run.compile_backend=eager", "run.max_steps=3"]
+        with started(config(*options, "run.log_freq=1", "run.trainable=[fusion.*]"), SPLITS) as r:
+            r.train()
+        losses.append([entry["loss"] for entry in lines(r.output_dir)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_the_users_error(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with (
+        pytest.raises(UserError, match=r"run\.compile: .* no no-such-compiler\. Install"),
+        started(config("run.compile=true"), SPLITS) as runner,
+    ):
+        runner.train()
+
+
+def test_a_loader_that_is_late_is_told_of(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = GqaFusionDataset.__getitems__
+
+    def slowly(dataset: GqaFusionDataset, batch: BatchRows) -> Any:
+        time.sleep(0.5)
+        return load(dataset, batch)
+
+    monkeypatch.setattr(GqaFusionDataset, "__getitems__", slowly)
+    with started(config("run.log_freq=1", "run.max_steps=2", *UNVALIDATED), SPLITS) as runner:
+        runner.train()
+    assert lines(runner.output_dir)[-1]["waiting_for_data"] > 0.3
+    assert "the data are late" in (runner.output_dir / "log.txt").read_text()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_a_different_one(config: Configured) -> None:

@@ -1,6 +1,6 @@
 """The parts of a run that are small enough to be looked at alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -136,13 +136,32 @@ def test_the_time_left_is_that_of_the_whole_run() -> None:
         now[0] += 2.0
         progress.step()
     assert progress.seconds_left == pytest.approx(90 * 2)
-    assert progress.rate(40) == pytest.approx(2.0)
+    assert progress.window(40).rate == pytest.approx(2.0)
     now[0] += 30.0
     progress.validated(30.0)
     assert progress.seconds_left == pytest.approx(90 * 2 + 3 * 30)
     now[0] += 2.0
     progress.step()
-    assert progress.rate(4) == pytest.approx(2.0), "a validation is no part of the training rate"
+    rate = progress.window(4).rate
+    assert rate == pytest.approx(2.0), "a validation is no part of the training rate"
+
+
+def test_time_without_a_batch_is_told_from_time_of_steps() -> None:
+    now = [0.0]
+    progress = Progress(total_steps=9, total_validations=0, clock=lambda: now[0])
+
+    def slow_loader() -> Iterator[int]:
+        for batch in range(5):
+            now[0] += 3.0
+            yield batch
+
+    shares = []
+    for _ in progress.waiting_for(slow_loader()):
+        now[0] += 1.0
+        progress.step()
+        shares.append(progress.window(8).waiting)
+    # The workers' start, before the first step, is no reason to complain.
+    assert shares == pytest.approx([0.0, 0.75, 0.75, 0.75, 0.75])
 
 
 def test_durations_read_as_a_person_says_them() -> None:

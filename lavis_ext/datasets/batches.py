@@ -132,9 +132,8 @@ def _dealt(items: Rows, piles: int) -> Rows:
     sums.
     """
     deals = -(-len(items) // piles)
-    grid = np.full(deals * piles, NOTHING, dtype=items.dtype)
-    grid[: len(items)] = items
-    grid = grid.reshape(deals, piles)
+    grid = np.full((deals, piles), NOTHING, dtype=items.dtype)
+    grid.reshape(-1)[: len(items)] = items
     grid[1::2] = grid[1::2, ::-1].copy()
     return grid
 

@@ -20,6 +20,7 @@ from lavis_ext.fusion.network import FusionNetwork
 from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.objectives.base import FusedBatch, HeadSizes
+from lavis_ext.objectives.question_head import PackedDecoderLayer
 from lavis_ext.weights import LoadReport, load_into
 
 if TYPE_CHECKING:
@@ -184,6 +185,21 @@ class PnpVqaFusion(BaseModel):
         with no_grad_if_frozen(self.efficient_sam):
             segmentation_tokens = self.efficient_sam.encode_image(images)
         return EncodedImages(grid_tokens, segmentation_tokens, self.efficient_sam.grid(*size), size)
+
+    def compile_parts(self, backend: str) -> None:
+        """Let ``torch.compile`` make programs of what a batch passes on its way to a loss.
+
+        What depends on strings and on the number of questions stays outside, so that shapes are
+        few: images a batch, and the padded lengths of their rows of questions.
+        """
+        options = {"backend": backend, "dynamic": False}
+        self.blip.compile_passes(**options)
+        self.fusion.compile(**options)
+        for module in self.fusion.heads.modules():
+            if isinstance(module, PackedDecoderLayer):
+                module.compile(**options)
+        if hasattr(self, "efficient_sam"):
+            self.efficient_sam.image_encoder.compile(**options)
 
     def fuse(self, samples: FusionSamples) -> torch.Tensor:
         """Fused tokens [I, 1+N, D] of the batch's I images."""

@@ -27,7 +27,11 @@ class RunConfig:
 
     max_epoch: int = option(10, "Epochs.", at_least=1)
     max_steps: int | None = option(None, "Optimizer steps after which training ends.", at_least=1)
-    batch_size_train: int = option(32, "Questions a process and step.", at_least=1)
+    batch_size_train: int = option(
+        32,
+        "Questions a process and batch, on average: batches have equally many images.",
+        at_least=1,
+    )
     batch_size_eval: int = option(64, "Questions a process and batch.", at_least=1)
     questions_per_image: int = option(
         1,
@@ -49,6 +53,14 @@ class RunConfig:
     beta2: float = option(0.999, "AdamW's second beta.", at_least=0, at_most=1)
     max_grad_norm: float | None = option(1.0, "Gradients are clipped to this norm.", above=0)
     amp: bool = option(False, "bfloat16 autocast.")
+    compile: bool = option(
+        False, "torch.compile for what training passes; a minute or more at the start."
+    )
+    compile_backend: str = option(
+        "inductor",
+        "What torch.compile makes programs with; inductor needs a C++ compiler.",
+        choices=("inductor", "aot_eager", "eager"),
+    )
 
     train_splits: list[str] = option(lambda: ["train"], "Splits that are trained on.")
     valid_splits: list[str] = option(lambda: ["val"], "Split that selects the best weights.")

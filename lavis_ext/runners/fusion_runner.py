@@ -1,5 +1,6 @@
 """The runner ``fusion_runner``: trains, validates, keeps the best weights, and comes to an end."""
 
+import os
 import shutil
 import time
 import warnings
@@ -25,6 +26,7 @@ from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline
 from lavis_ext.files import write_json
 from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.runners.compiling import compile_model
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.early_stopping import EarlyStopping
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
@@ -36,6 +38,8 @@ from lavis_ext.runners.run_log import RunLog, duration, log
 from lavis_ext.weights import load_into
 
 LAST_STATE = "last_state.safetensors"
+MUCH_WAITING = 0.1
+"""Share of the time that may go into waiting for data before the log says so."""
 
 
 @registry.register_runner("fusion_runner")
@@ -124,7 +128,8 @@ class FusionRunner(RunnerBase):
     def train_epoch(self, epoch: int) -> None:
         """One epoch, or what of it remains until the run's last step."""
         self.plan.batches.epoch = epoch
-        for group in _grouped(sound(self._train_loader), self.run.accum_grad_iters):
+        batches = self.progress.waiting_for(sound(self._train_loader))
+        for group in _grouped(batches, self.run.accum_grad_iters):
             self._schedule.step(cur_epoch=epoch, cur_step=self.steps)
             self._step([to_device(samples, self.device) for samples in group])
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
@@ -176,7 +181,8 @@ class FusionRunner(RunnerBase):
         )
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
-        with self._autocast():
+        # Programs are for training's few shapes; evaluation has a shape for each batch.
+        with self._autocast(), torch.compiler.set_stance("force_eager"):
             result = self.task.evaluation(
                 self.model, (to_device(samples, self.device) for samples in sound(loader))
             )
@@ -238,7 +244,7 @@ class FusionRunner(RunnerBase):
             lr=self.run.init_lr,
             weight_decay=self.run.weight_decay,
             betas=(0.9, self.run.beta2),
-            fused=self.device.type == "cuda",
+            fused=True,
         )
         self._schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(
             optimizer=self._optimizer,
@@ -250,6 +256,8 @@ class FusionRunner(RunnerBase):
             warmup_steps=self.run.warmup_steps,
             warmup_start_lr=self.run.warmup_lr,
         )
+        if self.run.compile:
+            compile_model(self.model, self.run.compile_backend)
         self._window: dict[str, torch.Tensor] = {}
         self._validated_at = -1
 
@@ -289,12 +297,18 @@ class FusionRunner(RunnerBase):
         self._window.clear()
         questions = figures.pop("questions")
         figures = {name: value / questions for name, value in figures.items()}
-        rate = self.progress.rate(questions)
+        window = self.progress.window(questions)
         learning_rate = self._optimizer.param_groups[0]["lr"]
         self.run_log.write(
             "train",
             self.steps,
-            {**figures, "lr": learning_rate, "questions_per_second": rate, "epoch": epoch},
+            {
+                **figures,
+                "lr": learning_rate,
+                "questions_per_second": window.rate,
+                "waiting_for_data": window.waiting,
+                "epoch": epoch,
+            },
         )
         parts = ", ".join(
             f"{name.removesuffix('_loss')} {value:.3f}"
@@ -310,9 +324,17 @@ class FusionRunner(RunnerBase):
             figures["loss"],
             parts,
             learning_rate,
-            rate,
+            window.rate,
             duration(self.progress.seconds_left),
         )
+        if window.waiting > MUCH_WAITING:
+            log.info(
+                "the data are late: %.0f %% of the time no batch was ready. More run.num_workers "
+                "help (now %d, and %d cores), or smaller images on disk.",
+                100 * window.waiting,
+                self.run.num_workers,
+                len(os.sched_getaffinity(0)),
+            )
 
     @property
     def _finished(self) -> bool:

@@ -61,12 +61,13 @@ class TrainingPlan:
         return "\n".join(
             [
                 f"questions  {splits}",
-                f"batches    {len(self.batches):,} an epoch; a step takes {a_step:,} questions: "
-                f"{self.run.batch_size_train} a batch, {world} process(es), "
+                f"batches    {len(self.batches):,} an epoch; a step takes about {a_step:,} "
+                f"questions: {self.run.batch_size_train} a batch, {world} process(es), "
                 f"{self.run.accum_grad_iters} batch(es) a step",
                 f"steps      {self.steps:,} in at most {self.run.max_epoch} epochs",
                 f"evaluations {self.validations}, best by {self.run.metric}",
                 f"device     {distributed.choose_device(self.run.device)}"
-                f"{' in bfloat16' if self.run.amp else ''}",
+                f"{' in bfloat16' if self.run.amp else ''}"
+                f"{', compiled' if self.run.compile else ''}",
             ]
         )

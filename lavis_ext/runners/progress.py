@@ -1,7 +1,19 @@
 """How fast a run goes, and when the whole of it will have ended."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+Batch = TypeVar("Batch")
+
+
+class Window(NamedTuple):
+    """What the steps since the last line of the log were like."""
+
+    rate: float
+    """Questions a second."""
+    waiting: float
+    """Share of the time in which no batch was ready, 0 to 1."""
 
 
 class Progress:
@@ -25,6 +37,7 @@ class Progress:
         self._started = clock()
         self._validating = 0.0
         self._window_started = self._started
+        self._waited = 0.0
         self.steps = 0
         self.validations = 0
 
@@ -43,11 +56,29 @@ class Progress:
         self._validating += seconds
         self._window_started += seconds
 
-    def rate(self, questions: float) -> float:
-        """Questions a second since the last call, of which there were ``questions``."""
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, the time until each is there counted as waiting.
+
+        That for the run's first isn't: the workers have just been started.
+        """
+        iterator = iter(batches)
+        while True:
+            started = self._clock()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            if self.steps:
+                self._waited += self._clock() - started
+            yield batch
+
+    def window(self, questions: float) -> Window:
+        """The time since the last call, in which there were ``questions``."""
         now = self._clock()
-        seconds, self._window_started = now - self._window_started, now
-        return questions / max(seconds, 1e-9)
+        seconds = max(now - self._window_started, 1e-9)
+        window = Window(questions / seconds, self._waited / seconds)
+        self._window_started, self._waited = now, 0.0
+        return window
 
     @property
     def seconds_left(self) -> float:
