@@ -139,6 +139,39 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
+def test_each_question_looks_at_the_tokens_that_its_mask_leaves() -> None:
+    encoder = model_with(["itm"], ["*"]).blip.eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 17, 32, generator=generator)
+    mask = torch.rand(5, 17, generator=generator) < 0.5
+    index = torch.tensor([1, 0, 1, 1, 0])
+    with torch.no_grad():
+        together = encoder.match(tokens, encoder.pack(QUESTIONS[:5], index, 2), token_mask=mask)
+        for q, (question, image) in enumerate(zip(QUESTIONS, index.tolist(), strict=False)):
+            alone = encoder.match(tokens[image, mask[q]][None], encoder.pack([question]))
+            torch.testing.assert_close(together[q], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0] * 5 + [1] * 5 + [2] * 4)
+    counted: dict[str, list[tuple[int, ...]]] = {"keys": [], "texts": []}
+
+    def count(name: str) -> Any:
+        return lambda _module, inputs, _output: counted[name].append(tuple(inputs[0].shape))
+
+    text = model.blip.blip.text_encoder
+    text.encoder.layer[0].crossattention.self.key.register_forward_hook(count("keys"))
+    text.encoder.layer[0].attention.self.key.register_forward_hook(count("texts"))
+    model(samples)
+    assert counted["keys"] == [(3, 17, 32)]
+    # Matched and mismatched pairs in one pass; then each distinct text alone, for both heads.
+    matching, *alone = counted["texts"]
+    assert matching[0] == 3
+    distinct = len({*samples["text_input"], *samples["mismatched_input"]})
+    assert distinct == 9
+    assert sum(rows * places for rows, places, _ in alone) < 9 * 30 < matching[0] * matching[1]
+
+
 def asked(questions: list[int], words: int) -> FusionSamples:
     """So many questions about each image, each of at most so many words."""
     samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
