@@ -19,7 +19,7 @@ from lavis_ext.runners.freezing import freeze_all_but, train_mode
 
 LONG = "is there a small red circle to the left of the large blue square that is above the star?"
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "itm": {"weight": 0.7},
+    "itm": {"weight": 0.7, "calibrated": True},
     "head": {**HEAD, "layers": 2},
     "answer": {**HEAD, "layers": 2, "weight": 0.4},
 }
@@ -79,6 +79,7 @@ def plain_losses(
                 input_ids=ids, attention_mask=mask, encoder_hidden_states=fused
             )
             scores = model.blip.blip.itm_head(output.last_hidden_state[:, 0])
+            scores = model.fusion.heads["itm"](scores)
         else:
             head: Any = model.fusion.heads[name]
             states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
