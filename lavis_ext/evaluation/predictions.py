@@ -1,12 +1,13 @@
 """Predictions in the format of GQA's leaderboard and evaluation script."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.datasets.json_records import RecordFile, kind
 from lavis_ext.errors import UserError, listed
-from lavis_ext.files import write_json
+from lavis_ext.files import written_aside
 
 FORMAT = 'a list of {"questionId": ..., "prediction": ...}'
 
@@ -16,10 +17,13 @@ def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
 
     Format: the GQA challenge page and evaluation script (Hudson and Manning, 2019).
     """
-    write_json(
-        path,
-        [{"questionId": name, "prediction": answer} for name, answer in predictions.items()],
-    )
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        separator = "["
+        for name, answer in predictions.items():  # of a split of millions, too long for one text
+            record = json.dumps({"questionId": name, "prediction": answer})
+            file.write(f"{separator}{record}")
+            separator = ",\n"
+        file.write("]\n" if predictions else "[]\n")
 
 
 def read_predictions(*paths: Path) -> dict[str, str]:
@@ -69,11 +73,14 @@ def read_by_question(path: Path, key: str, what: str, expected: str) -> Iterator
         yield identifier, record[key]
 
 
-def refuse_missing(source: str, needed: Iterable[str], given: Collection[str], what: str) -> None:
+def refuse_missing(source: str, needed: Sequence[str], given: Collection[str], what: str) -> None:
     """Raise UserError, which names ``source``, if a ``needed`` question has no ``what``."""
     missing = [name for name in needed if name not in given]
     if missing:
-        raise UserError(f"{source}: no {what} for {_questions(len(missing))} ({listed(missing)}).")
+        split = " Is the file of another split?" if len(missing) == len(needed) else ""
+        raise UserError(
+            f"{source}: no {what} for {_questions(len(missing))} ({listed(missing)}).{split}"
+        )
 
 
 def refuse_unknown(
@@ -86,6 +93,12 @@ def refuse_unknown(
             f"{source}: {_questions(len(unknown))} that {questions} doesn't have "
             f"({listed(unknown)}); are they of another split?"
         )
+
+
+def refuse_missing_folder(option: str, path: Path) -> None:
+    """Raise UserError, before much is read, where ``path`` has no folder to be written to."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option}: there is no folder {path.parent} to write to.")
 
 
 def _questions(count: int) -> str:

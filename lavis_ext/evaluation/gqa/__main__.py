@@ -1,6 +1,7 @@
 """``python -m lavis_ext.evaluation.gqa --questions F --predictions F [--choices F] ...``."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from lavis_ext.files import write_json
 def main(argv: Sequence[str] | None = None) -> None:
     """Score predictions by all of GQA's metrics that the files given allow."""
     arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_options(arguments)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
     outcomes = read_outcomes(

@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TypeAlias, TypeVar
 
 from lavis_ext.datasets.questions import read_questions
 from lavis_ext.datasets.scene_graphs import read_scene_graphs
 from lavis_ext.errors import UserError, listed
+from lavis_ext.evaluation.gqa.bootstrap import RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
-from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores
+from lavis_ext.evaluation.gqa.grounding import grounding_scores
 from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge, missing_answers
 from lavis_ext.evaluation.gqa.questions import (
     GqaQuestion,
@@ -22,8 +22,13 @@ from lavis_ext.evaluation.gqa.questions import (
 from lavis_ext.evaluation.predictions import (
     read_predictions,
     refuse_missing,
+    refuse_missing_folder,
     refuse_unknown,
 )
+
+Item = TypeVar("Item")
+Items: TypeAlias = Iterator[tuple[str, Item]]
+"""Something of each of several questions, with its id."""
 
 
 @dataclass(frozen=True)
@@ -121,61 +126,66 @@ def read_outcomes(
         reasons["grounding"] = "the questions have no annotations of the objects that they name"
     else:
         grounding = _grounding(reference, scenes, attentions, object_features)
+    judged = None
     if choices is None:
-        reasons |= dict.fromkeys(
-            ("validity", "plausibility"), "it needs a choices file (--choices)"
-        )
-    outcomes = judge(
+        reason = "it needs a choices file (--choices)"
+        reasons |= {"validity": reason, "plausibility": reason}
+    else:
+        judged = _covering(read_choices(choices), choices, questions, "choices")
+    return judge(
         questions,
         given,
         answers=reference.answers,
-        choices=None if choices is None else read_choices(choices),
+        choices=judged,
         grounding=grounding,
         reasons=reasons,
     )
-    if choices is not None:
-        validity = outcomes.values.get("validity", np.full(len(questions), np.nan))
-        without = [q.id for q, value in zip(questions, validity, strict=True) if np.isnan(value)]
-        if without:
-            raise UserError(
-                f"{choices}: no choices for {len(without):,} of {len(questions):,} questions "
-                f"({listed(without)}); is it of another split?"
-            )
-    return outcomes
 
 
 def _grounding(
-    reference: Reference, scenes: Path, attentions: Path, object_features: bool
+    reference: Reference, scenes: Path, path: Path, object_features: bool
 ) -> dict[str, float]:
-    questions = reference.questions
     graphs = read_scene_graphs(scenes)
-    images = {question.image_id: None for question in questions}
+    images = {question.image_id: None for question in reference.questions}
     without = [image for image in images if image not in graphs]
     if without:
         raise UserError(
             f"{scenes}: no scene graph for {len(without):,} of {len(images):,} images "
             f"({listed(without)}); is it of another split?"
         )
-    seen: set[str] = set()
-
-    def once() -> Iterator[tuple[str, Attention]]:
-        for name, attention in read_attentions(attentions, object_features):
-            if name in seen:
-                raise UserError(f"{attentions}: question {name} has more than one attention.")
-            seen.add(name)
-            yield name, attention
-
+    attentions = _known(read_attentions(path, object_features), path, reference)
+    covering = _covering(attentions, path, reference.questions, "attention")
     try:
-        scores = grounding_scores(questions, graphs, once())
+        return grounding_scores(reference.questions, graphs, covering)
     except KeyError as error:
         raise UserError(
             f"{scenes}: there is no object {error} in the scene graph of the image whose question "
             "names it; is it of other data?"
         ) from None
-    refuse_unknown(str(attentions), sorted(seen), reference.known, str(reference.source))
-    needed = [question.id for question in questions]
-    refuse_missing(str(attentions), needed, scores, "attention")
-    return scores
+
+
+def _known(items: Items[Item], path: Path, reference: Reference) -> Items[Item]:
+    """Go on with ``items`` of questions that the reference has, and refuse others at the end."""
+    unknown = []
+    for name, item in items:
+        if name in reference.known:
+            yield name, item
+        else:
+            unknown.append(name)
+    refuse_unknown(str(path), unknown, (), str(reference.source))
+
+
+def _covering(
+    items: Items[Item], path: Path, questions: Sequence[GqaQuestion], what: str
+) -> Items[Item]:
+    """Go on with ``items``, and refuse those that come twice and, at the end, those missing."""
+    seen = set()
+    for name, item in items:
+        if name in seen:
+            raise UserError(f"{path}: question {name} has {what} more than once.")
+        seen.add(name)
+        yield name, item
+    refuse_missing(str(path), [question.id for question in questions], seen, what)
 
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +203,7 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         type=int,
-        default=1000,
+        default=RESAMPLES,
         help="draws of the bootstrap; 0 for no intervals (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
@@ -204,5 +214,5 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Raise UserError, before anything is read, for what can only fail at the end."""
     if arguments.resamples < 0 or arguments.seed < 0:
         raise UserError("--resamples and --seed must not be negative.")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json: there is no folder {arguments.json.parent} to write to.")
+    if arguments.json is not None:
+        refuse_missing_folder("--json", arguments.json)

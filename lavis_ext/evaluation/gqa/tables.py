@@ -48,12 +48,14 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def shown(name: str, value: float, signed: bool = False) -> str:
+def shown(name: str, value: float) -> str:
     """A figure with its unit, to two decimals."""
-    sign = "+" if signed else ""
-    if name in LOWER_IS_BETTER:
-        return f"{value:{sign}.2f}"
-    return f"{100 * value:{sign}.2f} %"
+    return f"{value:.2f}" if name in LOWER_IS_BETTER else f"{100 * value:.2f} %"
+
+
+def shown_difference(name: str, value: float) -> str:
+    """The difference of two figures, in percentage points where they are percentages."""
+    return f"{value:+.2f}" if name in LOWER_IS_BETTER else f"{100 * value:+.2f}"
 
 
 def _row(name: str, figure: Figure) -> tuple[str, str, str, str]:
