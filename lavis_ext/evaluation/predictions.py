@@ -62,7 +62,9 @@ def read_by_question(path: Path, key: str, what: str, expected: str) -> Iterator
         if name is not None:
             raise UserError(f"{path}: expected {expected}, but the file is an object.")
         if not isinstance(record, dict) or not {"questionId", key} <= record.keys():
-            found = f"has {listed(list(record))}" if isinstance(record, dict) else kind(record)
+            found = (
+                f"has {listed(list(record))}" if isinstance(record, dict) else f"is {kind(record)}"
+            )
             raise UserError(f"{path}: expected {expected}, but a record {found}.")
         identifier = record["questionId"]
         if not isinstance(identifier, str):
