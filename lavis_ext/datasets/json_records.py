@@ -23,6 +23,7 @@ LONGEST_TOKEN = 16
 
 # JSON's white space is less than what `\s` matches.
 _BLANKS = re.compile(r"[ \t\n\r]*")
+_NEXT_ELEMENT = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _NEXT_MEMBER = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 
@@ -79,11 +80,12 @@ class RecordFile:
     def _elements(self, stream: BinaryIO) -> Iterator[Element]:
         opening = self._opening(stream)
         keyed = opening == "{"
+        separator = _NEXT_MEMBER if keyed else _NEXT_ELEMENT
         while True:
             text, place, decode = self._text, self._place, self._decode
             # The loop that nearly all time goes into; what it can't read goes the long way below.
-            while keyed and self._records and (name := _NEXT_MEMBER.match(text, place)):
-                start = name.end()
+            while self._records and (before := separator.match(text, place)):
+                start = before.end()
                 try:
                     value, end = decode(text, start)
                 except json.JSONDecodeError:
@@ -92,7 +94,7 @@ class RecordFile:
                     break
                 self._records += 1
                 self._place = place = end
-                yield name[1], value, text[start:end]
+                yield before[1] if keyed else None, value, text[start:end]
             try:
                 element, end = self._element(keyed)
             except json.JSONDecodeError as error:

@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.errors import UserError, listed
 
@@ -68,13 +72,10 @@ def balanced_questions(table: QuestionTable) -> list[GqaQuestion]:
 
 def answers_of(table: QuestionTable, ids: Iterable[str]) -> dict[str, str]:
     """The right answers to these questions, by id, but for those that the table lacks."""
-    wanted = set(ids)
-    names, answers = (table.data[name].to_pylist() for name in ("question_id", "answer"))
-    return {
-        name: answer
-        for name, answer in zip(names, answers, strict=True)
-        if name in wanted and answer is not None
-    }
+    wanted = pa.array(set(ids), pa.string())
+    rows = np.flatnonzero(pc.is_in(table.data["question_id"], value_set=wanted))
+    names, answers = table.texts(rows, "question_id", "answer")
+    return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
 
 
 def entailed_ids(questions: Iterable[GqaQuestion]) -> set[str]:
