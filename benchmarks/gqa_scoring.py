@@ -4,9 +4,10 @@
 
 Writes synthetic questions in GQA's format below the folder, with predictions, choices, scene graphs
 and attention maps (they are used again), scores them in processes of their own, and prints seconds
-of wall clock and the most memory held, in MB of 2**20 bytes, as JSON. ``--all`` is the number of
-all questions, of which ``--balanced`` are balanced; as many as GQA has in ``val_all_questions`` are
-2011853. The first time that a large question file is read it is converted; both times are measured.
+of wall clock and of CPU and the most memory held, in MB of 2**20 bytes, as JSON. ``--all`` is the
+number of all questions, of which ``--balanced`` are balanced; as many as GQA has in
+``val_all_questions`` are 2011853. The first time that a large question file is read it is
+converted; both times are measured.
 """
 
 import argparse
@@ -119,13 +120,14 @@ def _write_list(path: Path, key: str, values: Any) -> None:
 
 
 def scored(folder: Path, *options: str) -> dict[str, float]:
-    """Seconds and MB of the command with these files and options."""
+    """Seconds, CPU seconds and MB of the command with these files and options."""
     files = ["--questions", "questions.json", "--predictions", "predictions.json"]
     command = [sys.executable, "-m", "lavis_ext.evaluation.gqa", *files, *options]
     measured = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)"
     )
     start = time.monotonic()
     done = subprocess.run(
@@ -135,7 +137,13 @@ def scored(folder: Path, *options: str) -> dict[str, float]:
         capture_output=True,
         text=True,
     )
-    return {"seconds": round(time.monotonic() - start, 1), "MB": round(float(done.stdout))}
+    seconds = time.monotonic() - start
+    cpu_seconds, megabytes = map(float, done.stdout.split())
+    return {
+        "seconds": round(seconds, 1),
+        "CPU seconds": round(cpu_seconds, 1),
+        "MB": round(megabytes),
+    }
 
 
 def main() -> None:
