@@ -207,7 +207,9 @@ def test_questions_that_can_not_be_scored(refused: Refused, good: dict[str, Path
 
 def test_options_that_can_only_fail_later(refused: Refused, tmp_path: Path) -> None:
     assert "there is no folder" in refused(f"--json={tmp_path / 'none' / 'scores.json'}")
-    assert "must not be negative" in refused("--resamples=-1")
+    assert "is a folder; name a file" in refused(f"--json={tmp_path}")
+    assert "--resamples is 10; it must be 0" in refused("--resamples=10")
+    assert "--seed is -1; it must not be negative" in refused("--seed=-1")
 
 
 def test_comparing_and_the_leaderboard_refuse_the_same(

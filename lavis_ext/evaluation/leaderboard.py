@@ -12,9 +12,9 @@ from pathlib import Path
 from lavis_ext.datasets.questions import read_questions
 from lavis_ext.errors import command
 from lavis_ext.evaluation.predictions import (
+    check_output,
     read_predictions,
     refuse_missing,
-    refuse_missing_folder,
     refuse_unknown,
     write_predictions,
 )
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    refuse_missing_folder("--out", arguments.out)
+    check_output("--out", arguments.out)
     predictions = complete_predictions(arguments.questions, arguments.predictions)
     write_predictions(arguments.out, predictions)
     print(f"Wrote {arguments.out}: {len(predictions):,} questions, each of them once.")

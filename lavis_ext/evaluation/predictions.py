@@ -1,6 +1,7 @@
 """Predictions in the format of GQA's leaderboard and evaluation script."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,15 @@ def refuse_unknown(
         )
 
 
-def refuse_missing_folder(option: str, path: Path) -> None:
-    """Raise UserError, before much is read, where ``path`` has no folder to be written to."""
-    if not path.absolute().parent.is_dir():
+def check_output(option: str, path: Path) -> None:
+    """Raise UserError, before much is read, for an ``option`` that can't be written to."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise UserError(f"{option}: there is no folder {path.parent} to write to.")
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; name a file.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: the folder {path.parent} can't be written to.")
 
 
 def _questions(count: int) -> str:

@@ -9,6 +9,8 @@ from lavis_ext.evaluation.gqa.accuracy import Values
 from lavis_ext.evaluation.gqa.distribution import Codes
 
 RESAMPLES = 1000
+FEWEST_RESAMPLES = 100
+"""With fewer, the percentiles mean little, and a kind of question may be in none of them."""
 LEVEL = 0.95
 AT_ONCE = 100
 """Resamples that are held at a time."""

@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 from lavis_ext.datasets.questions import read_questions
 from lavis_ext.datasets.scene_graphs import read_scene_graphs
 from lavis_ext.errors import UserError, listed
-from lavis_ext.evaluation.gqa.bootstrap import RESAMPLES
+from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
 from lavis_ext.evaluation.gqa.grounding import grounding_scores
 from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge, missing_answers
@@ -20,9 +20,9 @@ from lavis_ext.evaluation.gqa.questions import (
     entailed_ids,
 )
 from lavis_ext.evaluation.predictions import (
+    check_output,
     read_predictions,
     refuse_missing,
-    refuse_missing_folder,
     refuse_unknown,
 )
 
@@ -212,7 +212,12 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Raise UserError, before anything is read, for what can only fail at the end."""
-    if arguments.resamples < 0 or arguments.seed < 0:
-        raise UserError("--resamples and --seed must not be negative.")
+    if arguments.resamples != 0 and arguments.resamples < FEWEST_RESAMPLES:
+        raise UserError(
+            f"--resamples is {arguments.resamples}; it must be 0, for no intervals, or at least "
+            f"{FEWEST_RESAMPLES}."
+        )
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; it must not be negative.")
     if arguments.json is not None:
-        refuse_missing_folder("--json", arguments.json)
+        check_output("--json", arguments.json)
