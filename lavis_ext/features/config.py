@@ -10,8 +10,9 @@ from lavis_ext.features.precision import DTYPES
 class FeaturesConfig:
     """Stored features in place of images and encoders."""
 
-    root: str = option(
-        "data/features", "Folder of the stores, seen by all processes; each has one of its own."
+    root: str | None = option(
+        None,
+        "Folder of the stores, seen by all processes; by default beside the images.",
     )
     make: bool = option(False, "Make what the stores lack, then go on.")
     dtype: str = option(

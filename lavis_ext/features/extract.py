@@ -7,9 +7,8 @@ Takes the run's own config. What is finished stays, whatever interrupts it.
 """
 
 from lavis_ext.config.loader import Config
-from lavis_ext.errors import UserError, command
+from lavis_ext.errors import command
 from lavis_ext.features.config import FeaturesConfig
-from lavis_ext.features.extraction import damage
 from lavis_ext.features.of_run import RunFeatures
 from lavis_ext.runners.launch import argument_parser, prepared
 from lavis_ext.runners.run_log import log
@@ -28,10 +27,10 @@ def main() -> None:
     with prepared(cfg, splits) as parts:
         config = cfg.run.features or FeaturesConfig()
         features = RunFeatures(config, parts.datasets, parts.model)
-        if not arguments.verify:
+        if arguments.verify:
+            features.verify()
+        else:
             features.make(parts.device, cfg.run.num_workers, rebuild=arguments.rebuild)
-        elif damaged := features.damaged():
-            raise UserError(damage(damaged))
         for group in features.groups:
             for _, store in group.extraction.stores:
                 log.info("%s: %s", ", ".join(group.splits), store.folder)

@@ -33,6 +33,7 @@ from lavis_ext.locks import Lock, Regularly
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+"""Bytes."""
 Images = tuple[str, ...]
 """Ids of the images of a shard."""
 
@@ -132,7 +133,7 @@ class Extraction:
         return {*self.wanted, *(image for image in had if image in self.images)} - held
 
     def _refuse_too_little_room(self, needed: int) -> None:
-        root = Path(self.config.root)
+        root = self.stores[0][1].root
         free = shutil.disk_usage(root).free
         if needed > free:
             raise UserError(
@@ -188,7 +189,7 @@ class Extraction:
             for start in range(0, len(images), size)
         ]
         loader: DataLoader[Any] = DataLoader(
-            _Pictures(self, cuts),
+            _Pictures(self.images, self.processor, self.views, cuts),
             batch_size=None,
             num_workers=min(workers, len(os.sched_getaffinity(0))),
             pin_memory=torch.cuda.is_available(),
@@ -242,8 +243,16 @@ class Extraction:
 class _Pictures(Dataset[Any]):
     """Batches of images as the encoders take them, read by loader workers."""
 
-    def __init__(self, extraction: Extraction, cuts: list[Images]) -> None:
-        self._extraction = extraction
+    def __init__(
+        self,
+        images: ImageFolder,
+        processor: Callable[..., dict[str, Tensor]],
+        views: int,
+        cuts: list[Images],
+    ) -> None:
+        self._images = images
+        self._processor = processor
+        self._views = views
         self._cuts = cuts
 
     def __len__(self) -> int:
@@ -251,15 +260,14 @@ class _Pictures(Dataset[Any]):
 
     def __getitem__(self, place: int) -> tuple[list[ImageState], dict[str, Tensor]] | DataFault:
         """States of the images [B], and pictures [B * views, 3, S, S] by their names."""
-        given = self._extraction
         states, pictures = [], []
         try:
             for image in self._cuts[place]:
-                states.append(ImageState.of(image, given.images.path(image)))
-                picture = given.images.read(image)
-                for view in range(given.views):
+                states.append(ImageState.of(image, self._images.path(image)))
+                picture = self._images.read(image)
+                for view in range(self._views):
                     with seeded(image, view):
-                        pictures.append(given.processor(picture))
+                        pictures.append(self._processor(picture))
         except UserError as error:
             return DataFault(str(error))
         return states, {

@@ -1,7 +1,7 @@
 """The features of a run: which images of which splits, and the stores that hold them."""
 
 import json
-import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,24 +14,21 @@ from lavis_ext import distributed
 from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
-from lavis_ext.features.extraction import Extraction
+from lavis_ext.features.extraction import GIB, Extraction, damage
 from lavis_ext.features.reader import IncompleteStore, StoredFeatures, StoredStream
 from lavis_ext.features.store import FACTS, FeatureStore
 from lavis_ext.features.streams import ImageStream
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
-class Prepared:
+class Alike:
     """Splits whose images are prepared alike, and so are in the same stores."""
 
     splits: tuple[str, ...]
     extraction: Extraction
 
-    @property
-    def streams(self) -> list[StoredStream]:
-        """The stores, opened."""
+    def opened(self) -> list[StoredStream]:
+        """The stores, to be read from. Raises UserError as :class:`StoredStream` does."""
         side = self.extraction.config.pooling
         return [
             StoredStream(
@@ -57,18 +54,21 @@ class RunFeatures:
         self, config: FeaturesConfig, datasets: Mapping[str, GqaFusionDataset], model: nn.Module
     ) -> None:
         self.config = config
+        images = next(iter(datasets.values())).images
+        self._root = Path(config.root) if config.root else images.folder.parent / "features"
         self._datasets = datasets
         self._model = model
         streams: list[ImageStream] = model.image_streams()  # type: ignore[operator]
         for stream in streams:
             self._check(stream)
         encoders = {stream.name: stream.weights_digest() for stream in streams}
-        groups: dict[str, list[str]] = {}
+        groups: dict[tuple[Path, str], list[str]] = {}
         for split, dataset in datasets.items():
-            groups.setdefault(json.dumps(self._prepared(split, dataset)), []).append(split)
+            how = json.dumps(self._prepared(split, dataset))
+            groups.setdefault((dataset.images.folder, how), []).append(split)
         self.groups = [
             self._group(json.loads(how), splits, streams, encoders)
-            for how, splits in groups.items()
+            for (_, how), splits in groups.items()
         ]
 
     def use(self, device: torch.device, workers: int) -> None:
@@ -77,6 +77,7 @@ class RunFeatures:
         Entered by every process. Raises UserError for stores that lack something, or of another
         model, and as :meth:`make` does.
         """
+        self._refuse_store_as_root()
         incomplete = distributed.from_main_process(self._incomplete)
         if incomplete and not self.config.make:
             raise UserError(
@@ -86,32 +87,44 @@ class RunFeatures:
         if incomplete:
             self.make(device, workers)
         for group in self.groups:
+            streams = group.opened()
             for split in group.splits:
                 self._datasets[split].features = StoredFeatures(
-                    group.streams, self.config, augment=split == "train"
+                    streams, self.config, augment=split == "train"
                 )
 
     def make(self, device: torch.device, workers: int, *, rebuild: bool = False) -> None:
         """Make what the stores lack; see :meth:`Extraction.run`."""
-        self._model.to(device)
+        self._refuse_store_as_root()
+        self._model.to(device).eval()
         for group in self.groups:
             group.extraction.run(device, workers, rebuild=rebuild)
 
-    def damaged(self) -> list[Path]:
-        """Shards whose bytes aren't what was written; all are read."""
-        return [path for group in self.groups for path in group.extraction.damaged()]
+    def verify(self) -> None:
+        """Read all shards. Raises UserError for damaged ones, and for what the stores lack.
 
-    def bytes(self) -> int:
-        """What the stores take on disk when nothing is missing."""
-        return sum(
+        Entered by every process.
+        """
+        damaged = [path for group in self.groups for path in group.extraction.damaged()]
+        if damaged:
+            raise UserError(damage(damaged))
+        if incomplete := distributed.from_main_process(self._incomplete):
+            raise UserError(incomplete)
+
+    def size(self) -> str:
+        """What the stores take on disk when nothing is missing, and what is free, as a line."""
+        needed = sum(
             len(group.extraction.wanted) * store.bytes_an_image
             for group in self.groups
             for _, store in group.extraction.stores
         )
+        there = next(each for each in (self._root, *self._root.absolute().parents) if each.exists())
+        free = shutil.disk_usage(there).free
+        return f"{needed / GIB:.3g} GiB in {self._root}, where {free / GIB:.3g} GiB are free"
 
     def _check(self, stream: ImageStream) -> None:
         side = self.config.pooling
-        if stream.trained():
+        if "train" in self._datasets and stream.trained():
             raise UserError(
                 f"run.trainable lets the encoder of the {stream.name} stream be trained, and "
                 "stored features would be those of its start. Freeze it, or leave run.features out."
@@ -144,7 +157,7 @@ class RunFeatures:
         splits: list[str],
         streams: list[ImageStream],
         encoders: dict[str, str],
-    ) -> Prepared:
+    ) -> Alike:
         datasets = [self._datasets[split] for split in splits]
         stores = [(stream, self._store(stream, encoders[stream.name], how)) for stream in streams]
         wanted = frozenset(
@@ -158,7 +171,7 @@ class RunFeatures:
             how["views"],
             self.config,
         )
-        return Prepared(tuple(splits), extraction)
+        return Alike(tuple(splits), extraction)
 
     def _store(self, stream: ImageStream, encoder: str, how: dict[str, Any]) -> FeatureStore:
         facts = {
@@ -169,17 +182,14 @@ class RunFeatures:
             **how,
         }
         patches = stream.grid[0] * stream.grid[1] // self.config.pooling**2
-        return FeatureStore(
-            Path(self.config.root), facts, patches + int(stream.class_token), stream.width
-        )
+        return FeatureStore(self._root, facts, patches + int(stream.class_token), stream.width)
 
     def _incomplete(self) -> str | None:
         """The first thing that a store lacks, as a sentence."""
-        self._refuse_store_as_root()
         for group in self.groups:
             extraction = group.extraction
             try:
-                for stream in group.streams:
+                for stream in group.opened():
                     stream.refuse_missing(extraction.wanted, extraction.images)
             except IncompleteStore as error:
                 return f"{error}{self._others(extraction)}"
@@ -195,7 +205,7 @@ class RunFeatures:
         return told
 
     def _refuse_store_as_root(self) -> None:
-        root = Path(self.config.root)
+        root = self._root
         if not (root / FACTS).exists():
             return
         facts = _facts(root / FACTS)

@@ -32,13 +32,17 @@ class ImageStream:
     options: dict[str, int]
 
     def weights_digest(self) -> str:
-        """A hash of all parameters and buffers: names, shapes, dtypes and contents."""
+        """A hash of all parameters and buffers: names, shapes, dtypes and contents.
+
+        Without the contents where they are on torch's device ``meta``.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for place, part in enumerate(self.parts):
             for name, tensor in sorted(chain(part.named_parameters(), part.named_buffers())):
                 digest.update(f"{place} {name} {tensor.dtype} {[*tensor.shape]}\n".encode())
-                contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(contents.numpy().data)
+                if not tensor.is_meta:
+                    contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                    digest.update(contents.numpy().data)
         return digest.hexdigest()
 
     def trained(self) -> bool:

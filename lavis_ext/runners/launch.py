@@ -56,8 +56,6 @@ def prepared(cfg: Config, splits: Sequence[str]) -> Iterator[Prepared]:
         if "train" in datasets:
             # Before the optimizer and DDP exist, which take stock of what is trainable.
             freeze_all_but(model, cfg.run.trainable)
-        else:
-            model.requires_grad_(False)
         yield Prepared(task, datasets, model, device)
 
 
@@ -90,4 +88,7 @@ def describe(cfg: Config, splits: Sequence[str]) -> str:
         model = task.build_model(cfg, load_weights=False)
     freeze_all_but(model, cfg.run.trainable)
     plan = TrainingPlan.of(cfg.run, datasets)
-    return f"{OmegaConf.to_yaml(cfg.config)}\n{parts_table(model)}\n\n{plan}"
+    lines = [OmegaConf.to_yaml(cfg.config), parts_table(model), "", str(plan)]
+    if cfg.run.features is not None:
+        lines.append(f"features   {RunFeatures(cfg.run.features, datasets, model).size()}")
+    return "\n".join(lines)
