@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ SECONDS_A_LOOK = 0.002
 
 
 def extraction(out: Path, root: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Start an extraction into ``root``, in a process group of its own."""
+    """Start an extraction into ``root``."""
     program = ["-m", "lavis_ext.features.extract"]
     if options.processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone"]
@@ -43,7 +44,6 @@ def extraction(out: Path, root: Path, options: argparse.Namespace) -> subprocess
         cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
 
@@ -57,9 +57,17 @@ def killed(process: subprocess.Popen[bytes], root: Path, seconds: float) -> bool
     time.sleep(seconds)
     ended = process.poll() is not None
     if not ended:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.wait()
     return not ended
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started: torchrun's and a loader's workers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
 
 
 def state(root: Path) -> list[tuple[str, int]]:

@@ -29,13 +29,14 @@ from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.errors import UserError
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
+from lavis_ext.features.extract import main
 from lavis_ext.features.of_run import RunFeatures
 from lavis_ext.features.precision import bytes_a_token, compressed, pooled, restored
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 from lavis_ext.runners.freezing import freeze_all_but
-from lavis_ext.runners.launch import started
+from lavis_ext.runners.launch import describe, started
 
 PROJECT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -173,6 +174,40 @@ def test_a_run_makes_its_features_first_and_trains_as_with_images(
     (folder,) = (tmp_path / "output").iterdir()
     both = json.loads((folder / "metrics.json").read_text())
     assert both["testdev"] == pytest.approx(live["testdev"], abs=1e-3)
+
+
+def test_the_command_makes_verifies_and_mends_a_store(
+    configured: Callable[..., Config],
+    tiny_options: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [
+        *(*tiny_options, *TINY_MODEL, "run.trainable=[fusion.*]"),
+        *(f"run.features.root={run.root}", "run.features.images_per_shard=8"),
+    ]
+
+    def extract(*flags: str) -> str:
+        small = "projects/pnp-vqa/train/gqa_small.yaml"
+        arguments = ["extract", *flags, "--cfg-path", small, "--options", *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        main()
+        return capsys.readouterr().out
+
+    assert "GiB in" in describe(configured(*options), ["train", "val", "testdev"])
+    assert not run.root.exists()
+    assert "min left" in extract()
+    whole = run.contents()
+    assert str(run.stores()["grid"]) in extract("--verify")
+    alter(run.shards()[0])
+    for flags in ([], ["--verify"]):
+        with pytest.raises(SystemExit) as ended:
+            extract(*flags)
+        assert ended.value.code == 2
+        assert f"error: {run.shards()[0]}: damaged" in capsys.readouterr().err
+    extract("--rebuild")
+    assert run.contents() == whole
 
 
 def test_an_extraction_that_is_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
