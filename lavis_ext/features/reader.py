@@ -143,14 +143,14 @@ class StoredFeatures:
     def _augmented(
         self, stream: StoredStream, stored: dict[str, Tensor], images: Sequence[str], epoch: int
     ) -> dict[str, Tensor]:
-        if not (self._token_dropout or self._noise):
-            return stored
-        tokens = restored(**stored)
-        first = int(stream.class_token)
-        for row, image in enumerate(images):
+        if self._noise:
+            stored = {"tokens": restored(**stored)}
+        tokens, first = stored["tokens"], int(stream.class_token)
+        for row, image in enumerate(images if self._noise or self._token_dropout else ()):
             random = torch.Generator().manual_seed(seed_of(image, epoch, stream.store.stream))
-            size = tokens[row].square().mean(dim=-1, keepdim=True).sqrt()
-            tokens[row] += self._noise * size * torch.randn(tokens[row].shape, generator=random)
+            if self._noise:
+                size = tokens[row].square().mean(dim=-1, keepdim=True).sqrt()
+                tokens[row] += self._noise * size * torch.randn(tokens[row].shape, generator=random)
             dropped = torch.rand(len(tokens[row]) - first, generator=random) < self._token_dropout
-            tokens[row, first:][dropped] = 0.0
-        return {"tokens": tokens}
+            tokens[row, first:][dropped] = 0
+        return stored
