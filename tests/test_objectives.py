@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import HEAD, make_model, make_samples
+from tiny import DIFNET, HEAD, make_model, make_samples
 
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
@@ -42,7 +42,7 @@ def test_a_batch_is_overfitted_from_scratch(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_fusion_alone_overfits_another_batch_on_frozen_encoders(name: str) -> None:
     """What the user does: encoders that know something are frozen, only fusion.* is trained."""
-    model = make_model({name: OBJECTIVES[name]})
+    model = make_model({name: OBJECTIVES[name]}, {**DIFNET, "gate": False})
     train_mode(model)
     overfit(model, make_samples())
     freeze_all_but(model, ["fusion.*"])
@@ -114,6 +114,21 @@ def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() ->
     batch = FusedBatch(model.fuse(make_samples()), make_samples(), model.blip)
     assert not batch.questions.states.requires_grad
     assert model.objectives["head"](batch, model._head("head")).losses.requires_grad
+
+
+def test_calibration_starts_as_blip_and_then_takes_what_is_overconfident() -> None:
+    """Without it, fused tokens turn away from what BLIP's question matching reads in them."""
+    grid_only = {"name": "grid_only"}
+    plain = make_model({"itm": {}}, grid_only).eval()
+    model = make_model({"itm": {"calibrated": True}}, grid_only).eval()
+    model.blip.blip.itm_head.weight.data *= 200
+    plain.load_state_dict(model.state_dict(), strict=False)
+    samples = make_samples()
+    first = model(samples)["loss"]
+    torch.testing.assert_close(first, plain(samples)["loss"])
+    assert first > 1.0
+    freeze_all_but(model, ["fusion.heads.itm.*"])
+    assert overfit(model, samples, steps=200)[-1] < 0.75
 
 
 def test_answers_outside_the_vocabulary_have_no_loss_and_are_counted() -> None:

@@ -1,19 +1,58 @@
 """Matched against mismatched questions: by BLIP's text encoder (``itm``) or a light ``head``."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.config.schema import option
 from lavis_ext.door import registry
-from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
+from lavis_ext.objectives.base import (
+    FusedBatch,
+    HeadSizes,
+    Objective,
+    ObjectiveConfig,
+    ObjectiveOutput,
+)
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
 
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""
 
 MATCHING_FIGURES = ("accuracy", "matched_accuracy", "mismatched_accuracy")
+
+
+CALIBRATION_PACE = 10.0
+"""Adam moves any parameter by one learning rate a step; scale and shift have further to go."""
+
+
+@dataclass
+class ItmConfig(ObjectiveConfig):
+    """Options of ``itm``."""
+
+    calibrated: bool = option(
+        False,
+        "Learn a scale and a shift of BLIP's score besides. Of captions it knows how sure it may "
+        "be, of questions it doesn't; without them the fused tokens have to make up for that.",
+    )
+
+
+class Calibration(nn.Module):
+    """Scale and shift of the score for "match" (Platt, 1999). They start as the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [P, 2] of P pairs to the same shape; that for "no match" becomes 0."""
+        match = scores[:, MATCH] - scores[:, 1 - MATCH]
+        scale = (CALIBRATION_PACE * self.log_scale).exp()
+        match = scale * match + CALIBRATION_PACE * self.shift
+        return torch.stack([torch.zeros_like(match), match], dim=-1)
 
 
 @registry.register_objective("itm")
@@ -23,14 +62,20 @@ class ItmObjective(Objective):
     Both are frozen with pretrained weights: the gradient passes through them into the fusion.
     """
 
+    Config = ItmConfig
     figures = MATCHING_FIGURES
     needs_mismatched = True
+
+    def build_head(self, sizes: HeadSizes) -> nn.Module | None:
+        """The calibration, where it is wanted."""
+        return Calibration() if self.config.calibrated else None
 
     def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
         texts = batch.samples["text_input"] + batch.samples["mismatched_input"]
         tokens = torch.cat([batch.fused, batch.fused_of_mismatched])
-        return _matching(batch.encoder.match(tokens, *batch.encoder.tokenize(texts)), batch)
+        scores = batch.encoder.match(tokens, *batch.encoder.tokenize(texts))
+        return _matching(scores if head is None else head(scores), batch)
 
 
 @registry.register_objective("head")
