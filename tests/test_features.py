@@ -390,6 +390,25 @@ def test_a_changed_image_is_noticed_and_a_copied_one_is_not(made: Run, tmp_path:
     assert torch.allclose(model.encode(train[0]).grid_tokens, seen, atol=0.05)
 
 
+def test_an_image_that_changes_meanwhile_is_not_taken_for_what_it_was(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.data = shutil.copytree(run.data, tmp_path / "data")
+    datasets = run.datasets()
+    path = datasets["train"].images.path(datasets["train"].table.columns["image_id"][0].as_py())
+    finish = extraction.Extraction._finish
+
+    def changed(self: extraction.Extraction) -> None:
+        Image.new("RGB", (64, 64), "red").save(path)
+        finish(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(extraction.Extraction, "_finish", changed)
+        with pytest.raises(UserError, match=r"lacks 8 of the .* images"):
+            run.features(datasets, make=True).use(CPU, 0)
+    run.features(datasets, make=True).use(CPU, 0)
+
+
 def test_a_store_grows_by_the_images_of_another_run(run: Run) -> None:
     few = {"val": run.datasets()["val"]}
     run.features(few).make(CPU, 0)

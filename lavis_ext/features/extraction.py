@@ -79,19 +79,28 @@ class Extraction:
         mine = files[distributed.rank() :: distributed.world_size()]
         return sorted(distributed.gather([path for path in mine if altered(path)]))
 
-    def _locked(self, locks: ExitStack) -> Lock:
+    def _locked(self, locks: ExitStack) -> Lock | None:
         """The locks of all stores, for the main process; the last of them is told the progress."""
-        main = distributed.is_main_process()
+        held: list[Lock] = []
         line = Regularly()
-        lock = None
-        for store in sorted((store for _, store in self.stores), key=lambda each: each.folder):
-            if main:
-                lock = locks.enter_context(store.lock())
+
+        def take_next() -> None:
+            held.append(locks.enter_context(stores[len(held)].lock()))
+
+        def taken() -> bool:
+            has = held[-1].taken()
+            if not has and line.due():
+                log.info("Waiting for another process: %s", held[-1].told())
+            return has
+
+        # In one order, so that no two runs wait for each other.
+        stores = sorted((store for _, store in self.stores), key=lambda each: each.folder)
+        for _ in stores:
+            distributed.from_main_process(take_next)
             # Told to all every time, because nobody waits for longer than a group's timeout.
-            while not distributed.from_main_process(lock.taken if lock else bool):
-                if line.due() and lock:
-                    log.info("Waiting for another process: %s", lock.told())
-        return lock  # type: ignore[return-value]
+            while not distributed.from_main_process(taken):
+                pass
+        return held[-1] if held else None
 
     def _begin(self) -> None:
         for _, store in self.stores:

@@ -79,13 +79,14 @@ class RunFeatures:
         """
         self._refuse_store_as_root()
         incomplete = distributed.from_main_process(self._incomplete)
-        if incomplete and not self.config.make:
+        if incomplete and self.config.make:
+            self.make(device, workers)
+            incomplete = distributed.from_main_process(self._incomplete)
+        if incomplete:
             raise UserError(
                 f"{incomplete} Make it with run.features.make=true, or beforehand with "
                 "python -m lavis_ext.features.extract and the run's config."
             )
-        if incomplete:
-            self.make(device, workers)
         for group in self.groups:
             streams = group.opened()
             for split in group.splits:

@@ -77,8 +77,13 @@ class StoredStream:
                 )
 
     def read(self, images: Sequence[str], views: Sequence[int]) -> dict[str, Tensor]:
-        """``tokens`` [I, T, C] as stored, and ``scales`` [I, T] of int8."""
+        """``tokens`` [I, T, C] as stored, and ``scales`` [I, T] of int8.
+
+        Raises UserError for an image that the store lacks.
+        """
         places = self._places(np.array(images, dtype=np.str_))
+        if (places < 0).any():
+            raise UserError(f"{self.store.folder} has no image '{images[int(places.argmin())]}'.")
         found: dict[str, list[Tensor]] = {}
         for place, view in zip(places.tolist(), views, strict=True):
             row = int(self._rows[place]) * self.store.views + view
