@@ -17,7 +17,7 @@ from lavis_ext.pipeline.captioner import BlipCaptioner, CaptionerConfig, Caption
 QUESTIONS = [f"0{number}930152" for number in range(8)]
 IMAGE_INDEX = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
 PATCHES = 16
-SIZES = {name: value for name, value in tiny.BLIP.items() if name != "projection_dim"}
+SIZES = tiny.BLIP_SIZES
 SAMPLING = {
     "num_captions": 3,
     "min_length": 6,

@@ -22,7 +22,7 @@ QUESTIONS = [
     "is the circle red?",
     "is the square blue?",
 ]
-BLIP = {
+BLIP_SIZES = {
     "weights": None,
     "tokenizer": "packaged:encoders/mini_vocabulary.txt",
     "image_size": SIDE,
@@ -37,6 +37,9 @@ BLIP = {
     "text_mlp": 64,
     "vocab_size": 660,
     "max_position_embeddings": 48,
+}
+BLIP = {
+    **BLIP_SIZES,
     "projection_dim": 8,
     "initializer_range": 0.1,  # with 0.02 some seeds hardly look at the image in 300 steps
 }
@@ -56,7 +59,7 @@ EFFICIENT_SAM_DECODER = {
     "iou_head_width": 16,
 }
 CAPTIONER = {
-    **{key: BLIP[key] for key in BLIP if key != "projection_dim"},
+    **BLIP_SIZES,
     "max_caption_tokens": 24,
     "sampling": {
         "num_captions": 3,
