@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -90,6 +90,23 @@ def gather(items: list[Item]) -> list[Item]:
     gathered: list[list[Item]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, items)
     return [item for part in gathered for item in part]
+
+
+def from_main_process(make: Callable[[], Item]) -> Item:
+    """What ``make`` returns in the main process, in each process; its UserError is raised in each.
+
+    The other processes don't call it.
+    """
+    item, fault = None, None
+    if is_main_process():
+        try:
+            item = make()
+        except UserError as error:
+            fault = str(error)
+    item, fault = broadcast((item, fault))
+    if fault is not None:
+        raise UserError(fault)
+    return item  # type: ignore[return-value]
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

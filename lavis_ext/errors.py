@@ -1,7 +1,7 @@
 """The error type for what a user can mend: a wrong config, file, record or option."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from typing import NoReturn, ParamSpec
@@ -21,6 +21,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     match = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three of ``names`` for a message: ``"a, b, c, ..."``."""
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "version",
     "files",
+    "locks",
     "downloads",
     "environment",
     "door",
@@ -34,7 +35,7 @@ ORDER = [
     "ask",
 ]
 """Folders and files of the package; each may import those before it."""
-ENTRY_POINTS = {"__init__.py", "__main__.py"}
+ENTRY_POINTS = {"__init__.py", "__main__.py", "features/extract.py"}
 MODULES = sorted(
     path.relative_to(PACKAGE)
     for path in PACKAGE.rglob("*.py")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from test_questions import BROKEN, RECORD, rows, write
 
+from lavis_ext import locks
 from lavis_ext.datasets import builder, json_records, question_conversion, question_store
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import find_questions, read_questions
@@ -233,8 +234,8 @@ def test_of_two_processes_one_converts_and_the_other_says_how_far_it_is(
     while not (lock.exists() and lock.read_text()):
         assert other.poll() is None, other.communicate()[1]
         time.sleep(0.01)
-    monkeypatch.setattr(question_store, "SECONDS_A_LINE", 0.05)
-    monkeypatch.setattr(question_store, "SECONDS_A_LOOK", 0.05)
+    monkeypatch.setattr(locks, "SECONDS_A_LINE", 0.05)
+    monkeypatch.setattr(locks, "SECONDS_A_LOOK", 0.05)
     with caplog.at_level("INFO"):
         assert len(read_questions(source)) == 20_000
     assert re.search(r"Waiting for another process: q\.json: .* records converted", caplog.text)

@@ -19,7 +19,7 @@ from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import find_questions, read_questions
 from lavis_ext.distributed import gather, main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
-from lavis_ext.errors import UserError, nearest
+from lavis_ext.errors import UserError, listed, nearest
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         count = len(used)
         found = (
             f"{images.folder}: {len(missing)} of the {count} images that split '{split}' uses are "
-            f"missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''})."
+            f"missing ({listed(missing)})."
         )
         if len(missing) == count:
             raise UserError(f"{found} Name their folder with datasets.gqa_fusion.images.")

@@ -1,8 +1,8 @@
 """The data set: questions of one split with their images, in batches that share images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import Codes, QuestionTable
+from lavis_ext.datasets.seeds import seeded
 from lavis_ext.errors import UserError
 
 
@@ -20,13 +21,23 @@ class FusionSamples(TypedDict, total=False):
     """A batch of Q questions about I images, with K mismatched questions for each question.
 
     Only ``grid_image``, ``segmentation_image``, ``image_index`` and ``text_input`` are needed to
-    answer; the rest is for training and scoring.
+    answer; the rest is for training and scoring. Stored tokens stand in place of the images.
     """
 
     grid_image: torch.Tensor
     """uint8 [I, 3, S, S], BLIP's images."""
     segmentation_image: torch.Tensor
     """uint8 [I, 3, S', S'], EfficientSAM's images."""
+    grid_tokens: torch.Tensor
+    """[I, 1+N, D], BLIP's tokens as stored, in place of its images."""
+    grid_scales: torch.Tensor
+    """float32 [I, 1+N], what the tokens are to be multiplied by, if anything."""
+    grid_shape: tuple[int, int]
+    """Rows and columns of the patches."""
+    segmentation_tokens: torch.Tensor
+    """[I, M, C], EfficientSAM's; what follows is theirs too."""
+    segmentation_scales: torch.Tensor
+    segmentation_shape: tuple[int, int]
     image_index: torch.Tensor
     """int64 [Q], the image of each question; on the host, wherever the images are."""
     text_input: list[str]
@@ -39,6 +50,13 @@ class FusionSamples(TypedDict, total=False):
     """[Q]."""
     global_size: int
     """Questions in the batch over all processes; losses are divided by it."""
+
+
+class ImageFeatures(Protocol):
+    """What encoders gave for images, stored."""
+
+    def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
+        """The tokens of these images, by their names in :class:`FusionSamples`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         vis_processor: RGB image to the tensors ``grid_image`` and ``segmentation_image``.
         text_processor: question to question.
         mismatched: draws mismatched questions; None for none.
+
+    Set ``features`` to have stored tokens read in place of the images.
     """
 
     def __init__(
@@ -76,6 +96,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         self.vis_processor = vis_processor
         self.text_processor = text_processor
         self.mismatched = mismatched
+        self.features: ImageFeatures | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -108,18 +129,29 @@ class GqaFusionDataset(Dataset[FusionSamples]):
             rows, "question_id", "image_id", "question", "answer"
         )
         image_ids, image_index = np.unique(image_ids_of_rows, return_inverse=True)
-        images = [self.vis_processor(self.images.read(str(name))) for name in image_ids]
         drawn = [r for row in rows for r in self._mismatched_rows(int(row), batch.epoch)]
         (mismatched,) = self.table.texts(drawn, "question")
         return {
-            "grid_image": torch.stack([image["grid_image"] for image in images]),
-            "segmentation_image": torch.stack([image["segmentation_image"] for image in images]),
+            **self._seen(image_ids.tolist(), batch.epoch),
             "image_index": torch.from_numpy(image_index.reshape(-1)),
             "text_input": [self.text_processor(q) for q in questions],
             "mismatched_input": [self.text_processor(q) for q in mismatched],
             "answer": answers,
             "question_id": ids,
             "global_size": batch.global_size,
+        }
+
+    def _seen(self, images: list[str], epoch: int) -> FusionSamples:
+        """What a batch holds of its images; a processor's randomness follows image and epoch."""
+        if self.features is not None:
+            return self.features.read(images, epoch)  # type: ignore[return-value]
+        seen = []
+        for image in images:
+            with seeded(image, epoch):
+                seen.append(self.vis_processor(self.images.read(image)))
+        return {
+            "grid_image": torch.stack([each["grid_image"] for each in seen]),
+            "segmentation_image": torch.stack([each["segmentation_image"] for each in seen]),
         }
 
     def _mismatched_rows(self, row: int, epoch: int) -> list[int]:

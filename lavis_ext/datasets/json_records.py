@@ -1,4 +1,4 @@
-"""One question file, record by record, in memory that its length doesn't change.
+"""One JSON file of many records, read in memory that its length doesn't change.
 
 GQA's file of all training questions is one JSON object of over 10 GB on one line, so it can be
 neither loaded whole nor split by lines. A window of some MB slides over it, and json's scanner
@@ -23,6 +23,7 @@ LONGEST_TOKEN = 16
 
 # JSON's white space is less than what `\s` matches.
 _BLANKS = re.compile(r"[ \t\n\r]*")
+_NEXT_ELEMENT = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _NEXT_MEMBER = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 
@@ -33,6 +34,11 @@ Element = tuple[str | None, Any, str]
 class RecordFile:
     """Iterates over the members of a file's object, or the elements of its list.
 
+    Args:
+        path: the file.
+        what: what the file is, for messages.
+        expected: the shape that it must have, for messages.
+
     Attributes:
         path: the file.
         bytes_read: bytes read so far.
@@ -42,8 +48,15 @@ class RecordFile:
     a list.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        what: str = "question file",
+        expected: str = "GQA's object keyed by question id, or LAVIS's list of records",
+    ) -> None:
         self.path = path
+        self._what = what
+        self._expected = expected
         self.bytes_read = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._decode = json.JSONDecoder().raw_decode
@@ -59,19 +72,20 @@ class RecordFile:
                 yield from self._elements(stream)
         except OSError as error:
             raise UserError(
-                f"{self.path}: the question file can't be read ({error.strerror})."
+                f"{self.path}: the {self._what} can't be read ({error.strerror})."
             ) from None
         except RecursionError:
-            raise UserError(f"{self.path}: nested too deeply to be a question file.") from None
+            raise UserError(f"{self.path}: nested too deeply to be a {self._what}.") from None
 
     def _elements(self, stream: BinaryIO) -> Iterator[Element]:
         opening = self._opening(stream)
         keyed = opening == "{"
+        separator = _NEXT_MEMBER if keyed else _NEXT_ELEMENT
         while True:
             text, place, decode = self._text, self._place, self._decode
             # The loop that nearly all time goes into; what it can't read goes the long way below.
-            while keyed and self._records and (name := _NEXT_MEMBER.match(text, place)):
-                start = name.end()
+            while self._records and (before := separator.match(text, place)):
+                start = before.end()
                 try:
                     value, end = decode(text, start)
                 except json.JSONDecodeError:
@@ -80,7 +94,7 @@ class RecordFile:
                     break
                 self._records += 1
                 self._place = place = end
-                yield name[1], value, text[start:end]
+                yield before[1] if keyed else None, value, text[start:end]
             try:
                 element, end = self._element(keyed)
             except json.JSONDecodeError as error:
@@ -108,7 +122,7 @@ class RecordFile:
             self._text, self._bytes_before_text = self._text[1:], len(codecs.BOM_UTF8)
         self._skip_blanks(stream)
         if self._place == len(self._text):
-            raise UserError(f"{self.path}: the question file is empty; fetch or write it again.")
+            raise UserError(f"{self.path}: the {self._what} is empty; fetch or write it again.")
         opening = self._text[self._place]
         if opening in "{[":
             self._place += 1
@@ -151,7 +165,7 @@ class RecordFile:
         if len(rest) > LONGEST_RECORD:
             raise UserError(
                 f"{self.path}: {self._record(keyed)} is longer than {LONGEST_RECORD // 2**20} MB; "
-                "expected GQA's object keyed by question id, or LAVIS's list of records."
+                f"expected {self._expected}."
             )
         self._bytes_before_text = self._byte(self._place)
         chunk = stream.read(max(CHUNK, len(rest)))
@@ -206,15 +220,12 @@ class RecordFile:
         place = len(self._text) if cut_off else error.pos
         what = "breaks off" if cut_off else f"isn't JSON ({error.msg})"
         return UserError(
-            f"{self.path}: the question file {what} at byte {self._byte(place)}, in "
+            f"{self.path}: the {self._what} {what} at byte {self._byte(place)}, in "
             f"{self._record(keyed)}; fetch or write it again."
         )
 
     def _other_shape(self, found: str) -> UserError:
-        return UserError(
-            f"{self.path}: expected GQA's object keyed by question id, or LAVIS's list of records, "
-            f"but the file is {found}."
-        )
+        return UserError(f"{self.path}: expected {self._expected}, but the file is {found}.")
 
 
 def _after_blanks(text: str, place: int) -> int:

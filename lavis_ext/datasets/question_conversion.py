@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from lavis_ext.datasets.json_records import RecordFile
 from lavis_ext.datasets.question_records import Row, read_rows
 from lavis_ext.datasets.question_table import CONTENTS, SCHEMA, Codes, forms, plain
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, listed
 
 ROWS_A_BATCH = 2**15
 ROWS_AT_ONCE = 2**9
@@ -152,10 +152,9 @@ class _Conversion:
         counts = pc.value_counts(pa.chunked_array(ids))
         repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(repeated):
-            named = f"{', '.join(repeated[:3].to_pylist())}{', ...' if len(repeated) > 3 else ''}"
             raise UserError(
-                f"{source}: {len(repeated)} question ids stand more than once ({named}); each must "
-                "be of one record."
+                f"{source}: {len(repeated)} question ids stand more than once "
+                f"({listed(repeated.to_pylist())}); each must be of one record."
             )
 
     def write_questions(self, contents: str) -> None:

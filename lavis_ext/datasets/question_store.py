@@ -9,7 +9,6 @@ Sources below ``SMALL`` are converted into memory: they are read in less time th
 after a file, and a folder of small files stays as it was. All else about them is the same.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,7 +17,6 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
@@ -26,6 +24,7 @@ from lavis_ext.datasets.question_conversion import Progress, Stamp, convert, sta
 from lavis_ext.datasets.question_table import QuestionStore
 from lavis_ext.errors import UserError
 from lavis_ext.files import written_aside
+from lavis_ext.locks import Lock, Regularly
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ SMALL = 8 * 2**20
 FORMAT = 1
 """To be raised with every change of what a conversion writes."""
 FOLDER = ".lavis_ext_questions"
-SECONDS_A_LINE = 5.0
-SECONDS_A_LOOK = 0.2
 
 
 def open_store(files: Sequence[Path], source: Path, folder: Path | None = None) -> QuestionStore:
@@ -135,28 +132,22 @@ class _Stored:
             log.warning("%s is damaged and will be written again (%s).", questions, error)
             return None
 
-    def locked(self) -> IO[str]:
-        """The lock file, once it is locked; closing it unlocks it.
+    def locked(self) -> Lock:
+        """The lock of this store, once it is taken; meanwhile it says how far its holder is.
 
-        Until then it says how far its holder is. Raises OSError where there can't be one.
+        Raises OSError where there can't be one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / f"{self._stem}.lock").open("a+")
-        line = _Regularly(SECONDS_A_LINE)
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except BlockingIOError:
-                if line.due():
-                    lock.seek(0)
-                    log.info("Waiting for another process: %s", lock.read())
-                time.sleep(SECONDS_A_LOOK)
+        lock = Lock(self.folder / f"{self._stem}.lock")
+        line = Regularly()
+        while not lock.taken():
+            if line.due():
+                log.info("Waiting for another process: %s", lock.told())
+        return lock
 
-    def converted(self, files: Sequence[Path], lock: IO[str]) -> QuestionStore:
+    def converted(self, files: Sequence[Path], lock: Lock) -> QuestionStore:
         """Write the store, then remove those of earlier states of the files. Needs the lock."""
         self._remove(rf"\.{self._any}\.\d+")
-        lock.truncate(0)
+        lock.tell("")
         log.info("Converting %s, once for all runs, into %s.", self._source, self.folder)
         scratch = self.folder / f".{self._names['rows']}.{os.getpid()}"
         try:
@@ -190,10 +181,10 @@ class _Stored:
             if re.fullmatch(pattern, path.name) and path.name not in but:
                 path.unlink(missing_ok=True)
 
-    def _progress(self, lock: IO[str]) -> Progress:
+    def _progress(self, lock: Lock) -> Progress:
         """Logs how far the conversion is, and writes it into the lock file for those who wait."""
         total = sum(size for _, size, _ in self._state)
-        line = _Regularly(SECONDS_A_LINE)
+        line = Regularly()
         started = time.monotonic()
 
         def progress(records: int, size: int) -> None:
@@ -202,25 +193,8 @@ class _Stored:
                 f"{self._source.name}: {records:,} records converted, {size / total:.0%} of all, "
                 f"{rate:,.0f} a second."
             )
-            lock.truncate(0)
-            lock.write(text)
-            lock.flush()
+            lock.tell(text)
             if line.due():
                 log.info(text)
 
         return progress
-
-
-class _Regularly:
-    """Tells whether so many seconds have passed since it last said so, or since the start."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self._last < self._seconds:
-            return False
-        self._last = now
-        return True

@@ -30,6 +30,8 @@ SCHEMA = pa.schema(
 CONTENTS = b"contents"
 """Key of the schema's metadata under which a store has the names and sizes of its files."""
 LEADING_WORDS_OF_A_FORM = 3
+UNBALANCED = r'"isBalanced"\s*:\s*false'
+"""In the text of a record. Quotes inside a JSON string are escaped, so it matches no string."""
 
 Codes = npt.NDArray[np.int32]
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
@@ -72,6 +74,13 @@ class QuestionStore:
             self._batch = place // size, batch.column(0)
         record: dict[str, Any] = json.loads(self._batch[1][place % size].as_py())
         return record
+
+    def matching(self, pattern: str) -> npt.NDArray[np.bool_]:
+        """Whether the text of each record matches the regular expression, bool [records]."""
+        batches = (self._reader.get_batch(n) for n in range(self._reader.num_record_batches))
+        return np.concatenate(
+            [np.asarray(pc.match_substring_regex(batch.column(0), pattern)) for batch in batches]
+        )
 
     def release(self) -> None:
         """Let go of the pages that reading has mapped; they stay in the system's file cache.
@@ -154,9 +163,12 @@ class QuestionTable:
         ``annotations``, ``types``, ``groups``, ``fullAnswer`` and ``isBalanced`` besides the
         table's columns; other people's data may lack any of them.
         """
-        if self.store is None:
-            raise LookupError("this table was not read from question files")
-        return self.store.record(self.data["record"][int(row)].as_py())
+        return self._stored().record(int(self.codes("record")[row]))
+
+    def balanced(self) -> npt.NDArray[np.int64]:
+        """The rows of the balanced subset: all whose record doesn't say that it is outside."""
+        outside = self._stored().matching(UNBALANCED)
+        return np.flatnonzero(~outside[self.codes("record")])
 
     def texts(self, rows: npt.ArrayLike, *columns: str) -> list[list[Any]]:
         """For each of ``columns``, its values (text or None) in these rows, in this order."""
@@ -241,6 +253,11 @@ class QuestionTable:
     def form_codes(self) -> Codes:
         """The form of each question as integers [rows]."""
         return self.codes("form")
+
+    def _stored(self) -> QuestionStore:
+        if self.store is None:
+            raise LookupError("this table was not read from question files")
+        return self.store
 
     def _column(self, name: str) -> pa.ChunkedArray:
         if name in self.data.column_names:

@@ -72,14 +72,16 @@ class FusionNetwork(nn.Module):
         grid_tokens: Tensor,
         segmentation_tokens: Tensor | None = None,
         segmentation_grid: tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Fused tokens [B, 1+N, Dg] in place of the grid tokens.
 
         ``grid_tokens`` [B, 1+N, Dg] have their class token first; ``segmentation_tokens``
         [B, h*w, Ds] lie row by row on ``segmentation_grid`` = (h, w), and may be None if
-        ``streams`` does not name them.
+        ``streams`` does not name them. ``grid`` is the grid tokens' (rows, columns), by default
+        those that the network was built for.
         """
-        streams = self.adapter(grid_tokens, segmentation_tokens, segmentation_grid)
+        streams = self.adapter(grid_tokens, segmentation_tokens, segmentation_grid, grid)
         encoded = self.output_projection(self.encoder(*streams))
         if self.gate is None:
             return encoded

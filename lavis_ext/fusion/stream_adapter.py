@@ -63,25 +63,27 @@ class StreamAdapter(nn.Module):
         grid_tokens: Tensor,
         segmentation_tokens: Tensor | None,
         segmentation_grid: tuple[int, int] | None,
+        grid: tuple[int, int] | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Grid tokens [B, 1+N, Dg] and segmentation tokens [B, h*w, Ds] to [B, 1+N, d_model] each.
 
-        A stream that is not read comes back as None. Raises UserError if N is not the grid's, and
-        if the segmentation stream is read and absent.
+        ``grid`` is the grid stream's (rows, columns) where it is pooled. A stream that is not read
+        comes back as None. Raises UserError if N is not the grid's, and if the segmentation stream
+        is read and absent.
         """
-        rows, columns = self.grid_size
+        rows, columns = self.grid_size if grid is None else grid
         if grid_tokens.shape[1] != 1 + rows * columns:
             raise UserError(
                 f"The grid stream has {grid_tokens.shape[1]} tokens; a class token and a grid of "
                 f"{rows}x{columns} are {1 + rows * columns}. Features stored at another image size "
                 "have to be made again."
             )
-        grid = self.grid_projection(grid_tokens) if "grid" in self.streams else None
+        projected = self.grid_projection(grid_tokens) if "grid" in self.streams else None
         if "segmentation" not in self.streams:
-            return grid, None
+            return projected, None
         if segmentation_tokens is None or segmentation_grid is None:
             raise UserError("This fusion reads the segmentation stream, and none was given to it.")
-        resized = resize_grid(segmentation_tokens, segmentation_grid, self.grid_size)
+        resized = resize_grid(segmentation_tokens, segmentation_grid, (rows, columns))
         patches = self.segmentation_norm(self.segmentation_projection(resized))
         partner = self.class_partner.to(patches.dtype).expand(len(patches), -1, -1)
-        return grid, torch.cat((partner, patches), dim=1)
+        return projected, torch.cat((partner, patches), dim=1)

@@ -16,6 +16,8 @@ from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.door import BaseModel, registry
 from lavis_ext.errors import UserError, nearest
+from lavis_ext.features.precision import restored
+from lavis_ext.features.streams import ImageStream
 from lavis_ext.fusion.network import FusionNetwork
 from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.fusion_weights import FusionWeights
@@ -173,18 +175,59 @@ class PnpVqaFusion(BaseModel):
         return defaults
 
     def encode(self, samples: FusionSamples) -> "EncodedImages":
-        """What the encoders see in the batch's images, each encoded once."""
+        """What the encoders see in the batch's images, each encoded once, or what is stored."""
         from lavis_ext.pipeline.answering import EncodedImages
 
+        if "grid_tokens" in samples:
+            grid_tokens, grid = _restored(samples, "grid")
+            segmentation_tokens, shape = None, (0, 0)
+            if "segmentation_tokens" in samples:
+                segmentation_tokens, shape = _restored(samples, "segmentation")
+            return EncodedImages(grid_tokens, grid, segmentation_tokens, shape, (0, 0))
         with no_grad_if_frozen(self.blip.blip.vision_model):
             grid_tokens = self.blip.encode_image(samples["grid_image"])
         if not hasattr(self, "efficient_sam"):
-            return EncodedImages(grid_tokens, None, (0, 0), (0, 0))
+            return EncodedImages(grid_tokens, self.blip.grid, None, (0, 0), (0, 0))
         images = samples["segmentation_image"]
         size = (images.shape[-2], images.shape[-1])
         with no_grad_if_frozen(self.efficient_sam):
             segmentation_tokens = self.efficient_sam.encode_image(images)
-        return EncodedImages(grid_tokens, segmentation_tokens, self.efficient_sam.grid(*size), size)
+        return EncodedImages(
+            grid_tokens,
+            self.blip.grid,
+            segmentation_tokens,
+            self.efficient_sam.grid(*size),
+            size,
+        )
+
+    def image_streams(self) -> list[ImageStream]:
+        """The encoders whose tokens the fusion reads, for the feature store."""
+        blip, sizes = self.blip, self.config.blip
+        streams = [
+            ImageStream(
+                "grid",
+                (blip.normalise, blip.blip.vision_model),
+                blip.encode_image,
+                blip.grid,
+                class_token=True,
+                width=blip.width,
+                options={"image_size": sizes.image_size, "heads": sizes.vision_heads},
+            )
+        ]
+        if hasattr(self, "efficient_sam"):
+            sam, side = self.efficient_sam, self.config.efficient_sam.image_size
+            streams.append(
+                ImageStream(
+                    "segmentation",
+                    (sam.normalise, sam.image_encoder),
+                    sam.encode_image,
+                    sam.grid(side, side),
+                    class_token=False,
+                    width=sam.width,
+                    options={"image_size": side, "heads": sam.config.heads},
+                )
+            )
+        return streams
 
     def compile_parts(self, backend: str) -> None:
         """Let ``torch.compile`` make programs of what a batch passes on its way to a loss.
@@ -207,7 +250,7 @@ class PnpVqaFusion(BaseModel):
 
     def _fused(self, images: "EncodedImages") -> torch.Tensor:
         fused: torch.Tensor = self.fusion(
-            images.grid_tokens, images.segmentation_tokens, images.segmentation_grid
+            images.grid_tokens, images.segmentation_tokens, images.segmentation_grid, images.grid
         )
         return fused
 
@@ -238,8 +281,14 @@ class PnpVqaFusion(BaseModel):
     def locate(self, samples: FusionSamples, block_num: int | None = None) -> "Located":
         """Where the batch's questions look: heat maps, points, masks, refined heat maps.
 
-        Needs a model built for answering. See :func:`lavis_ext.pipeline.answering.locate`.
+        Needs a model built for answering, and the images. See
+        :func:`lavis_ext.pipeline.answering.locate`.
         """
+        if "grid_image" not in samples:
+            raise UserError(
+                "Masks and captions are made from images, and the samples hold stored features "
+                "alone; leave run.features out."
+            )
         from lavis_ext.pipeline.answering import LocatingConfig, locate
 
         matching = self.config.question_matching
@@ -377,6 +426,13 @@ class PnpVqaFusion(BaseModel):
     def _head(self, name: str) -> nn.Module | None:
         heads = self.fusion.heads
         return heads[name] if name in heads else None  # noqa: SIM401 (ModuleDict has no get)
+
+
+def _restored(samples: FusionSamples, stream: str) -> tuple[torch.Tensor, tuple[int, int]]:
+    """A stream's stored tokens as its encoder gave them, float32, and their grid."""
+    given: Mapping[str, Any] = samples
+    tokens = restored(given[f"{stream}_tokens"], given.get(f"{stream}_scales"))
+    return tokens, given[f"{stream}_shape"]
 
 
 def no_grad_if_frozen(module: nn.Module) -> Any:

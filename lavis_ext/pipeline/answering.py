@@ -29,12 +29,14 @@ class EncodedImages(NamedTuple):
 
     grid_tokens: Tensor
     """float [I, 1+N, D]."""
+    grid: tuple[int, int]
+    """(h, w), of the N patches."""
     segmentation_tokens: Tensor | None
     """float [I, h'*w', C]; None where nothing reads that stream."""
     segmentation_grid: tuple[int, int]
     """(h', w')."""
     segmentation_size: tuple[int, int]
-    """Height and width in pixels of EfficientSAM's images."""
+    """Height and width in pixels of EfficientSAM's images; (0, 0) where they weren't looked at."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from lavis_ext.config.schema import option
 from lavis_ext.errors import UserError
+from lavis_ext.features.config import FeaturesConfig
 
 
 @dataclass
@@ -97,6 +98,7 @@ class RunConfig:
     log_freq: int = option(20, "Steps between lines of the log.", at_least=1)
     tensorboard: bool = option(False, "Write TensorBoard's files.")
     wandb: WandbConfig | None = field(default=None)
+    features: FeaturesConfig | None = field(default=None)
 
     def check_together(self, where: str) -> None:
         """Rules between splits, and between rates."""

@@ -29,7 +29,7 @@ from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.compiling import compile_model
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.early_stopping import EarlyStopping
-from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
+from lavis_ext.runners.freezing import parts_table, train_mode
 from lavis_ext.runners.last_state import save_last_state
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
@@ -51,7 +51,7 @@ class FusionRunner(RunnerBase):
     Args:
         cfg: the run's config.
         task: a task of LAVIS's kind.
-        model: the model, in the same state in every process.
+        model: the model, in the same state in every process, frozen but for what is trained.
         datasets: data sets by split.
         job_id: the run's name, first part of its folder's.
     """
@@ -74,8 +74,6 @@ class FusionRunner(RunnerBase):
                     "processes; start fewer, or use more questions (run.small_*_size)."
                 )
         if "train" in datasets:
-            # Before the optimizer and DDP exist, which take stock of what is trainable.
-            freeze_all_but(model, self.run.trainable)
             self._check_metric(task, model, datasets)
         super().__init__(cfg, task, model, datasets, job_id)
         for report in model.load_reports:

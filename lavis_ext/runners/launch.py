@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -11,6 +13,7 @@ from omegaconf import OmegaConf
 from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import registry
+from lavis_ext.features.of_run import RunFeatures
 from lavis_ext.runners.freezing import freeze_all_but, parts_table
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
@@ -30,9 +33,19 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of, before it starts."""
+
+    task: Any
+    datasets: dict[str, Any]
+    model: Any
+    device: torch.device
+
+
 @contextmanager
-def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
-    """A runner with its data and model, in a process group for the time of the block."""
+def prepared(cfg: Config, splits: Sequence[str]) -> Iterator[Prepared]:
+    """Data and model of a run, in a process group for the time of the block."""
     device = distributed.choose_device(cfg.run.device)
     with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
         set_up_logging(None, quiet=not distributed.is_main_process())
@@ -40,12 +53,25 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
         datasets = task.build_datasets(cfg, list(splits))
         model = task.build_model(cfg)
+        if "train" in datasets:
+            # Before the optimizer and DDP exist, which take stock of what is trainable.
+            freeze_all_but(model, cfg.run.trainable)
+        yield Prepared(task, datasets, model, device)
+
+
+@contextmanager
+def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
+    """A runner with its data and model, in a process group for the time of the block."""
+    with prepared(cfg, splits) as parts:
+        if cfg.run.features is not None:
+            features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
+            features.use(parts.device, cfg.run.num_workers)
         runner = registry.get_runner_class(cfg.run.runner)(
             cfg=cfg,
             job_id=Path(cfg.args.cfg_path).stem,
-            task=task,
-            model=model,
-            datasets=datasets,
+            task=parts.task,
+            model=parts.model,
+            datasets=parts.datasets,
         )
         yield runner
         runner.close()
@@ -62,4 +88,7 @@ def describe(cfg: Config, splits: Sequence[str]) -> str:
         model = task.build_model(cfg, load_weights=False)
     freeze_all_but(model, cfg.run.trainable)
     plan = TrainingPlan.of(cfg.run, datasets)
-    return f"{OmegaConf.to_yaml(cfg.config)}\n{parts_table(model)}\n\n{plan}"
+    lines = [OmegaConf.to_yaml(cfg.config), parts_table(model), "", str(plan)]
+    if cfg.run.features is not None:
+        lines.append(f"features   {RunFeatures(cfg.run.features, datasets, model).size()}")
+    return "\n".join(lines)

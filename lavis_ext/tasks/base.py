@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -32,13 +32,21 @@ class SummingTask(BaseTask):
     A model's ``forward`` returns ``loss``, ``report`` (sums by name) and ``count`` (samples).
     """
 
+    takes_features: ClassVar[bool] = False
+    """Whether stored features can stand in place of the images."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     @classmethod
     def setup_task(cls, cfg: Config) -> "SummingTask":
-        """The task of a run."""
+        """The task of a run. Raises UserError for stored features that it can't use."""
+        if cfg.run.features is not None and not cls.takes_features:
+            raise UserError(
+                f"run.features: the task {cfg.run.task} needs the images themselves; leave the "
+                "section out."
+            )
         return cls(cfg)
 
     def build_datasets(self, cfg: Config, splits: list[str]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from lavis_ext.tasks.base import Evaluation, SummingTask, averages, only_data_se
 class GqaFusionTask(SummingTask):
     """Trains a fusion network, and judges it by the answers and matches it gives."""
 
+    takes_features = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.vocabulary: AnswerVocabulary | None = None

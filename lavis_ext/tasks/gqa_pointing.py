@@ -48,6 +48,8 @@ class GqaPointingTask(GqaFusionTask):
     It needs mini-GQA: its masks, scene graphs and annotations.
     """
 
+    takes_features = False
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._targets: dict[str, Target] = {}

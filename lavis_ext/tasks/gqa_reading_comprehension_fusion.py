@@ -18,6 +18,8 @@ from lavis_ext.tasks.gqa_fusion import GqaFusionTask
 class GqaReadingComprehensionFusionTask(GqaFusionTask):
     """Judges a fusion network by what the pipeline answers. It trains nothing."""
 
+    takes_features = False
+
     def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
         """The model with its captioner and reader."""
         model: nn.Module = registry.get_model_class(cfg.model.arch).from_config(

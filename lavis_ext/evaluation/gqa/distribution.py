@@ -1,0 +1,59 @@
+"""Distribution: do the answers given to a group of questions occur as often as the right ones?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lavis_ext.evaluation.gqa.accuracy import Values
+from lavis_ext.evaluation.gqa.questions import GqaQuestion
+
+Codes = npt.NDArray[np.intp]
+
+
+class AnswerDistribution:
+    """How often each answer of each global group is right, and how often it is given."""
+
+    def __init__(self, questions: Sequence[GqaQuestion], predictions: Mapping[str, str]) -> None:
+        grouped = [question for question in questions if question.group is not None]
+        self._grouped = np.flatnonzero([question.group is not None for question in questions])
+        cells: dict[Any, int] = {}
+        groups: dict[Any, int] = {}
+        self._right: Codes = np.array(
+            [cells.setdefault((q.group, q.answer), len(cells)) for q in grouped], np.intp
+        )
+        given = np.array([cells.get((q.group, predictions[q.id]), -1) for q in grouped], np.intp)
+        self._among_right = given >= 0
+        self._given: Codes = given[self._among_right]
+        self._group: Codes = np.array(
+            [groups.setdefault(group, len(groups)) for group, _ in cells], np.intp
+        )
+        self._cells = len(cells)
+
+    def __len__(self) -> int:
+        """The number of questions that belong to a group."""
+        return len(self._grouped)
+
+    def chi_square(self, weights: Values) -> float:
+        """Pearson's chi-square of given against right answers, over groups in proportion to size.
+
+        Hudson and Manning (2019), section 4.4, and the division by 100 of GQA's evaluation script.
+        Answers that are right nowhere in their group don't count. Lower is better.
+
+        Args:
+            weights: how often each question counts [N]; ones for the figure itself.
+
+        Returns:
+            The statistic; NaN where no question of positive weight belongs to a group.
+        """
+        weights = weights[self._grouped]
+        expected = np.bincount(self._right, weights, self._cells)
+        observed = np.bincount(self._given, weights[self._among_right], self._cells)
+        present = expected > 0
+        if not present.any():
+            return float("nan")
+        squares = np.zeros(self._cells)
+        squares[present] = (observed[present] - expected[present]) ** 2 / expected[present]
+        sizes = np.bincount(self._group, expected)
+        return float(np.bincount(self._group, squares) @ sizes / sizes.sum() / 100)

@@ -1,0 +1,40 @@
+"""Store what the frozen encoders give for a run's images.
+
+python -m lavis_ext.features.extract --cfg-path projects/pnp-vqa/train/gqa_train.yaml
+torchrun --nproc_per_node=2 -m lavis_ext.features.extract --cfg-path ...
+
+Takes the run's own config. What is finished stays, whatever interrupts it.
+"""
+
+from lavis_ext.config.loader import Config
+from lavis_ext.errors import command
+from lavis_ext.features.config import FeaturesConfig
+from lavis_ext.features.of_run import RunFeatures
+from lavis_ext.runners.launch import argument_parser, prepared
+from lavis_ext.runners.run_log import log
+
+
+@command
+def main() -> None:
+    """Make, verify or mend the stores of a run."""
+    parser = argument_parser("Store what the frozen encoders give for a run's images.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--verify", action="store_true", help="read all shards, write nothing")
+    what.add_argument("--rebuild", action="store_true", help="make damaged shards anew")
+    arguments = parser.parse_args()
+    cfg = Config(arguments)
+    splits = [*cfg.run.train_splits, *cfg.run.valid_splits, *cfg.run.test_splits]
+    with prepared(cfg, splits) as parts:
+        config = cfg.run.features or FeaturesConfig()
+        features = RunFeatures(config, parts.datasets, parts.model)
+        if arguments.verify:
+            features.verify()
+        else:
+            features.make(parts.device, cfg.run.num_workers, rebuild=arguments.rebuild)
+        for group in features.groups:
+            for _, store in group.extraction.stores:
+                log.info("%s: %s", ", ".join(group.splits), store.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Stored tokens as the data set reads them, in place of images."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.seeds import seed_of
+from lavis_ext.errors import UserError
+from lavis_ext.features.config import FeaturesConfig
+from lavis_ext.features.precision import restored
+from lavis_ext.features.store import FeatureStore, ImageState
+
+
+class IncompleteStore(UserError):
+    """Images of a run that a store lacks, or has in an earlier state."""
+
+
+class StoredStream:
+    """Tokens of one stream, by image.
+
+    Shards are mapped into memory, by each process when it first reads them; a row is copied once,
+    into its batch.
+
+    Args:
+        store: a finished store.
+        grid: rows and columns of its patches.
+        class_token: whether a class token comes first.
+
+    Raises UserError for a store that isn't there, and for a shard that is missing or damaged.
+    """
+
+    def __init__(self, store: FeatureStore, grid: tuple[int, int], class_token: bool) -> None:
+        self.store = store
+        self.grid = grid
+        self.class_token = class_token
+        index = store.index()
+        if index is None:
+            raise IncompleteStore(f"{store.folder}: there is no finished store of features.")
+        self._images = np.array(index["image"].to_pylist(), dtype=np.str_)
+        shards = index["shard"].combine_chunks()
+        self._names: list[str] = shards.dictionary.to_pylist()
+        self._shards = shards.indices.to_numpy()
+        self._rows = index["row"].to_numpy()
+        self._index = index
+        whole = {shard.path.name for shard in store.shards()[0]}
+        for name in self._names:
+            if name not in whole:
+                raise UserError(
+                    f"{store.folder / name}: the shard is missing or damaged. Make it anew with "
+                    "python -m lavis_ext.features.extract --rebuild and the run's config."
+                )
+
+    def refuse_missing(self, wanted: Iterable[str], images: ImageFolder) -> None:
+        """Raise IncompleteStore for images that aren't in the store as they are now."""
+        names = np.array(sorted(wanted), dtype=np.str_)
+        places = self._places(names)
+        absent = names[places < 0]
+        states = self._index.select(["image", "size", "mtime_ns", "digest"]).take(
+            places[places >= 0]
+        )
+        changed = [
+            state["image"]
+            for state in states.to_pylist()
+            if not ImageState(**state).holds(images.path(state["image"]))
+        ]
+        for kind, ids in (("lacks", absent.tolist()), ("has an earlier state of", changed)):
+            if ids:
+                raise IncompleteStore(
+                    f"{self.store.folder} {kind} {len(ids)} of the {len(names)} images "
+                    f"({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})."
+                )
+
+    def read(self, images: Sequence[str], views: Sequence[int]) -> dict[str, Tensor]:
+        """``tokens`` [I, T, C] as stored, and ``scales`` [I, T] of int8.
+
+        Raises UserError for an image that the store lacks.
+        """
+        places = self._places(np.array(images, dtype=np.str_))
+        if (places < 0).any():
+            raise UserError(f"{self.store.folder} has no image '{images[int(places.argmin())]}'.")
+        found: dict[str, list[Tensor]] = {}
+        for place, view in zip(places.tolist(), views, strict=True):
+            row = int(self._rows[place]) * self.store.views + view
+            for name, tensor in self._shard(int(self._shards[place])).items():
+                found.setdefault(name, []).append(tensor[row])
+        return {name: torch.stack(rows) for name, rows in found.items()}
+
+    def _places(self, images: np.ndarray) -> np.ndarray:
+        """Rows of the index for images, -1 for those that aren't in it."""
+        places = np.searchsorted(self._images, images).clip(max=len(self._images) - 1)
+        return np.where(self._images[places] == images, places, -1)
+
+    def _shard(self, number: int) -> dict[str, Any]:
+        if number not in self._opened:
+            path = self.store.folder / self._names[number]
+            try:
+                file = safe_open(path, framework="pt")
+                names = file.keys()
+                self._opened[number] = {name: file.get_slice(name) for name in names}
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: the shard can't be read ({error}).") from None
+        return self._opened[number]
+
+    @cached_property
+    def _opened(self) -> dict[int, dict[str, Any]]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_opened"}
+
+
+class StoredFeatures:
+    """What a data set takes in place of images.
+
+    Args:
+        streams: the streams' stores.
+        config: the section ``run.features``.
+        augment: whether tokens are dropped and noise is added, as in training.
+    """
+
+    def __init__(
+        self, streams: Sequence[StoredStream], config: FeaturesConfig, *, augment: bool
+    ) -> None:
+        self._streams = streams
+        self._token_dropout = config.token_dropout if augment else 0.0
+        self._noise = config.noise if augment else 0.0
+
+    def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
+        """For each stream S: ``S_tokens`` [I, T, C], ``S_scales`` [I, T] if any, ``S_shape``.
+
+        View, dropped tokens and noise of an image are a function of its id and the epoch.
+        """
+        found: dict[str, Any] = {}
+        for stream in self._streams:
+            views = [seed_of(image, epoch, "view") % stream.store.views for image in images]
+            stored = self._augmented(stream, stream.read(images, views), images, epoch)
+            name = stream.store.stream
+            found |= {f"{name}_{part}": tensor for part, tensor in stored.items()}
+            found[f"{name}_shape"] = stream.grid
+        return found
+
+    def _augmented(
+        self, stream: StoredStream, stored: dict[str, Tensor], images: Sequence[str], epoch: int
+    ) -> dict[str, Tensor]:
+        if self._noise:
+            stored = {"tokens": restored(**stored)}
+        tokens, first = stored["tokens"], int(stream.class_token)
+        for row, image in enumerate(images if self._noise or self._token_dropout else ()):
+            random = torch.Generator().manual_seed(seed_of(image, epoch, stream.store.stream))
+            if self._noise:
+                size = tokens[row].square().mean(dim=-1, keepdim=True).sqrt()
+                tokens[row] += self._noise * size * torch.randn(tokens[row].shape, generator=random)
+            dropped = torch.rand(len(tokens[row]) - first, generator=random) < self._token_dropout
+            tokens[row, first:][dropped] = 0
+        return stored
