@@ -23,7 +23,7 @@ from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
-from lavis_ext.evaluation.table import figures_table, headline
+from lavis_ext.evaluation.table import figures_table, headline, reasons_list
 from lavis_ext.files import write_json
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.compiling import compile_model
@@ -35,6 +35,7 @@ from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
+from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
 
 LAST_STATE = "last_state.safetensors"
@@ -79,10 +80,9 @@ class FusionRunner(RunnerBase):
         for report in model.load_reports:
             log.info(report)
         self._model.to(self.device)
-        self.early_stopping = EarlyStopping(
-            self.run.metric_goal, self.run.patience, self.run.min_gain
-        )
+        self.early_stopping = EarlyStopping(self.run.goal, self.run.patience, self.run.min_gain)
         self.steps = 0
+        self._evaluations: dict[str, Evaluation] = {}
 
     @property
     def device(self) -> torch.device:
@@ -168,8 +168,8 @@ class FusionRunner(RunnerBase):
         )
 
     @torch.no_grad()
-    def eval_epoch(self, split_name: str, **_: Any) -> dict[str, float]:
-        """Figures of a split with the weights as they are."""
+    def eval_epoch(self, split_name: str, *, final: bool = False, **_: Any) -> dict[str, float]:
+        """Figures of a split with the weights as they are; a ``final`` evaluation has all."""
         dataset = self.datasets[split_name]
         batches = EvalBatches(
             dataset.image_codes(),
@@ -179,6 +179,7 @@ class FusionRunner(RunnerBase):
         )
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
+        self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with self._autocast(), torch.compiler.set_stance("force_eager"):
             result = self.task.evaluation(
@@ -190,6 +191,8 @@ class FusionRunner(RunnerBase):
         if distributed.is_main_process() and evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
             write_predictions(path, evaluation.predictions)
+        if final:
+            self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
         return figures
 
@@ -197,7 +200,7 @@ class FusionRunner(RunnerBase):
         self, cur_epoch: Any = None, skip_reload: bool = True
     ) -> dict[str, dict[str, float]]:
         """Figures by split, of the splits that the runner has, with the weights as they are."""
-        figures = {split: self.eval_epoch(split) for split in self.datasets}
+        figures = {split: self.eval_epoch(split, final=True) for split in self.datasets}
         self._report(figures)
         return figures
 
@@ -209,9 +212,15 @@ class FusionRunner(RunnerBase):
         for split in self.run.valid_splits:
             metrics = task.metrics(model, datasets[split])
             if self.run.metric not in metrics:
+                known = [name for name, reason in metrics.items() if reason is None]
                 raise UserError(
                     f"run.metric is '{self.run.metric}', which no validation of these objectives "
-                    f"reports; there are: {', '.join(metrics)}.{nearest(self.run.metric, metrics)}"
+                    f"reports; there are: {', '.join(known)}.{nearest(self.run.metric, known)}"
+                )
+            if reason := metrics[self.run.metric]:
+                raise UserError(
+                    f"run.metric is '{self.run.metric}', which isn't computed on '{split}': "
+                    f"{reason}."
                 )
 
     def _start_training(self) -> None:
@@ -358,7 +367,7 @@ class FusionRunner(RunnerBase):
         load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
         self.steps = best.step
         splits = [*self.run.valid_splits, *self.run.test_splits]
-        figures = {split: self.eval_epoch(split) for split in splits}
+        figures = {split: self.eval_epoch(split, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(figures)
         return figures
@@ -368,6 +377,9 @@ class FusionRunner(RunnerBase):
             write_json(self.output_dir / "metrics.json", figures)
         if figures:
             log.info("%s\n", figures_table(figures))
+        evaluations = self._evaluations
+        if reasons := reasons_list({name: e.not_computed for name, e in evaluations.items()}):
+            log.info("%s\n", reasons)
         for split, values in figures.items():
             if line := headline(split, values):
                 log.info(line)
