@@ -33,6 +33,7 @@ from lavis_ext.runners.freezing import parts_table, train_mode
 from lavis_ext.runners.last_state import save_last_state
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
+from lavis_ext.runners.reporting import write_run_report, write_scores
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
 from lavis_ext.tasks.base import Evaluation
@@ -375,14 +376,20 @@ class FusionRunner(RunnerBase):
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
         if distributed.is_main_process():
             write_json(self.output_dir / "metrics.json", figures)
+            write_scores(self.output_dir, self._evaluations)
         if figures:
             log.info("%s\n", figures_table(figures))
-        evaluations = self._evaluations
-        if reasons := reasons_list({name: e.not_computed for name, e in evaluations.items()}):
-            log.info("%s\n", reasons)
+        reasons = {split: each.not_computed for split, each in self._evaluations.items()}
+        if any(reasons.values()):
+            log.info("%s\n", reasons_list(reasons))
         for split, values in figures.items():
             if line := headline(split, values):
                 log.info(line)
+        if self.run.report and self._evaluations and distributed.is_main_process():
+            log.info(
+                "report: %s",
+                write_run_report(self.output_dir, self.config, self.datasets, self._evaluations),
+            )
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:
