@@ -1,11 +1,13 @@
 """A headless Chromium that tests drive through its DevTools protocol, over pipes."""
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 60.0
+START = """import os, sys
+os.dup2(int(sys.argv[1]), 3), os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
+"""A browser reads commands from descriptor 3 and writes answers to 4."""
 
 
 def find_browser() -> str | None:
@@ -127,8 +133,10 @@ class Page:
 @contextmanager
 def browser_page(executable: str, profile: Path) -> Iterator[Page]:
     """A page in a browser of its own, for the time of the block."""
-    to_read, to_write = os.pipe()
-    from_read, from_write = os.pipe()
+    # Numbers that don't clash with 3 and 4.
+    to_read, to_write, from_read, from_write = (
+        fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (*os.pipe(), *os.pipe())
+    )
     arguments = [
         executable,
         "--headless=new",
@@ -141,9 +149,8 @@ def browser_page(executable: str, profile: Path) -> Iterator[Page]:
         "--disable-background-networking",
         f"--user-data-dir={profile}",
     ]
-    # The browser reads commands from descriptor 3 and writes answers to 4.
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "sh", *arguments],
+        [sys.executable, "-Sc", START, str(to_read), str(from_write), *arguments],
         pass_fds=(to_read, from_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -38,6 +38,7 @@ class Reference:
 
     Attributes:
         source: the questions' file or folder.
+        table: all questions of the source.
         questions: those of the balanced subset.
         known: ids of all questions of the source.
         answers: right answers by id to what the questions entail; None where they aren't asked for
@@ -46,6 +47,7 @@ class Reference:
     """
 
     source: Path
+    table: QuestionTable
     questions: Sequence[GqaQuestion]
     known: frozenset[str]
     answers: dict[str, str] | None
@@ -71,11 +73,11 @@ def read_reference(source: Path, *, consistency: bool) -> Reference:
     known = frozenset(table.data["question_id"].to_pylist())
     if not consistency:
         reason = "it was not asked for (--consistency)"
-        return Reference(source, questions, known, None, {"consistency": reason})
+        return Reference(source, table, questions, known, None, {"consistency": reason})
     answers, reasons = entailed_answers(
         table, questions, f"{source.name} lacks", "give the file of all questions"
     )
-    return Reference(source, questions, known, answers, reasons)
+    return Reference(source, table, questions, known, answers, reasons)
 
 
 def entailed_answers(
@@ -196,6 +198,41 @@ def covering(
         seen.add(name)
         yield name, item
     refuse_missing(str(path), [question.id for question in questions], seen, what)
+
+
+def outcomes_of(reference: Reference, arguments: argparse.Namespace) -> Outcomes:
+    """``read_outcomes`` of what ``add_prediction_options`` takes."""
+    return read_outcomes(
+        reference,
+        arguments.predictions,
+        choices=arguments.choices,
+        scenes=arguments.scenes,
+        attentions=arguments.attentions,
+        object_features=arguments.object_features,
+    )
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name one set of predictions and what its grounding is computed from."""
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help='list of {"questionId": ..., "prediction": ...}',
+    )
+    parser.add_argument("--scenes", type=Path, help="scene graphs, for grounding")
+    parser.add_argument(
+        "--attentions",
+        type=Path,
+        help='list of {"questionId": ..., "attention": ...}, for grounding: spatial maps of any '
+        "one size, the first index running from left to right",
+    )
+    parser.add_argument(
+        "--objectFeatures",
+        dest="object_features",
+        action="store_true",
+        help="attentions are of regions, [x0, y0, x1, y1, attention] each",
+    )
 
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:
