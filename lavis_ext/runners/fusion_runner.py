@@ -215,8 +215,8 @@ class FusionRunner(RunnerBase):
             if self.run.metric not in metrics:
                 known = [name for name, reason in metrics.items() if reason is None]
                 raise UserError(
-                    f"run.metric is '{self.run.metric}', which no validation of these objectives "
-                    f"reports; there are: {', '.join(known)}.{nearest(self.run.metric, known)}"
+                    f"run.metric is '{self.run.metric}', but validations of these objectives have: "
+                    f"{', '.join(known)}.{nearest(self.run.metric, metrics)}"
                 )
             if reason := metrics[self.run.metric]:
                 raise UserError(

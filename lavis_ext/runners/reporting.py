@@ -53,7 +53,9 @@ def write_run_report(
 
 
 def _split(dataset: GqaFusionDataset, evaluation: Evaluation) -> ReportedSplit:
-    shown = set(evaluation.result.shown) if evaluation.result is not None else set()
+    if evaluation.result is None:
+        return ReportedSplit(evaluation.figures)
+    shown = set(evaluation.result.shown)
     ids, texts = (dataset.table.columns[name].to_pylist() for name in ("question_id", "question"))
     return ReportedSplit(
         figures=evaluation.figures,
