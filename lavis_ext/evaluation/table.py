@@ -33,15 +33,13 @@ def headline(split: str, figures: Mapping[str, float]) -> str:
 
 def reasons_list(by_split: Mapping[str, Mapping[str, str]]) -> str:
     """Why figures aren't computed, a line for each reason; empty where all are."""
-    lines: dict[str, list[str]] = {}
+    figures: dict[tuple[str, str], list[str]] = {}
     for split, reasons in by_split.items():
         for figure, reason in reasons.items():
-            lines.setdefault(f"{split}: {reason}", []).append(figure)
+            figures.setdefault((split, reason), []).append(figure)
     return "\n".join(
-        f"not computed on {where}: {', '.join(figures)}: {reason}"
-        for (where, _, reason), figures in (
-            (line.partition(": "), figures) for line, figures in lines.items()
-        )
+        f"not computed on {split}: {', '.join(names)}: {reason}"
+        for (split, reason), names in figures.items()
     )
 
 

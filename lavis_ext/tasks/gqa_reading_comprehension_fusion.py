@@ -33,12 +33,12 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
 
     def metrics(self, model: Any, dataset: GqaFusionDataset) -> dict[str, str | None]:
         """Metrics of validations of this split: None, or why one isn't computed."""
-        return {**self._answers_metrics(dataset), **dict.fromkeys(FIGURES)}
+        return {**self.scoring.metrics(dataset), **dict.fromkeys(FIGURES)}
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Have the objects at hand, too, that heat maps are held against."""
         super().before_evaluation(model, dataset, **kwargs)
-        self._boxes = self.scorer(dataset).boxes
+        self._boxes = self.scoring.scorer(dataset).boxes
 
     def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
         """``report`` and ``count`` of a batch, and what there is by question id.
@@ -69,7 +69,7 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
             "traces": {
                 name: Trace.of(output, row)
                 for row, name in enumerate(samples["question_id"])
-                if name in self._shown
+                if name in self.scoring.shown
             },
         }
 
