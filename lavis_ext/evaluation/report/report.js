@@ -182,7 +182,7 @@ function lengthPlot(rows, title) {
     for (const [row, n] of sure) {
       const group = drawn("g", {}, described(summary({ ...row, name: `${row.name} ${title.toLowerCase()}` })));
       if (row.low !== null) group.append(line(x(n), y(row.low), x(n), y(row.high), "interval"));
-      group.append(drawn("circle", { cx: x(n), cy: y(row.value), r: 4, class: "mark" }));
+      group.append(drawn("circle", { cx: x(n), cy: y(row.value), r: 1.5 + Math.min(1.25 * Math.log10(row.count), 4), class: "mark" }));
       svg.append(group);
     }
     return svg;
@@ -196,6 +196,8 @@ function curvePlot(chart) {
     const values = points.map(([, value]) => value);
     let [low, high] = chart.share ? [0, 1] : [Math.min(0, ...values), Math.max(...values)];
     if (low === high) high = low + 1;
+    const [first, second] = ticks(low, high, 4);
+    high = first + Math.ceil((high - first) / (second - first) - 1e-9) * (second - first);
     const lastStep = Math.max(...points.map(([step]) => step));
     const { svg, x, y, left, right, bottom } = frame(width, 210, [0, lastStep], [low, high], chart.share ? "%" : "", "optimizer step");
     svg.setAttribute("aria-label", `${chart.name} by optimizer step`);
@@ -301,7 +303,8 @@ function showKinds(split) {
   };
   byId("kinds-key").replaceChildren(
     element("span", {}, swatch("mark"), "accuracy with its 95 % interval"),
-    element("span", {}, swatch("baseline"), "baseline, by form of question (a dashed line where kinds are numbers)"));
+    element("span", {}, swatch("baseline"), "baseline, by form of question"),
+    element("span", {}, "By number: the dashed line is the baseline, and a larger dot means more questions."));
   const charts = ["structural", "semantic", "steps", "words"].filter((name) => breakdowns[name]?.length);
   byId("kinds-charts").replaceChildren(...charts.map((name) => {
     const title = TITLES[name];
@@ -329,7 +332,7 @@ function showConfusions(split) {
       "aria-label": `right: ${answer}, given: ${prediction}, ${count}`,
     }, grouped(count));
     if (i === j) button.style.background = "none";
-    else button.style.background = `color-mix(in srgb, var(--wrong) ${Math.round((55 * count) / most)}%, var(--page))`;
+    else button.style.background = `color-mix(in srgb, var(--wrong) ${Math.round(55 * Math.sqrt(count / most))}%, var(--page))`;
     return element("td", { class: i === j ? "diagonal" : null }, button);
   };
   const head = element("tr", {}, element("th", { class: "corner" }, "right ↓  given →"),
