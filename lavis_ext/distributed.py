@@ -44,11 +44,11 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None]:
-    """The process group for the time of the block: nccl on GPUs, gloo on CPUs, none for one.
+    """The process group for the time of the block: gloo, nccl for what is on GPUs, none for one.
 
     torchrun sets the environment that is read here, on one machine or several. The group is ended
-    at the end of the block. After an error it is not: the other ranks don't come, and torchrun ends
-    them.
+    at the end of the block, and where all ranks leave it together by SystemExit. After an error it
+    is not: the other ranks don't come, and torchrun ends them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -56,10 +56,14 @@ def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=datetime.timedelta(minutes=timeout_minutes),
     )
-    yield
+    try:
+        yield
+    except SystemExit:
+        dist.destroy_process_group()
+        raise
     barrier()
     dist.destroy_process_group()
 
@@ -114,6 +118,15 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def greatest(values: list[int]) -> list[int]:
+    """The greatest of each of ``values`` over all processes. No device is waited for."""
+    if world_size() == 1:
+        return values
+    on_host = torch.tensor(values)
+    dist.all_reduce(on_host, op=dist.ReduceOp.MAX)
+    return on_host.tolist()
 
 
 def broadcast(item: Item) -> Item:

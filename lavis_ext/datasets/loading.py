@@ -1,6 +1,7 @@
 """Batches from loader workers to the device."""
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,7 +19,10 @@ def make_loader(
     *,
     persistent: bool = False,
 ) -> DataLoader[FusionSamples | DataFault]:
-    """A loader of ``dataset`` by ``batches``, with at most as many workers as there are cores."""
+    """A loader of ``dataset`` by ``batches``, with at most as many workers as there are cores.
+
+    It draws nothing from torch's random numbers, which a model's dropout depends on.
+    """
     workers = min(workers, len(os.sched_getaffinity(0)))
     return DataLoader(
         dataset,
@@ -27,7 +31,15 @@ def make_loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """torchrun and terminals signal a whole group of processes; batches are needed to the end."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def sound(batches: Iterable[FusionSamples | DataFault]) -> Iterator[FusionSamples]:
