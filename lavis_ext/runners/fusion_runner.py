@@ -119,7 +119,11 @@ class FusionRunner(RunnerBase):
             place = find_place(self.run, self.job_id)
         self._lock, self._resumed = place.lock, place.state
         if place.path is not None and place.state is not None:
-            check_fits(place.state, self._resolved, self._batch_facts())
+            try:
+                check_fits(place.state, self._resolved, self._batch_facts())
+            except UserError:
+                self._leave()
+                raise
             remove_later_states(place.folder, place.path)
         describe_run(place.folder, self.config.config)
         return place.folder, place.path
@@ -274,6 +278,9 @@ class FusionRunner(RunnerBase):
     def close(self, *, failed: bool = False) -> None:
         """Close the logs, and leave the run's folder to others."""
         self.run_log.close(failed=failed)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._lock is not None:
             self._lock.close()
 
