@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_processes import train as launch
 from test_runner import BEST, TINY_MODEL, lines
+from torch import nn
 from torture import differences, left_by
 
 from lavis_ext.config.loader import Config
@@ -24,6 +26,7 @@ from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.errors import UserError
 from lavis_ext.locks import Lock
+from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.launch import started
 from lavis_ext.runners.random_states import random_states, set_random_states
@@ -403,7 +406,7 @@ def test_a_second_signal_ends_a_process_that_hangs_but_no_echo_of_the_first_does
     os.read(reads, 1)
     for _ in range(2):
         os.kill(pid, signal.SIGTERM)
-        time.sleep(0.2)
+        time.sleep(0.4)
     assert exit_code(pid) == codes
 
 
@@ -519,6 +522,26 @@ def test_too_many_in_a_row_end_the_run_with_the_last_state_kept(
     assert all(torch.isfinite(tensor).all() for tensor in state.model.values())
 
 
+def test_running_statistics_are_part_of_the_state() -> None:
+    """Nothing here has any, but a fusion of one's own may."""
+
+    def made() -> tuple[nn.Module, Stepper]:
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+        model[2].requires_grad_(False)
+        return model, Stepper(None, model, RunConfig(), 9, torch.device("cpu"))
+
+    model, stepper = made()
+    model(torch.randn(8, 2) + 3)
+    tensors, optimizer = stepper.tensors()
+    assert {"1.running_mean", "1.num_batches_tracked"} <= tensors.keys()
+    assert "2.running_mean" not in tensors
+    other, fresh = made()
+    fresh.load(tensors, optimizer, [])
+    assert torch.equal(other[1].running_mean, model[1].running_mean)
+    with pytest.raises(UserError, match=r"other trained parameters: 1\.bias"):
+        fresh.load({name: t for name, t in tensors.items() if name != "1.bias"}, optimizer, [])
+
+
 def test_all_random_numbers_go_on() -> None:
     import random
 
@@ -623,7 +646,7 @@ def test_killed_and_terminated_processes_go_on_bit_for_bit(mini_gqa: Path) -> No
     done = subprocess.run(
         [
             *(sys.executable, str(PROJECT / "tests" / "torture.py"), "--data", str(mini_gqa)),
-            *("--kills", "4", "--terms", "2", "--processes", "1", "2", "--seed", "1"),
+            *("--kills", "3", "--terms", "2", "--processes", "1", "2", "--seed", "1"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -632,6 +655,23 @@ def test_killed_and_terminated_processes_go_on_bit_for_bit(mini_gqa: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 unreadable" in done.stdout
+
+
+def test_a_run_goes_on_with_another_number_of_processes_that_share_its_batches(
+    config: Configured, tiny_options: list[str], tmp_path: Path
+) -> None:
+    steady = ["model.fusion.dropout=0", "model.objectives.head.dropout=0", "run.log_freq=1"]
+    steady += ["run.min_lr=1e-3", "run.warmup_steps=0", "run.patience=null"]
+    undisturbed = train(config(*steady, f"run.output_dir={tmp_path / 'a'}")).output_dir
+    two = [*tiny_options, *TINY_MODEL, *steady, "run.name=here", "run.max_epoch=3"]
+    done = launch(2, [*two, "run.max_steps=5", "run.batch_size_train=8"])
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match="processes: 2 when saved, now 1"):
+        train(config(*steady, "run.batch_size_train=8"))
+    runner = train(config(*steady))
+    losses = [[line["loss"] for line in lines(each)] for each in (undisturbed, runner.output_dir)]
+    assert len(losses[1]) == 9
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_torchrun_starts_killed_processes_anew_where_they_were(

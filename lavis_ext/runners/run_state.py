@@ -53,7 +53,7 @@ class RunState:
 
     Attributes:
         step: optimizer steps, skipped ones counted in.
-        model: trained parameters by name.
+        model: trained parameters, and buffers that change with them, by name.
         optimizer: the optimizer's tensors by parameter.
         ranks: one for each process.
         validated_at: the step of the last validation; -1 before the first.

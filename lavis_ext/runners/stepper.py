@@ -54,6 +54,7 @@ class Stepper:
                 find_unused_parameters=False in in_fusion,
             )
         train_mode(model)
+        self._buffers = _buffers_in_training(model)
         self._optimizer = make_optimizer(self._parameters, run)
         self._schedule = registry.get_lr_scheduler_class(run.lr_sched)(
             optimizer=self._optimizer,
@@ -119,8 +120,10 @@ class Stepper:
         return {n: value / questions for n, value in figures.items() if questions}, questions
 
     def tensors(self) -> tuple[Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
-        """The trained parameters, and the optimizer's tensors by parameter."""
-        return self._parameters, optimizer_tensors(self._optimizer, self._parameters)
+        """What training changes of the model by name, and the optimizer's tensors by parameter."""
+        buffers = {name: self._model.get_buffer(name) for name in self._buffers}
+        optimizer = optimizer_tensors(self._optimizer, self._parameters)
+        return {**self._parameters, **buffers}, optimizer
 
     def rank_state(self) -> RankState:
         """What is this process's alone."""
@@ -138,11 +141,10 @@ class Stepper:
         With more processes than then the new ones keep their seed; with fewer they share the sums.
         Raises UserError where other parameters are trained.
         """
-        if model.keys() != self._parameters.keys():
+        if differing := sorted(model.keys() ^ {*self._parameters, *self._buffers}):
             raise UserError(
                 "run.resume: the state and the model have other trained parameters: "
-                f"{listed(sorted(model.keys() ^ self._parameters.keys()))}. Go on with the code "
-                "that the run was started with."
+                f"{listed(differing)}. Go on with the code that the run was started with."
             )
         load_into(self._model, dict(model), name="run.resume", allow_missing=["*"])
         load_optimizer(self._optimizer, self._parameters, optimizer)
@@ -159,6 +161,18 @@ class Stepper:
     def _add(self, sums: Mapping[str, Tensor]) -> None:
         for name, value in sums.items():
             self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
+
+
+def _buffers_in_training(model: nn.Module) -> list[str]:
+    """Names of the buffers, of those that weights come with, of modules in training mode."""
+    saved = model.state_dict().keys()
+    names = [
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if module.training
+        for name, _ in module.named_buffers(recurse=False)
+    ]
+    return [name for name in names if name in saved]
 
 
 def autocast(run: RunConfig, device: torch.device) -> Any:

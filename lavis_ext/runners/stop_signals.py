@@ -10,7 +10,9 @@ from typing import Self
 from lavis_ext.runners.run_log import log
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO_SECONDS = 3.0
+ECHO_SECONDS = 0.2
+"""A terminal's signal may come by way of a loader worker that has just been started as well."""
+TORCHRUN_ECHO_SECONDS = 3.0
 """torchrun passes on a signal that the system may have sent to the whole job already."""
 
 
@@ -35,7 +37,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self.watching = False
-        self._echo = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        self._echo = TORCHRUN_ECHO_SECONDS if elastic else ECHO_SECONDS
 
     def __enter__(self) -> Self:
         self._told, self._tells = socket.socketpair()
