@@ -24,7 +24,7 @@ from torture import differences, left_by
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, command
 from lavis_ext.locks import Lock
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.fusion_runner import FusionRunner
@@ -248,6 +248,32 @@ def test_without_a_name_the_newest_run_that_has_not_ended_goes_on(
         assert train(config("run.name=null", "run.max_steps=2")).output_dir != unfinished
     assert train(config("run.name=null")).output_dir == unfinished
     assert train(config("run.name=null", "run.max_steps=2")).output_dir != unfinished
+
+
+def test_an_evaluation_can_not_be_resumed(
+    config: Configured, configured: Configured, tiny_options: list[str]
+) -> None:
+    folder = train(config("run.max_steps=1")).output_dir
+    cfg = configured(
+        *(option for option in tiny_options if "mini_gqa" in option or "output_dir" in option),
+        *("run.num_workers=0", "run.resume=auto", f"model.fusion_weights={folder / BEST}"),
+        cfg_path="projects/pnp-vqa/eval/gqa_small_eval.yaml",
+    )
+    with (
+        pytest.raises(UserError, match=r"run\.resume: an evaluation isn't saved"),
+        started(cfg, ["val"]),
+    ):
+        pass
+
+
+def test_an_interrupt_before_training_ends_with_its_code_and_no_traceback() -> None:
+    @command
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
 
 
 def test_a_name_that_is_taken_and_restarts_without_resume_are_refused(
@@ -503,6 +529,42 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
         assert "loss" not in lines(runner.output_dir)[3]
     assert "NaN" not in (runner.output_dir / "log.jsonl").read_text()
     assert RunState.load(state_paths(runner.output_dir)[0]).skipped == 3
+
+
+SPOIL = """
+import torch
+from lavis_ext import distributed
+from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+
+train_step, calls = GqaFusionTask.train_step, []
+
+def spoilt(self, model, samples):
+    output = train_step(self, model, samples)
+    calls.append(len(samples["question_id"]))
+    if distributed.rank() == 1 and len(calls) == 3:
+        output["loss"] = output["loss"] + float("inf")
+    return output
+
+GqaFusionTask.train_step = spoilt
+"""
+
+
+def test_all_processes_skip_a_step_that_one_of_them_finds_not_finite(
+    tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spoil.py").write_text(SPOIL)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    options = ["imports=[spoil]", "run.name=here", "run.log_freq=1", "run.batch_size_train=8"]
+    options += ["run.max_epoch=2", "run.save_every_steps=1"]
+    done = launch(2, [*tiny_options, *TINY_MODEL, *options])
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "output" / "here"
+    assert [line["skipped_steps"] for line in lines(folder)] == [0, 0, 1, 1, 1, 1]
+    (skipped,) = lines(folder, "skipped")
+    assert skipped["step"] == 3
+    assert len(skipped["question_ids"]) > 8, "those of both processes"
+    state = RunState.load(state_paths(folder)[0])
+    assert all(torch.isfinite(tensor).all() for tensor in state.model.values())
 
 
 def test_too_many_in_a_row_end_the_run_with_the_last_state_kept(

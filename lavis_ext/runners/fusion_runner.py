@@ -113,7 +113,9 @@ class FusionRunner(RunnerBase):
 
     def _make_place(self) -> tuple[Path, Path | None]:
         if "train" not in self.datasets:
-            folder = make_run_folder(Path(self.run.output_dir), self.job_id, None)
+            if self.run.resume is not None:
+                raise UserError("run.resume: an evaluation isn't saved, so none can go on.")
+            folder = make_run_folder(Path(self.run.output_dir), self.job_id, self.run.name)
             place = Place(folder, None, None, None)
         else:
             place = find_place(self.run, self.job_id)
