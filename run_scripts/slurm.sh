@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on SLURM, one task a GPU, and go on after preemption, time limit or a node's failure:
 #
-#   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-task=1 --time=24:00:00 \
+#   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8 --time=24:00:00 \
 #       run_scripts/slurm.sh projects/pnp-vqa/train/gqa_train.yaml run.max_epoch=5
 #
 # What follows the config are options of train.py. Submit it in the environment that has the package.

@@ -232,6 +232,11 @@ def test_a_path_names_a_run_or_one_of_its_states(
         train(config(f"run.resume={tmp_path / 'nowhere'}"))
     with pytest.raises(UserError, match="there is no sound state"):
         train(config(f"run.resume={tmp_path}"))
+    assert not (tmp_path / "log.jsonl").exists()
+    for path in state_paths(folder):
+        flipped(path)
+    with pytest.raises(UserError, match=r"there is no sound state .*remove the folder"):
+        train(config())
 
 
 def test_without_a_name_the_newest_run_that_has_not_ended_goes_on(

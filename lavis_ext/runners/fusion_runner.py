@@ -120,13 +120,13 @@ class FusionRunner(RunnerBase):
         else:
             place = find_place(self.run, self.job_id)
         self._lock, self._resumed = place.lock, place.state
-        if place.path is not None and place.state is not None:
+        if place.state is not None:
             try:
                 check_fits(place.state, self._resolved, self._batch_facts())
             except UserError:
                 self._leave()
                 raise
-            remove_later_states(place.folder, place.path)
+            remove_later_states(place.folder, place.state.step)
         describe_run(place.folder, self.config.config)
         return place.folder, place.path
 

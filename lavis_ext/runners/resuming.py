@@ -77,8 +77,7 @@ def find_place(run: RunConfig, stem: str) -> Place:
         folder = output / run.name
         if not folder.is_dir():
             return _started(make_run_folder(output, stem, run.name))
-        lock = _taken(folder, PATIENCE_SECONDS)
-        return Place(folder, *newest_sound(folder), lock)
+        return _of_folder(folder) if state_paths(folder) else _started(folder, PATIENCE_SECONDS)
     for folder in _unfinished(output, stem):
         try:
             lock = _taken(folder, 0)
@@ -138,23 +137,33 @@ def check_fits(state: RunState, config: Mapping[str, Any], batches: Mapping[str,
         log.info("changed since the state was saved: %s", text)
 
 
-def _started(folder: Path) -> Place:
-    return Place(folder, None, None, _taken(folder, 0))
+def _started(folder: Path, patience: float = 0) -> Place:
+    return Place(folder, None, None, _taken(folder, patience))
 
 
 def _of_path(path: Path) -> Place:
-    folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError(
             f"run.resume is '{path}', which doesn't exist; give the folder of a run, one of its "
             "states (state_*.safetensors), or auto."
         )
-    lock = _taken(folder, PATIENCE_SECONDS)
-    if path.is_file():
-        return Place(folder, path, RunState.load(path), lock)
+    if path.is_dir():
+        return _of_folder(path)
+    state = RunState.load(path)
+    return Place(path.parent, path, state, _taken(path.parent, PATIENCE_SECONDS))
+
+
+def _of_folder(folder: Path) -> Place:
+    """The run in a folder. Waits for its processes of before, which may still write a state."""
+    lock = _taken(folder, PATIENCE_SECONDS) if state_paths(folder) else None
     newest, state = newest_sound(folder)
     if state is None:
-        raise UserError(f"run.resume: there is no sound state (state_*.safetensors) in {folder}.")
+        if lock:
+            lock.close()
+        raise UserError(
+            f"run.resume: there is no sound state (state_*.safetensors) in {folder}. To start this "
+            "run anew, remove the folder."
+        )
     return Place(folder, newest, state, lock)
 
 

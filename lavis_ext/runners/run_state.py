@@ -150,10 +150,10 @@ def state_paths(folder: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
-def remove_later_states(folder: Path, state: Path) -> None:
-    """Remove the states of a run that came after ``state``, from which it goes on."""
+def remove_later_states(folder: Path, step: int) -> None:
+    """Remove the states of a run that came after ``step``, from which it goes on."""
     for path in state_paths(folder):
-        if _step_of(path) > _step_of(state):
+        if _step_of(path) > step:
             path.unlink()
 
 
