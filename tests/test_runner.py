@@ -134,6 +134,19 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     assert last[f"optimizer.{name}.exp_avg"].shape == states[4][name].shape
 
 
+def test_a_first_validation_that_is_no_number_is_not_the_best(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = iter([float("nan"), 0.5, 0.5])
+    monkeypatch.setattr(
+        FusionRunner, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)}
+    )
+    cfg = config("run.max_steps=2", "run.val_every_steps=1", "run.test_splits=[]")
+    with started(cfg, ["train", "val"]) as runner:
+        runner.train()
+    assert FusionWeights.load(runner.output_dir / BEST, tensors=False).step == 2
+
+
 def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     config: Configured,
 ) -> None:

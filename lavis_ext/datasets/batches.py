@@ -7,6 +7,7 @@ function of seed and epoch alone, and every question is used exactly once an epo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -96,7 +97,7 @@ class TrainBatches(Sampler[BatchRows]):
             ]
             yield BatchRows(np.concatenate(rows), self.epoch, int(self._sizes[groups].sum()))
 
-    @property
+    @cached_property
     def layout(self) -> str:
         """A digest, equal for samplers whose global batches are the same in every epoch."""
         digest = blake2b(f"{self._seed} {self._batches}".encode(), digest_size=16)

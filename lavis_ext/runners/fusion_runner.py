@@ -221,15 +221,19 @@ class FusionRunner(RunnerBase):
         if improved:
             self._export("best", value)
         best = self.early_stopping.best
+        if improved:
+            outcome = "the best so far: written"
+        elif best is None:
+            outcome = "no number, so there is no best yet"
+        else:
+            outcome = f"best {best:.4f}, {self.early_stopping.waited} before"
         log.info(
             "validation at step %d: %s %.4f on %s, %s",
             self.steps,
             self.run.metric,
             value,
             split,
-            "the best so far: written"
-            if improved
-            else f"best {best:.4f}, {self.early_stopping.waited} before",
+            outcome,
         )
 
     @torch.no_grad()
