@@ -55,9 +55,19 @@ def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # After a restart torchrun's store still has the addresses of the processes that died, and
+        # who is quick takes them for the new ones. Of several machines each counts for itself.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"restart_{restart}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        store=store,
+        rank=own_rank,
+        world_size=size,
+        timeout=timeout,
     )
     try:
         yield

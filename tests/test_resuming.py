@@ -441,6 +441,50 @@ def test_a_second_signal_ends_a_process_that_hangs_but_no_echo_of_the_first_does
     assert exit_code(pid) == codes
 
 
+def test_loader_workers_live_through_signals_for_all_and_end_with_an_error(tmp_path: Path) -> None:
+    """Python ends workers by SIGTERM and waits for them: had they ignored it, it would hang."""
+    program = tmp_path / "loads.py"
+    program.write_text(LOADS)
+    with subprocess.Popen(
+        [sys.executable, program],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": f"{PROJECT}:{os.environ.get('PYTHONPATH', '')}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "0\n"
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(run.pid, signum)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "RuntimeError: as late as batch 3" in err
+
+
+LOADS = """
+import signal, time
+from lavis_ext.datasets.loading import make_loader
+
+class Slow:
+    def __getitems__(self, rows):
+        time.sleep(0.5)
+        return rows
+
+    def collater(self, batch):
+        return batch
+
+for signum in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signum, lambda *_: None)
+loader = make_loader(Slow(), [[row] for row in range(9)], 1, persistent=True)
+for (row,) in loader:
+    print(row, flush=True)
+    if row == 3:
+        raise RuntimeError("as late as batch 3")
+"""
+
+
 def test_a_lock_is_free_when_the_process_is_gone_though_its_children_live(tmp_path: Path) -> None:
     reads, writes = os.pipe()
 
@@ -741,31 +785,43 @@ def test_a_run_goes_on_with_another_number_of_processes_that_share_its_batches(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_torchrun_starts_killed_processes_anew_where_they_were(
+def test_torchrun_starts_killed_processes_anew_and_passes_a_signal_on(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
+    """Its signal reaches the loader workers too, whose batches are needed to the end."""
     log = tmp_path / "output" / "elastic" / "log.jsonl"
     options = ["run.name=elastic", "run.resume=auto", "run.save_every_steps=2", "run.log_freq=1"]
-    options += ["run.max_epoch=99", "run.max_steps=40", "run.patience=null"]
-    options += ["run.batch_size_train=8"]
+    options += ["run.max_epoch=999", "run.patience=null", "run.batch_size_train=8"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc_per_node=2", "--max-restarts=1"]
     small = "projects/pnp-vqa/train/gqa_small.yaml"
     arguments = ["train.py", "--cfg-path", small, "--options"]
-    with subprocess.Popen(
-        [*launcher, *arguments, *tiny_options, *TINY_MODEL, *options],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as run:
-        while not log.exists() or len(log.read_text().splitlines()) < 5:
-            assert run.poll() is None
-            time.sleep(0.01)
+    with (
+        (tmp_path / "out.txt").open("w+") as out,
+        subprocess.Popen(
+            [*launcher, *arguments, *tiny_options, *TINY_MODEL, *options, "run.num_workers=1"],
+            cwd=PROJECT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=out,
+        ) as run,
+    ):
+
+        def wait_for_step(step: int) -> None:
+            while not (log.exists() and [e for e in lines(log.parent) if e["step"] >= step]):
+                assert run.poll() is None, Path(out.name).read_text()
+                time.sleep(0.05)
+
+        wait_for_step(5)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         os.kill(int(children[1]), signal.SIGKILL)
-        out, _ = run.communicate(timeout=200)
-    assert run.returncode == 0, out
-    assert "the run goes on after step" in out
-    assert [line["step"] for line in lines(log.parent)] == list(range(1, 41))
+        time.sleep(1)
+        wait_for_step(lines(log.parent)[-1]["step"] + 3)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=60) != 0
+    said = Path(out.name).read_text()
+    assert "the run goes on after step" in said
+    steps = [line["step"] for line in lines(log.parent)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert f"SIGTERM: the run stopped at step {len(steps)}" in said
+    assert RunState.load(state_paths(log.parent)[0]).step == len(steps)

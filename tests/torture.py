@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.util import _exit_function
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def _fork(options: list[str], rank: int, world: int, port: int, messages: Path) 
     except BaseException as error:
         print(repr(error), file=sys.stderr)
     finally:
+        # What Python does at exit: a loader worker that doesn't end would keep it waiting.
+        _exit_function()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -37,9 +38,19 @@ def make_loader(
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """torchrun and terminals signal a whole group of processes; batches are needed to the end."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
+    """torchrun, SLURM and terminals signal all processes; batches are needed to the end.
+
+    Only the parent's SIGTERM ends a worker: Python sends it at exit, and waits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def sound(batches: Iterable[FusionSamples | DataFault]) -> Iterator[FusionSamples]:
