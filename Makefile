@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test demo miniature clean distclean
+# Deaths by SIGKILL in `make torture`, half of them of one process and half of two.
+N ?= 50
+
+.PHONY: help setup lint test torture demo miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
+	@echo "make torture    kill training runs N=50 times, and compare what they leave"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
@@ -36,6 +40,9 @@ lint: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 ))
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh

@@ -44,22 +44,36 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None]:
-    """The process group for the time of the block: nccl on GPUs, gloo on CPUs, none for one.
+    """The process group for the time of the block: gloo, nccl for what is on GPUs, none for one.
 
     torchrun sets the environment that is read here, on one machine or several. The group is ended
-    at the end of the block. After an error it is not: the other ranks don't come, and torchrun ends
-    them.
+    at the end of the block, and where all ranks leave it together by SystemExit. After an error it
+    is not: the other ranks don't come, and torchrun ends them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # After a restart torchrun's store still has the addresses of the processes that died, and
+        # who is quick takes them for the new ones. Of several machines each counts for itself.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"restart_{restart}", store)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=own_rank,
+        world_size=size,
+        timeout=timeout,
     )
-    yield
+    try:
+        yield
+    except SystemExit:
+        dist.destroy_process_group()
+        raise
     barrier()
     dist.destroy_process_group()
 
@@ -114,6 +128,15 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def greatest(values: list[int]) -> list[int]:
+    """The greatest of each of ``values`` over all processes. No device is waited for."""
+    if world_size() == 1:
+        return values
+    on_host = torch.tensor(values)
+    dist.all_reduce(on_host, op=dist.ReduceOp.MAX)
+    return on_host.tolist()
 
 
 def broadcast(item: Item) -> Item:

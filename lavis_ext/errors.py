@@ -35,7 +35,10 @@ def exit_with(error: UserError) -> NoReturn:
 
 
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback."""
+    """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback.
+
+    An interrupt from the keyboard ends it with code 130.
+    """
 
     @wraps(main)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -43,5 +46,7 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
             main(*args, **kwargs)
         except UserError as error:
             exit_with(error)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
 
     return run

@@ -4,12 +4,16 @@ The system takes the lock from a process that dies.
 """
 
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import Self
+from weakref import WeakSet
 
 SECONDS_A_LINE = 5.0
 SECONDS_A_LOOK = 0.2
+
+_locks: "WeakSet[Lock]" = WeakSet()
 
 
 class Lock:
@@ -21,6 +25,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+")
+        _locks.add(self)
 
     def taken(self) -> bool:
         """Whether this process has the lock now; if another one holds it, after a short wait."""
@@ -51,6 +56,15 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _leave_to_parent() -> None:
+    for lock in _locks:
+        lock.close()
+
+
+# A loader worker outlives a process that is killed by seconds, and would hold its locks so long.
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Regularly:

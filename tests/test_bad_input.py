@@ -26,6 +26,9 @@ OPTIONS: dict[str, str] = {
     # Keys that nothing has, at every level.
     "rum.max_epoch=3": "there is no section 'rum'. Did you mean 'run'?",
     "fast_train=true": "there is no section 'fast_train'. There are: model, datasets, run, imports",
+    "run.save_every_minutes=0": "run.save_every_minutes is 0.0; it must be above 0.",
+    "run.max_skipped_steps=0": "run.max_skipped_steps is 0; it must be at least 1.",
+    "run.name=a/b": "run.name is 'a/b'; it must be the name of a folder.",
     "run.max_epochs=3": "run.max_epochs: there is no such key. Did you mean 'max_epoch'?",
     "run.fast_train=true": "run.fast_train: there is no such key.",
     "run.wandb.projct=x": "run.wandb.projct: there is no such key. Did you mean 'project'?",

@@ -67,7 +67,7 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
         "log.txt",
         "log.jsonl",
         BEST,
-        "last_state.safetensors",
+        "state_00000006.safetensors",
         "val_predictions.json",
         "testdev_predictions.json",
         "val_scores.json",
@@ -131,10 +131,23 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     assert (weights.metric, weights.value, weights.step) == ("answer_accuracy", 0.5, 2)
     # What is reported at the end are the best weights, not the last.
     assert all(torch.equal(states[5][name], states[1][name]) for name in exported)
-    last = load_file(runner.output_dir / "last_state.safetensors")
+    last = load_file(runner.output_dir / "state_00000005.safetensors")
     name = "fusion.encoder.layers.0.mhatt.attention.fc_q.weight"
     assert torch.equal(last[f"model.{name}"], states[4][name])
     assert last[f"optimizer.{name}.exp_avg"].shape == states[4][name].shape
+
+
+def test_a_first_validation_that_is_no_number_is_not_the_best(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = iter([float("nan"), 0.5, 0.5])
+    monkeypatch.setattr(
+        FusionRunner, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)}
+    )
+    cfg = config("run.max_steps=2", "run.val_every_steps=1", "run.test_splits=[]")
+    with started(cfg, ["train", "val"]) as runner:
+        runner.train()
+    assert FusionWeights.load(runner.output_dir / BEST, tensors=False).step == 2
 
 
 def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(

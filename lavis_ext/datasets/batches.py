@@ -7,6 +7,8 @@ function of seed and epoch alone, and every question is used exactly once an epo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
@@ -46,6 +48,10 @@ class TrainBatches(Sampler[BatchRows]):
             ``batch_size``; with 1 the order is a plain shuffle.
         seed: the run's seed.
         rank, world_size: this process and how many there are; at most one for each row.
+
+    Attributes:
+        epoch: the epoch whose order is used.
+        start: batches at the start of the epoch that are left out.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class TrainBatches(Sampler[BatchRows]):
         self._rank = rank
         self._world_size = world_size
         self.epoch = 0
+        self.start = 0
         counts = np.bincount(image_codes).astype(np.int32)
         counts = counts[counts > 0]
         together = min(questions_per_image, batch_size)
@@ -80,7 +87,7 @@ class TrainBatches(Sampler[BatchRows]):
         order = random.permutation(np.arange(len(self._sizes), dtype=np.int32))
         order = order[np.argsort(-self._sizes[order], kind="stable")]
         piles = _dealt(order, self._batches)
-        for batch in random.permutation(self._batches):
+        for batch in random.permutation(self._batches)[self.start :]:
             groups = piles[:, batch]
             groups = groups[groups != NOTHING]
             share = _dealt(groups, self._world_size)[:, self._rank]
@@ -89,6 +96,14 @@ class TrainBatches(Sampler[BatchRows]):
                 for group in share[share != NOTHING]
             ]
             yield BatchRows(np.concatenate(rows), self.epoch, int(self._sizes[groups].sum()))
+
+    @cached_property
+    def layout(self) -> str:
+        """A digest, equal for samplers whose global batches are the same in every epoch."""
+        digest = blake2b(f"{self._seed} {self._batches}".encode(), digest_size=16)
+        for part in (self._image_codes, self._sizes):
+            digest.update(part.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def _share_out(self, questions_a_batch: int) -> int:
         """How many batches there are; groups are divided so that each has equally many."""

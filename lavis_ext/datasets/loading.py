@@ -1,6 +1,8 @@
 """Batches from loader workers to the device."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,7 +20,10 @@ def make_loader(
     *,
     persistent: bool = False,
 ) -> DataLoader[FusionSamples | DataFault]:
-    """A loader of ``dataset`` by ``batches``, with at most as many workers as there are cores."""
+    """A loader of ``dataset`` by ``batches``, with at most as many workers as there are cores.
+
+    It draws nothing from torch's random numbers, which a model's dropout depends on.
+    """
     workers = min(workers, len(os.sched_getaffinity(0)))
     return DataLoader(
         dataset,
@@ -27,7 +32,25 @@ def make_loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """torchrun, SLURM and terminals signal all processes; batches are needed to the end.
+
+    Only the parent's SIGTERM ends a worker: Python sends it at exit, and waits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def sound(batches: Iterable[FusionSamples | DataFault]) -> Iterator[FusionSamples]:

@@ -51,7 +51,7 @@ class FusionWeights:
         }
         metadata = {"format": FORMAT, "lavis_ext": json.dumps(facts)}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state.items()}
-        with written_aside(path) as aside:
+        with written_aside(path, flushed=True) as aside:
             save_file(tensors, aside, metadata=metadata)
 
     @classmethod

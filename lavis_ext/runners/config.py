@@ -113,6 +113,23 @@ class RunConfig:
         10.0, "Minutes after which a process stops waiting for the others.", above=0
     )
     output_dir: str = option("output", "Each run makes a folder of its own in this one.")
+    name: str | None = option(
+        None, "The name of that folder; by default the config's name, with date and time."
+    )
+    resume: str | None = option(
+        None,
+        "auto, to go on with the run of that name, or with the newest of this config that has not "
+        "ended, or start; or the path of a run's folder or of a state.",
+    )
+    save_every_steps: int | None = option(None, "Steps between states of the run.", at_least=1)
+    save_every_minutes: float | None = option(
+        30.0, "Minutes between states of the run; the last two are kept.", above=0
+    )
+    max_skipped_steps: int = option(
+        10,
+        "Training stops after so many steps in a row with a loss or gradient that isn't finite.",
+        at_least=1,
+    )
     save_freq: int | None = option(
         None, "Epochs between weights that are kept; by default only best and last.", at_least=1
     )
@@ -140,6 +157,8 @@ class RunConfig:
                 f"{where}.resamples is {self.resamples}; it must be 0, for no intervals, or at "
                 f"least {FEWEST_RESAMPLES}."
             )
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise UserError(f"{where}.name is '{self.name}'; it must be the name of a folder.")
         if self.patience is not None and not self.valid_splits:
             raise UserError(f"{where}.patience needs a split in valid_splits.")
 

@@ -3,17 +3,13 @@
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch.nn.parallel import DistributedDataParallel
 
 from lavis_ext import distributed
 from lavis_ext.config import loader as config_loader
@@ -25,21 +21,24 @@ from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline, reasons_list
 from lavis_ext.files import write_json
+from lavis_ext.locks import Lock
 from lavis_ext.models.fusion_weights import FusionWeights
-from lavis_ext.runners.compiling import compile_model
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.early_stopping import EarlyStopping
 from lavis_ext.runners.freezing import parts_table, train_mode
-from lavis_ext.runners.last_state import save_last_state
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
 from lavis_ext.runners.reporting import write_run_report, write_scores
-from lavis_ext.runners.run_folder import describe_run, make_run_folder
+from lavis_ext.runners.resuming import Place, check_fits, find_place
+from lavis_ext.runners.run_folder import FIGURES, describe_run, make_run_folder, versions
 from lavis_ext.runners.run_log import RunLog, duration, log
+from lavis_ext.runners.run_state import RunState, remove_later_states
+from lavis_ext.runners.skipped_steps import SkippedSteps
+from lavis_ext.runners.stepper import Stepper, autocast
+from lavis_ext.runners.stop_signals import StopRequested, StopSignals
 from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
 
-LAST_STATE = "last_state.safetensors"
 MUCH_WAITING = 0.1
 """Share of the time that may go into waiting for data before the log says so."""
 
@@ -77,6 +76,7 @@ class FusionRunner(RunnerBase):
                 )
         if "train" in datasets:
             self._check_metric(task, model, datasets)
+            self.plan = TrainingPlan.of(self.run, datasets)
         super().__init__(cfg, task, model, datasets, job_id)
         for report in model.load_reports:
             log.info(report)
@@ -84,6 +84,7 @@ class FusionRunner(RunnerBase):
         self.early_stopping = EarlyStopping(self.run.goal, self.run.patience, self.run.min_gain)
         self.steps = 0
         self._evaluations: dict[str, Evaluation] = {}
+        self.signals = StopSignals()
 
     @property
     def device(self) -> torch.device:
@@ -96,54 +97,118 @@ class FusionRunner(RunnerBase):
         return self._model
 
     def setup_output_dir(self) -> None:
-        """Make the run's own folder under ``run.output_dir`` in the working directory."""
-        folder = None
-        if distributed.is_main_process():
-            folder = make_run_folder(Path(self.run.output_dir), self.job_id)
-            describe_run(folder, self.config.config)
-        self.output_dir: Path = distributed.broadcast(folder)  # type: ignore[assignment]
-        resolved = OmegaConf.to_container(self.config.config)
+        """The run's own folder under ``run.output_dir``: a new one or, to go on, an old one."""
+        self._lock: Lock | None = None
+        self._resumed: RunState | None = None
+        self.output_dir, path = distributed.from_main_process(self._make_place)
+        if path is not None and self._resumed is None:
+            self._resumed = RunState.load(path)
+        at = None if self._resumed is None else (self._resumed.log, self._resumed.step)
+        folder = self.output_dir if distributed.is_main_process() else None
         try:
-            self.run_log = RunLog(folder, self.run, resolved)  # type: ignore[arg-type]
+            self.run_log = RunLog(folder, self.run, self._resolved, at)
         except UserError:
-            if folder:
+            if folder and self._resumed is None:
                 shutil.rmtree(folder)
             raise
 
+    def _make_place(self) -> tuple[Path, Path | None]:
+        if "train" not in self.datasets:
+            if self.run.resume is not None:
+                raise UserError("run.resume: an evaluation isn't saved, so none can go on.")
+            folder = make_run_folder(Path(self.run.output_dir), self.job_id, self.run.name)
+            place = Place(folder, None, None, None)
+        else:
+            place = find_place(self.run, self.job_id)
+        self._lock, self._resumed = place.lock, place.state
+        if place.state is not None:
+            try:
+                check_fits(place.state, self._resolved, self._batch_facts())
+            except UserError:
+                self._leave()
+                raise
+            remove_later_states(place.folder, place.state.step)
+        describe_run(place.folder, self.config.config)
+        return place.folder, place.path
+
+    @property
+    def _resolved(self) -> dict[str, Any]:
+        return OmegaConf.to_container(self.config.config)  # type: ignore[return-value]
+
+    def _batch_facts(self) -> dict[str, Any]:
+        world = distributed.world_size()
+        return {
+            "questions": len(self.datasets["train"]),
+            "processes": world,
+            "questions a batch of all processes": self.run.batch_size_train * world,
+            "batches an epoch": len(self.plan.batches),
+            "layout": self.plan.batches.layout,
+        }
+
     def train(self) -> dict[str, dict[str, float]]:
-        """Train, then report the best weights on ``test_splits``; their figures by split."""
-        self.plan = TrainingPlan.of(self.run, self.datasets)
+        """Train, then report the best weights on ``test_splits``; their figures by split.
+
+        Ends the process with 143 or 130 after SIGTERM or SIGINT, the run's state saved.
+        """
         self.progress = Progress(self.plan.steps, self.plan.validations)
         log.info("%s\n\n%s\n", parts_table(self.model), self.plan)
         self._start_training()
-        for epoch in range(self.run.max_epoch):
-            self.train_epoch(epoch)
-            if self._finished:
-                break
-        if self.run.valid_splits and self._validated_at != self.steps:
-            self.validate()
-        return self._finish(epoch)
+        with self.signals:
+            try:
+                if self.steps:  # a validation that was due then may have been cut short
+                    self._after_step()
+                for epoch in range(self.steps // self.plan.steps_an_epoch, self.run.max_epoch):
+                    if self._finished:
+                        break
+                    self.train_epoch(epoch)
+                return self._finish()
+            except StopRequested as stop:
+                self._save()
+                distributed.barrier()  # a process that ends gets the others a second signal
+                log.info("%s: the run stopped at step %d, its state is saved", stop, self.steps)
+                raise SystemExit(128 + stop.signum) from None
 
     def train_epoch(self, epoch: int) -> None:
-        """One epoch, or what of it remains until the run's last step."""
+        """What remains of an epoch, or of it until the run's last step."""
         self.plan.batches.epoch = epoch
+        done = self.steps % self.plan.steps_an_epoch
+        self.plan.batches.start = done * self.run.accum_grad_iters
         batches = self.progress.waiting_for(sound(self._train_loader))
         for group in _grouped(batches, self.run.accum_grad_iters):
-            self._schedule.step(cur_epoch=epoch, cur_step=self.steps)
-            self._step([to_device(samples, self.device) for samples in group])
+            on_device = [to_device(samples, self.device) for samples in group]
+            skipped = self._stepper.step(on_device, epoch, self.steps)
+            self.steps += 1
+            self.progress.step()
+            asked = [question for samples in group for question in samples.get("question_id", [])]
+            self._skipped.note(self.steps, skipped, asked)
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
                 self._log_training(epoch)
-            every = self.run.val_every_steps
-            if every and self.steps % every == 0:
-                self.validate()
+            self._after_step()
             if self._finished:
                 break
-        if self.steps % self.plan.steps_an_epoch:
-            return
-        if self.run.save_freq and (epoch + 1) % self.run.save_freq == 0:
-            self._export(f"epoch{epoch + 1}")
-        if self.run.valid_splits and not self.run.val_every_steps:
+
+    def _after_step(self) -> None:
+        """What is due between two steps: weights to keep, a validation, a state, an end."""
+        epochs, within = divmod(self.steps, self.plan.steps_an_epoch)
+        if not within and self.run.save_freq and epochs % self.run.save_freq == 0:
+            self._export(f"epoch{epochs}")
+        every = self.run.val_every_steps
+        due = self.steps % every == 0 if every else not within
+        if due and self.run.valid_splits and self._validated_at != self.steps:
             self.validate()
+        minutes = self.run.save_every_minutes
+        late = minutes is not None and time.monotonic() - self._saved_time >= 60 * minutes
+        late = self._heed_signals(late)
+        every = self.run.save_every_steps
+        if late or (every is not None and self.steps % every == 0):
+            self._save()
+
+    def _heed_signals(self, late: bool = False) -> bool:
+        """Whether any process is ``late``. Raises StopRequested if any was told to stop."""
+        signum, late_anywhere = distributed.greatest([self.signals.received, int(late)])
+        if signum:
+            raise StopRequested(signum)
+        return bool(late_anywhere)
 
     def validate(self) -> None:
         """Evaluate the validation split; write the best weights if these are the best so far."""
@@ -157,20 +222,29 @@ class FusionRunner(RunnerBase):
         if improved:
             self._export("best", value)
         best = self.early_stopping.best
+        if improved:
+            outcome = "the best so far: written"
+        elif best is None:
+            outcome = "no number, so there is no best yet"
+        else:
+            outcome = f"best {best:.4f}, {self.early_stopping.waited} before"
         log.info(
             "validation at step %d: %s %.4f on %s, %s",
             self.steps,
             self.run.metric,
             value,
             split,
-            "the best so far: written"
-            if improved
-            else f"best {best:.4f}, {self.early_stopping.waited} before",
+            outcome,
         )
 
     @torch.no_grad()
-    def eval_epoch(self, split_name: str, *, final: bool = False, **_: Any) -> dict[str, float]:
-        """Figures of a split with the weights as they are; a ``final`` evaluation has all."""
+    def eval_epoch(
+        self, split_name: str, *, step: int | None = None, final: bool = False, **_: Any
+    ) -> dict[str, float]:
+        """Figures of a split with the weights as they are, which are those of ``step``.
+
+        A ``final`` evaluation has all of them.
+        """
         dataset = self.datasets[split_name]
         batches = EvalBatches(
             dataset.image_codes(),
@@ -181,14 +255,15 @@ class FusionRunner(RunnerBase):
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
         self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
+        samples: Iterator[FusionSamples] = (to_device(s, self.device) for s in sound(loader))
+        if self.signals.watching:
+            samples = self._until_stopped(samples, len(batches))
         # Programs are for training's few shapes; evaluation has a shape for each batch.
-        with self._autocast(), torch.compiler.set_stance("force_eager"):
-            result = self.task.evaluation(
-                self.model, (to_device(samples, self.device) for samples in sound(loader))
-            )
+        with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
+            result = self.task.evaluation(self.model, samples)
         evaluation = self.task.after_evaluation(result, dataset=dataset, model=self.model)
         train_mode(self.model)
-        self.run_log.write(split_name, self.steps, evaluation.figures)
+        self.run_log.write(split_name, self.steps if step is None else step, evaluation.figures)
         if distributed.is_main_process() and evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
             write_predictions(path, evaluation.predictions)
@@ -196,6 +271,16 @@ class FusionRunner(RunnerBase):
             self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
         return figures
+
+    def _until_stopped(
+        self, batches: Iterator[FusionSamples], count: int
+    ) -> Iterator[FusionSamples]:
+        """The batches of this process, after each of which all processes may agree to stop."""
+        (rounds,) = distributed.greatest([count])
+        for _ in range(rounds):
+            self._heed_signals()
+            if (batch := next(batches, None)) is not None:
+                yield batch
 
     def evaluate(
         self, cur_epoch: Any = None, skip_reload: bool = True
@@ -205,9 +290,14 @@ class FusionRunner(RunnerBase):
         self._report(figures)
         return figures
 
-    def close(self) -> None:
-        """Close the logs."""
-        self.run_log.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Close the logs, and leave the run's folder to others."""
+        self.run_log.close(failed=failed)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _check_metric(self, task: Any, model: Any, datasets: dict[str, GqaFusionDataset]) -> None:
         for split in self.run.valid_splits:
@@ -225,93 +315,76 @@ class FusionRunner(RunnerBase):
                 )
 
     def _start_training(self) -> None:
-        torch.manual_seed(self.run.seed + distributed.rank())
         self._train_loader = make_loader(
             self.datasets["train"], self.plan.batches, self.run.num_workers, persistent=True
         )
-        self._wrapped: Any = self.model
-        if distributed.world_size() > 1:
-            # BLIP's class embedding has a gradient of other strides; torch warns of the copy.
-            warnings.filterwarnings("ignore", message="Grad strides do not match")
-            in_fusion = {name.startswith("fusion.") for name in self._trainable()}
-            self._wrapped = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                # BLIP has parts that no objective uses, such as its contrastive projections.
-                find_unused_parameters=False in in_fusion,
-            )
-        train_mode(self.model)
-        decayed = [p for p in self._trainable().values() if p.ndim > 1]
-        others = [p for p in self._trainable().values() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.run.init_lr,
-            weight_decay=self.run.weight_decay,
-            betas=(0.9, self.run.beta2),
-            fused=True,
-        )
-        self._schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(
-            optimizer=self._optimizer,
-            max_steps=self.plan.steps,
-            init_lr=self.run.init_lr,
-            min_lr=self.run.min_lr,
-            max_epoch=self.run.max_epoch,
-            decay_rate=self.run.lr_decay_rate,
-            warmup_steps=self.run.warmup_steps,
-            warmup_start_lr=self.run.warmup_lr,
-        )
-        if self.run.compile:
-            compile_model(self.model, self.run.compile_backend)
-        self._window: dict[str, torch.Tensor] = {}
+        self._skipped = SkippedSteps(self.run.max_skipped_steps, self.run_log)
         self._validated_at = -1
+        self._saved = (-1, -1)
+        self._saved_time = time.monotonic()
+        self._stepper = Stepper(self.task, self.model, self.run, self.plan.steps, self.device)
+        if self._resumed is not None:
+            self._go_on_from(self._resumed)
+            self._resumed = None
 
-    def _trainable(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+    def _go_on_from(self, state: RunState) -> None:
+        """Be what ``state`` was taken of."""
+        best = self._weights_file("best")
+        if state.best is not None and not best.is_file():
+            raise UserError(
+                f"run.resume: {best}, the best weights of the run, is missing; put it back."
+            )
+        self.steps = state.step
+        self.early_stopping.best, self.early_stopping.waited = state.best, state.waited
+        self._validated_at = state.validated_at
+        self._skipped.total = state.skipped
+        self._skipped.in_a_row = state.skipped_in_a_row
+        self._saved = (state.step, state.validated_at)
+        self.progress.resume(state.step, state.progress)
+        if state.versions != versions():
+            log.info("the state was saved by %s; now these are %s", state.versions, versions())
+        log.info("the run goes on after step %d, in %s", state.step, self.output_dir)
+        self._stepper.load(state.model, state.optimizer, state.ranks)
 
-    def _step(self, group: list[FusionSamples]) -> None:
-        """One optimizer step on the batches of ``group``, each question weighing the same."""
-        questions = sum(samples["global_size"] for samples in group)
-        for place, samples in enumerate(group):
-            last = place == len(group) - 1
-            waits = last or distributed.world_size() == 1
-            with nullcontext() if waits else self._wrapped.no_sync():
-                with self._autocast():
-                    output = self.task.train_step(self._wrapped, samples)
-                # DDP takes the mean over processes, the loss is this process's part of the sum.
-                share = samples["global_size"] * distributed.world_size() / questions
-                (output["loss"] * share).backward()
-            self._count(output["report"], output["count"])
-        if self.run.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._trainable().values(), self.run.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        self.progress.step()
-
-    def _count(self, report: dict[str, torch.Tensor], questions: int) -> None:
-        sums = {**report, "questions": torch.tensor(float(questions), device=self.device)}
-        for name, value in sums.items():
-            self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
+    def _save(self) -> None:
+        """Save the run's state, unless it is that of the file already."""
+        self._skipped.settle()
+        now = (self.steps, self._validated_at)
+        if self._saved == now:
+            return
+        ranks = distributed.gather([self._stepper.rank_state()])
+        if distributed.is_main_process():
+            model, optimizer = self._stepper.tensors()
+            RunState(
+                step=self.steps,
+                model=model,
+                optimizer=optimizer,
+                ranks=ranks,
+                validated_at=self._validated_at,
+                best=self.early_stopping.best,
+                waited=self.early_stopping.waited,
+                skipped=self._skipped.total,
+                skipped_in_a_row=self._skipped.in_a_row,
+                progress=self.progress.facts(),
+                log=self.run_log.position(),
+                batches=self._batch_facts(),
+                config=self._resolved,
+                versions=versions(),
+            ).save(self.output_dir)
+        self._saved, self._saved_time = now, time.monotonic()
 
     def _log_training(self, epoch: int) -> None:
         """A line on the steps since the last one, over all processes."""
-        names = sorted(self._window)
-        sums = distributed.sum_over_processes(torch.stack([self._window[n] for n in names]))
-        figures = dict(zip(names, sums.tolist(), strict=True))
-        self._window.clear()
-        questions = figures.pop("questions")
-        figures = {name: value / questions for name, value in figures.items()}
+        self._skipped.settle()
+        figures, questions = self._stepper.window()
         window = self.progress.window(questions)
-        learning_rate = self._optimizer.param_groups[0]["lr"]
+        learning_rate = self._stepper.learning_rate
         self.run_log.write(
             "train",
             self.steps,
             {
                 **figures,
+                "skipped_steps": self._skipped.total,
                 "lr": learning_rate,
                 "questions_per_second": window.rate,
                 "waiting_for_data": window.waiting,
@@ -329,7 +402,7 @@ class FusionRunner(RunnerBase):
             self.run.max_epoch,
             self.steps,
             self.plan.steps,
-            figures["loss"],
+            figures.get("loss", float("nan")),
             parts,
             learning_rate,
             window.rate,
@@ -348,8 +421,10 @@ class FusionRunner(RunnerBase):
     def _finished(self) -> bool:
         return self.early_stopping.should_stop or self.steps >= self.plan.steps
 
-    def _finish(self, epoch: int) -> dict[str, dict[str, float]]:
-        """Write the last state, load the best weights, report them."""
+    def _finish(self) -> dict[str, dict[str, float]]:
+        """Validate what hasn't been, save the state, load the best weights, report them."""
+        if self.run.valid_splits and self._validated_at != self.steps:
+            self.validate()
         stopped = self.early_stopping.should_stop
         log.info(
             "training ends at step %d after %s%s",
@@ -359,23 +434,19 @@ class FusionRunner(RunnerBase):
         )
         if not self.run.valid_splits:
             self._export("best")
-        if distributed.is_main_process():
-            facts = {"step": self.steps, "epoch": epoch, **asdict(self.early_stopping)}
-            save_last_state(self.output_dir / LAST_STATE, self.model, self._optimizer, facts)
+        self._save()
         distributed.barrier()
         path = self._weights_file("best")
         best = FusionWeights.load(path)
         load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
-        self.steps = best.step
         splits = [*self.run.valid_splits, *self.run.test_splits]
-        figures = {split: self.eval_epoch(split, final=True) for split in splits}
+        figures = {split: self.eval_epoch(split, step=best.step, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(figures)
         return figures
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
         if distributed.is_main_process():
-            write_json(self.output_dir / "metrics.json", figures)
             write_scores(self.output_dir, self._evaluations)
         if figures:
             log.info("%s\n", figures_table(figures))
@@ -390,6 +461,9 @@ class FusionRunner(RunnerBase):
                 "report: %s",
                 write_run_report(self.output_dir, self.config, self.datasets, self._evaluations),
             )
+        if distributed.is_main_process():
+            # The last of all: a run that has it is finished, and isn't resumed.
+            write_json(self.output_dir / FIGURES, figures)
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:
@@ -406,9 +480,6 @@ class FusionRunner(RunnerBase):
             value=value,
             step=self.steps,
         ).save(self._weights_file(which))
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.amp)
 
 
 def _grouped(batches: Iterator[FusionSamples], size: int) -> Iterator[list[FusionSamples]]:

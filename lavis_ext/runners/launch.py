@@ -73,7 +73,11 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
             model=parts.model,
             datasets=parts.datasets,
         )
-        yield runner
+        try:
+            yield runner
+        except BaseException:
+            runner.close(failed=True)
+            raise
         runner.close()
 
 

@@ -1,7 +1,7 @@
 """How fast a run goes, and when the whole of it will have ended."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 Batch = TypeVar("Batch")
@@ -38,6 +38,7 @@ class Progress:
         self._validating = 0.0
         self._window_started = self._started
         self._waited = 0.0
+        self._steps_before = 0
         self.steps = 0
         self.validations = 0
 
@@ -45,6 +46,26 @@ class Progress:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return self._clock() - self._started
+
+    def facts(self) -> dict[str, float]:
+        """What ``resume`` needs, times in seconds."""
+        return {
+            "elapsed": self.elapsed,
+            "validating": self._validating,
+            "validations": self.validations,
+            "window": self._clock() - self._window_started,
+            "waited": self._waited,
+        }
+
+    def resume(self, steps: int, facts: Mapping[str, float]) -> None:
+        """Go on after ``steps`` as if no time had passed since ``facts``."""
+        now = self._clock()
+        self.steps = self._steps_before = steps
+        self._started = now - facts["elapsed"]
+        self._validating = facts["validating"]
+        self.validations = int(facts["validations"])
+        self._window_started = now - facts["window"]
+        self._waited = facts["waited"]
 
     def step(self) -> None:
         """Count a step."""
@@ -59,7 +80,7 @@ class Progress:
     def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, the time until each is there counted as waiting.
 
-        That for the run's first isn't: the workers have just been started.
+        That for a process's first isn't: the workers have just been started.
         """
         iterator = iter(batches)
         while True:
@@ -68,7 +89,7 @@ class Progress:
                 batch = next(iterator)
             except StopIteration:
                 return
-            if self.steps:
+            if self.steps > self._steps_before:
                 self._waited += self._clock() - started
             yield batch
 

@@ -11,11 +11,11 @@ from lavis_ext.errors import UserError
 from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.page import write_report
 from lavis_ext.files import write_json
+from lavis_ext.runners.run_folder import LINES
 from lavis_ext.tasks.base import Evaluation
 from lavis_ext.version import __version__
 
 REPORT = "report.html"
-LOG = "log.jsonl"
 
 
 def write_scores(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
@@ -80,4 +80,4 @@ def _facts(cfg: Config) -> dict[str, str]:
 
 def _log(folder: Path, cfg: Config, datasets: Mapping[str, GqaFusionDataset]) -> Path:
     weights = getattr(cfg.model, "fusion_weights", None)
-    return (Path(weights).parent if weights and "train" not in datasets else folder) / LOG
+    return (Path(weights).parent if weights and "train" not in datasets else folder) / LINES

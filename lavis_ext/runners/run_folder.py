@@ -14,14 +14,20 @@ from lavis_ext.errors import UserError
 from lavis_ext.files import write_json, written_aside
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "omegaconf", "salesforce-lavis")
+LINES = "log.jsonl"
+FIGURES = "metrics.json"
+"""What a run that has ended leaves, and no other."""
 
 
-def make_run_folder(output_dir: Path, name: str) -> Path:
-    """A new folder ``<name>-<date>-<time>`` in ``output_dir``; runs of the same second differ."""
-    stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def make_run_folder(output_dir: Path, stem: str, name: str | None) -> Path:
+    """A new folder ``name`` in ``output_dir``; without a name ``<stem>-<date>-<time>``.
+
+    Unnamed runs of the same second differ. Raises UserError for a name that is taken.
+    """
+    stamp = name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for suffix in ("", *(f"-{count}" for count in range(2, 1000))):
+        for suffix in [""] if name else ["", *(f"-{count}" for count in range(2, 1000))]:
             try:
                 (output_dir / f"{stamp}{suffix}").mkdir()
             except FileExistsError:
@@ -31,6 +37,11 @@ def make_run_folder(output_dir: Path, name: str) -> Path:
         raise UserError(
             f"run.output_dir: no folder can be made in {output_dir} ({error.strerror})."
         ) from None
+    if name:
+        raise UserError(
+            f"run.name: {output_dir / name} is there already. Go on with that run by "
+            "run.resume=auto, or choose another name."
+        )
     raise UserError(f"run.output_dir: {output_dir} has a thousand runs of this second.")
 
 
@@ -43,10 +54,17 @@ def describe_run(folder: Path, config: Any) -> None:
         {
             "command": sys.argv,
             "git_revision": git_revision(),
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
+            **versions(),
         },
     )
+
+
+def versions() -> dict[str, Any]:
+    """Of Python and of the packages that figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
 
 
 def git_revision() -> str | None:

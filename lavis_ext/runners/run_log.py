@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from lavis_ext.errors import UserError
 from lavis_ext.runners.config import RunConfig, WandbConfig
+from lavis_ext.runners.run_folder import LINES
 
 log = logging.getLogger("lavis_ext")
 
@@ -21,23 +23,33 @@ class RunLog:
         folder: the run's folder; None for a process that writes no files.
         config: the section ``run``.
         resolved: the whole config as plain containers, for W&B.
+        resumed: ``position()`` as of the state that the run goes on from, and that state's step.
+            What the log has beyond is removed: it will be written again.
     """
 
-    def __init__(self, folder: Path | None, config: RunConfig, resolved: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        config: RunConfig,
+        resolved: Mapping[str, Any],
+        resumed: tuple[Mapping[str, Any], int] | None = None,
+    ) -> None:
         self._lines = None
         self._tensorboard: Any = None
         self._wandb: Any = None
         set_up_logging(folder, quiet=folder is None)
         if folder is None:
             return
-        self._lines = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        position, step = resumed or ({"bytes": 0, "wandb": None}, -1)
+        self._lines = (folder / LINES).open("a", encoding="utf-8", buffering=1)
+        self._lines.truncate(min(position["bytes"], self._lines.tell()))
         if config.tensorboard:
-            self._tensorboard = _tensorboard(folder)
+            self._tensorboard = _tensorboard(folder, purge=step + 1)
         if config.wandb is not None:
-            self._wandb = _wandb(folder, config.wandb, resolved)
+            self._wandb = _wandb(folder, config.wandb, resolved, position["wandb"])
 
-    def write(self, kind: str, step: int, figures: Mapping[str, float | str]) -> None:
-        """Figures of a step. ``kind`` is ``train`` or a split."""
+    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        """Figures of a step. ``kind`` is ``train``, a split, or ``skipped``."""
         if self._lines is None:
             return
         entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **figures}
@@ -49,13 +61,22 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
-    def close(self) -> None:
-        """Flush and close everything."""
+    def position(self) -> dict[str, Any]:
+        """Where the log stands, for a run that goes on from here. What it has is on the disk."""
+        if self._lines is None:
+            return {}
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        wandb = None if self._wandb is None else self._wandb.id
+        return {"bytes": os.fstat(self._lines.fileno()).st_size, "wandb": wandb}
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close everything; W&B is told whether the run ``failed``."""
         for sink in (self._lines, self._tensorboard):
             if sink is not None:
                 sink.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=int(failed))
 
 
 def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
@@ -75,7 +96,9 @@ def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
         log.addHandler(file)
 
 
-def _wandb(folder: Path, config: WandbConfig, resolved: Mapping[str, Any]) -> Any:
+def _wandb(
+    folder: Path, config: WandbConfig, resolved: Mapping[str, Any], run_id: str | None
+) -> Any:
     import wandb
 
     try:
@@ -85,6 +108,8 @@ def _wandb(folder: Path, config: WandbConfig, resolved: Mapping[str, Any]) -> An
             mode=config.mode,  # type: ignore[arg-type]
             dir=str(folder),
             config=dict(resolved),
+            id=run_id,
+            resume=None if run_id is None else "allow",
         )
     except wandb.Error as error:
         raise UserError(
@@ -93,7 +118,7 @@ def _wandb(folder: Path, config: WandbConfig, resolved: Mapping[str, Any]) -> An
         ) from None
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, purge: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -101,7 +126,7 @@ def _tensorboard(folder: Path) -> Any:
             "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave it "
             "out of the config."
         ) from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=purge)
 
 
 def duration(seconds: float) -> str:
