@@ -99,8 +99,9 @@ def cut_off(cfg: Config, error: type[BaseException] = Killed) -> None:
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     config: Configured, before_step: Any, tmp_path: Path, options: list[str]
 ) -> None:
+    options = [*options, "run.save_every_steps=1"]
     undisturbed = left_by(train(config(*options, f"run.output_dir={tmp_path / 'a'}")).output_dir)
-    for step in (1, 6, 8):  # before the first state; in the middle of an epoch; after its end
+    for step in (1, 6, 8):  # before the first state; in the middle of an epoch and a log's line
         before_step(step, kill)
         cut_off(config(*options))
     runner = train(config(*options))

@@ -64,6 +64,8 @@ OPTIONS = [
     "run.device=cpu",
     "run.process_group_timeout_minutes=1",
     "run.resume=auto",
+    "run.report=false",
+    "run.resamples=0",
 ]
 
 
