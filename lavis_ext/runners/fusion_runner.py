@@ -3,22 +3,17 @@
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch.nn.parallel import DistributedDataParallel
 
 from lavis_ext import distributed
 from lavis_ext.config import loader as config_loader
 from lavis_ext.datasets.batches import EvalBatches
-from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
@@ -26,7 +21,6 @@ from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline
 from lavis_ext.files import write_json
 from lavis_ext.models.fusion_weights import FusionWeights
-from lavis_ext.runners.compiling import compile_model
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.early_stopping import EarlyStopping
 from lavis_ext.runners.freezing import parts_table, train_mode
@@ -35,6 +29,7 @@ from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
+from lavis_ext.runners.training_step import TrainingStep, autocast, grouped
 from lavis_ext.weights import load_into
 
 LAST_STATE = "last_state.safetensors"
@@ -127,9 +122,13 @@ class FusionRunner(RunnerBase):
         """One epoch, or what of it remains until the run's last step."""
         self.plan.batches.epoch = epoch
         batches = self.progress.waiting_for(sound(self._train_loader))
-        for group in _grouped(batches, self.run.accum_grad_iters):
+        for group in grouped(batches, self.run.accum_grad_iters):
             self._schedule.step(cur_epoch=epoch, cur_step=self.steps)
-            self._step([to_device(samples, self.device) for samples in group])
+            reports = self._step([to_device(samples, self.device) for samples in group])
+            for report, questions in reports:
+                self._count(report, questions)
+            self.steps += 1
+            self.progress.step()
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
                 self._log_training(epoch)
             every = self.run.val_every_steps
@@ -180,7 +179,7 @@ class FusionRunner(RunnerBase):
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
         # Programs are for training's few shapes; evaluation has a shape for each batch.
-        with self._autocast(), torch.compiler.set_stance("force_eager"):
+        with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
             result = self.task.evaluation(
                 self.model, (to_device(samples, self.device) for samples in sound(loader))
             )
@@ -215,37 +214,12 @@ class FusionRunner(RunnerBase):
                 )
 
     def _start_training(self) -> None:
-        torch.manual_seed(self.run.seed + distributed.rank())
         self._train_loader = make_loader(
             self.datasets["train"], self.plan.batches, self.run.num_workers, persistent=True
         )
-        self._wrapped: Any = self.model
-        if distributed.world_size() > 1:
-            # BLIP's class embedding has a gradient of other strides; torch warns of the copy.
-            warnings.filterwarnings("ignore", message="Grad strides do not match")
-            in_fusion = {name.startswith("fusion.") for name in self._trainable()}
-            self._wrapped = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                # BLIP has parts that no objective uses, such as its contrastive projections.
-                find_unused_parameters=False in in_fusion,
-            )
-        train_mode(self.model)
-        decayed = [p for p in self._trainable().values() if p.ndim > 1]
-        others = [p for p in self._trainable().values() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.run.init_lr,
-            weight_decay=self.run.weight_decay,
-            betas=(0.9, self.run.beta2),
-            fused=True,
-        )
+        self._step = TrainingStep(self.run, self.task, self.model, self.device)
         self._schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(
-            optimizer=self._optimizer,
+            optimizer=self._step.optimizer,
             max_steps=self.plan.steps,
             init_lr=self.run.init_lr,
             min_lr=self.run.min_lr,
@@ -254,33 +228,8 @@ class FusionRunner(RunnerBase):
             warmup_steps=self.run.warmup_steps,
             warmup_start_lr=self.run.warmup_lr,
         )
-        if self.run.compile:
-            compile_model(self.model, self.run.compile_backend)
         self._window: dict[str, torch.Tensor] = {}
         self._validated_at = -1
-
-    def _trainable(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def _step(self, group: list[FusionSamples]) -> None:
-        """One optimizer step on the batches of ``group``, each question weighing the same."""
-        questions = sum(samples["global_size"] for samples in group)
-        for place, samples in enumerate(group):
-            last = place == len(group) - 1
-            waits = last or distributed.world_size() == 1
-            with nullcontext() if waits else self._wrapped.no_sync():
-                with self._autocast():
-                    output = self.task.train_step(self._wrapped, samples)
-                # DDP takes the mean over processes, the loss is this process's part of the sum.
-                share = samples["global_size"] * distributed.world_size() / questions
-                (output["loss"] * share).backward()
-            self._count(output["report"], output["count"])
-        if self.run.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._trainable().values(), self.run.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        self.progress.step()
 
     def _count(self, report: dict[str, torch.Tensor], questions: int) -> None:
         sums = {**report, "questions": torch.tensor(float(questions), device=self.device)}
@@ -296,7 +245,7 @@ class FusionRunner(RunnerBase):
         questions = figures.pop("questions")
         figures = {name: value / questions for name, value in figures.items()}
         window = self.progress.window(questions)
-        learning_rate = self._optimizer.param_groups[0]["lr"]
+        learning_rate = self._step.optimizer.param_groups[0]["lr"]
         self.run_log.write(
             "train",
             self.steps,
@@ -351,7 +300,7 @@ class FusionRunner(RunnerBase):
             self._export("best")
         if distributed.is_main_process():
             facts = {"step": self.steps, "epoch": epoch, **asdict(self.early_stopping)}
-            save_last_state(self.output_dir / LAST_STATE, self.model, self._optimizer, facts)
+            save_last_state(self.output_dir / LAST_STATE, self.model, self._step.optimizer, facts)
         distributed.barrier()
         path = self._weights_file("best")
         best = FusionWeights.load(path)
@@ -387,11 +336,3 @@ class FusionRunner(RunnerBase):
             value=value,
             step=self.steps,
         ).save(self._weights_file(which))
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.run.amp)
-
-
-def _grouped(batches: Iterator[FusionSamples], size: int) -> Iterator[list[FusionSamples]]:
-    while group := list(islice(batches, size)):
-        yield group
