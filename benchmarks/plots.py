@@ -1,1 +1,2 @@
-def draw_speed(*a): pass
+def draw_speed(*a):
+    pass

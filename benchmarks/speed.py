@@ -320,7 +320,9 @@ def summary(
             "share_of_peak": rate * flops / peak,
             "peak_gib": max(each["peak_bytes"] for each in rounds) / 2**30,
             "waiting": statistics.median(each["waiting"] for each in rounds),
-            **{key: rounds[0][key] for key in ("image_flops", "question_flops") if key in rounds[0]},
+            **{
+                key: rounds[0][key] for key in ("image_flops", "question_flops") if key in rounds[0]
+            },
             "variant": asdict(variant),
         }
         if "image_flops" in rounds[0]:
@@ -399,7 +401,9 @@ def main() -> None:
         if figures := measure(given, variants[given.only]):
             print(json.dumps(figures), flush=True)
     else:
-        report(given, [v for v in variants.values() if not given.variants or v.name in given.variants])
+        report(
+            given, [v for v in variants.values() if not given.variants or v.name in given.variants]
+        )
 
 
 def report(given: Namespace, variants: list[Variant]) -> None:

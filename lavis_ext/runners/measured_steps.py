@@ -15,7 +15,6 @@ from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.training_step import TrainingStep, grouped
 
-
 UNSETTLED = 1
 """The first step makes the optimizer's state, and waits for workers that have just started."""
 UNSETTLED_COMPILED = 2
