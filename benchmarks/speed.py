@@ -373,7 +373,7 @@ def parse_arguments() -> Namespace:
         default=4,
         help="that the straightforward way accumulates (%(default)s)",
     )
-    parser.add_argument("--images", type=int, default=80, help="of the data (%(default)s)")
+    parser.add_argument("--images", type=int, default=40, help="of the data (%(default)s)")
     parser.add_argument("--variants", nargs="+", help="only these, by name")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
