@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lavis_ext.files import written_aside
 
@@ -15,16 +16,6 @@ PAPER, FRAME, TEXT, FAINT = "#fcfbf8", "#d8d4ca", "#1f2427", "#5b6469"
 TRAINED, TRAINED_TEXT, FROZEN = "#c9691b", "#8f4208", "#4a7ba6"
 INCH = 100
 """Pixels."""
-LADDER = (
-    "straightforward",
-    "fused",
-    "pairs",
-    "live_4",
-    "live",
-    "stored",
-    "bf16",
-    "compiled",
-)
 
 
 @contextmanager
@@ -61,24 +52,24 @@ def drawn(path: Path, width: int, height: int, title: str) -> Iterator[Figure]:
 def draw_speed(figures: Mapping[str, Any], path: Path) -> None:
     """What ``benchmarks.speed`` measured: the ladder, and cost against the sizes of a batch."""
     found = figures["variants"]
-    device = figures["device"]
-    where = f"{figures['threads']} threads" if device == "cpu" else device
+    threads = f"{figures['threads']} core{'s' if figures['threads'] > 1 else ''} of a CPU"
+    where = threads if figures["device"] == "cpu" else figures["device"]
     title = f"Training {figures['model']} on {where}"
-    with drawn(path, 1000, 620, title) as figure:
-        grid = figure.add_gridspec(
-            2, 3, left=0.3, right=0.975, top=0.88, bottom=0.1, hspace=0.55, wspace=0.32,
-            height_ratios=(1.5, 1),
-        )  # fmt: skip
+    with drawn(path, 1000, 640, title) as figure:
         figure.text(0.02, 0.945, title, fontsize=14, fontweight="bold")
-        _draw_ladder(figure.add_subplot(grid[0, :]), found)
-        places = [figure.add_subplot(grid[1, column]) for column in range(3)]
-        for place in places[:1]:
-            box = place.get_position()
-            place.set_position((0.07, box.y0, box.x1 - 0.09, box.height))
-        base = found.get("stored")
-        for axes, (label, sizes) in zip(places, SWEEPS.items(), strict=True):
-            measured = {size: found.get(name, None) for size, name in sizes.items()}
-            _draw_sweep(axes, label, {s: f for s, f in measured.items() if f}, base)
+        _draw_ladder(figure.add_axes((0.37, 0.47, 0.6, 0.4)), found, figures["ladder"])
+        base = {name: found[name] for name in found if name in SWEPT}
+        highest = max((1 / row["slowest"] for row in base.values()), default=1.0)
+        for left, width, (label, sizes) in zip(
+            (0.065, 0.5, 0.785), (0.36, 0.21, 0.19), SWEEPS.items(), strict=True
+        ):
+            axes = figure.add_axes((left, 0.1, width, 0.22))
+            measured = {size: found[name] for size, name in sizes.items() if name in found}
+            _draw_sweep(axes, label, measured, highest)
+        figure.text(
+            0.065, 0.36, "seconds a question, features stored, float32", fontweight="bold",
+            fontsize=11.5,
+        )  # fmt: skip
 
 
 SWEEPS: Mapping[str, Mapping[int, str]] = {
@@ -92,45 +83,54 @@ SWEEPS: Mapping[str, Mapping[int, str]] = {
 }
 
 
-def _draw_ladder(axes: Axes, found: Mapping[str, Any]) -> None:
-    rows = [found[name] for name in LADDER if name in found]
-    rates = [row["questions_per_second"] for row in rows]
+SWEPT = {name for sizes in SWEEPS.values() for name in sizes.values()}
+
+
+def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> None:
+    rows = [found[name] for name in names]
     places = range(len(rows))
-    colours = [FROZEN if place == 0 else TRAINED for place in places]
-    axes.barh(places, rates, color=colours, height=0.66)
+    colours = [FROZEN if row["variant"]["ways"] else TRAINED for row in rows]
+    axes.barh(places, [row["questions_per_second"] for row in rows], color=colours, height=0.62)
     for place, row in enumerate(rows):
-        rate, slowest, fastest = (row[k] for k in ("questions_per_second", "slowest", "fastest"))
-        axes.plot((slowest, fastest), (place, place), color=TEXT, linewidth=1.2)
-        times = row.get("times_straightforward")
-        told = f"  {rate:.2g}" + (f"   {times:.3g} times" if times and place else "")
-        axes.text(max(rate, fastest), place, told, va="center")
+        axes.plot((row["slowest"], row["fastest"]), (place, place), color=TEXT, linewidth=1.2)
+        told = _shown(row["questions_per_second"])
+        if "times_straightforward" in row and place:
+            told += f" ({_shown(row['times_straightforward'])} times)"
+        axes.annotate(
+            told, (row["fastest"], place), (6, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(list(places), [row["label"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(row["fastest"] for row in rows))
-    axes.set_title("questions a second; the line goes from the slowest step to the fastest")
+    axes.set_xlim(0, 1.25 * max(row["fastest"] for row in rows))
+    axes.set_title("questions a second; lines go from the slowest step to the fastest", x=-0.58)
     axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
 
 
-def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], base: Any) -> None:
-    axes.set_title("seconds a question" if label == "questions an image" else "")
-    axes.set_xlabel(label)
-    if not found:
-        return
+def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], highest: float) -> None:
     sizes = list(found)
-    costs = [1 / found[size]["questions_per_second"] for size in sizes]
+    costs = [1 / row["questions_per_second"] for row in found.values()]
     axes.plot(sizes, costs, color=TRAINED, marker="o", markersize=4)
-    for size, cost in zip(sizes, costs, strict=True):
-        row = found[size]
+    for size, cost, row in zip(sizes, costs, found.values(), strict=True):
         axes.plot((size, size), (1 / row["fastest"], 1 / row["slowest"]), color=TEXT, linewidth=1.2)
-        axes.annotate(
-            f"{cost:.2g}", (size, cost), (0, 7), textcoords="offset points", ha="left", fontsize=9.5
-        )
+        axes.annotate(_shown(cost), (size, cost), (3, 7), textcoords="offset points", fontsize=9.5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_ylim(0, 1.25 * max(1 / row["slowest"] for row in found.values()))
+    axes.set_xlabel(label)
+    # One scale for all three, so that they can be compared.
+    axes.set_ylim(0, 1.25 * highest)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y")
-    axes.margins(x=0.12)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.15)
+
+
+def _shown(number: float) -> str:
+    """Two digits that count, or all before the point."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def draw_accuracy(

@@ -4,9 +4,10 @@
     python -m benchmarks.speed output/speed --small    # model type mini, two minutes
 
 All variants train on the same synthetic data on the same device, each in processes of its own, so
-that peaks of memory are its own; the rounds go through all of them in turn, so that what else the
+that peaks of memory are its own; the rounds go through the ladder in turn, so that what else the
 machine does shows in the spread. The weights are random, which changes no time. Writes
-``figures.json``, ``table.md`` and ``speed.svg`` into the folder.
+``figures.json``, ``table.md`` and ``speed.svg`` into the folder, anew after each variant. Four
+images of base_esam in a batch take 16 GiB of memory.
 
 Without a GPU all cores are used; with one, bf16 and compilation, and more images a batch. The time
 of an epoch of GQA's balanced questions is reckoned from the FLOP rate.
@@ -88,9 +89,16 @@ def ladder(images: int) -> list[Variant]:
     single = {"images": 1, "questions": 1, "stored": False}
     return [
         Variant(REFERENCE, "straightforward", STRAIGHTFORWARD, **single),  # type: ignore[arg-type]
+        # Beside the ladder: how much of it is due to seeing the image once for both pairs.
+        Variant(
+            "seen_once",
+            "(straightforward, one encoding for both pairs)",
+            Ways(seen_once=True),
+            **single,  # type: ignore[arg-type]
+        ),
         Variant(
             "fused",
-            "+ fused attention, both streams in one pass",
+            "+ fused attention, streams in one pass",
             Ways(fused_attention=True),
             **single,  # type: ignore[arg-type]
         ),
@@ -101,13 +109,6 @@ def ladder(images: int) -> list[Variant]:
         replace(fast, name="bf16", label="+ bf16", options=bf16),
         replace(
             fast, name="compiled", label="+ torch.compile", options=(*bf16, "run.compile=true")
-        ),
-        # Not a step of the ladder: how much of it is due to seeing the image once for both pairs.
-        Variant(
-            "seen_once",
-            "straightforward, image seen once for both pairs",
-            Ways(seen_once=True),
-            **single,  # type: ignore[arg-type]
         ),
     ]
 
@@ -176,7 +177,7 @@ def make_config(given: Namespace, variant: Variant) -> Config:
         options.append(f"run.accum_grad_iters={given.questions_a_step}")
     if variant.stored:
         options.append(f"run.features.root={root / 'features'}")
-        options.append("run.features.make=true")
+        options += ["run.features.make=true", "run.features.batch_size=8"]
     return Config(Namespace(cfg_path=str(PROJECT / RECIPE), options=[*options, *variant.options]))
 
 
@@ -203,7 +204,7 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             batches,
             parts.device,
             budget=given.seconds,
-            at_least=max(2, given.steps),
+            at_least=given.steps if variant.ways is None else 2,
         )
         figures = {
             "rates": found.rates,
@@ -212,6 +213,17 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             **flops,
         }
         return figures if distributed.is_main_process() else {}
+
+
+def make_features(given: Namespace) -> float:
+    """Make the stores, so that no variant's peak of memory is that of making them; the seconds."""
+    cfg = make_config(given, Variant("", ""))
+    assert cfg.run.features is not None
+    with prepared(cfg, ["train"]) as parts:
+        started = time.perf_counter()
+        features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
+        features.use(parts.device, cfg.run.num_workers)
+        return time.perf_counter() - started
 
 
 def count(cfg: Config, parts: Prepared, variant: Variant, samples: FusionSamples) -> dict[str, Any]:
@@ -283,12 +295,14 @@ def replace_namespace(given: Namespace, **changes: Any) -> Namespace:
     return Namespace(**{**vars(given), **changes})
 
 
-def in_child(given: Namespace, arguments: Sequence[str], processes: int) -> Any:
+def in_child(
+    given: Namespace, arguments: Sequence[str], *, processes: int = 1, threads: int | None = None
+) -> Any:
     """What ``--only`` prints, in a process of its own, or in several that train together."""
     launcher: list[str] = []
     if processes > 1:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    threads = max(1, given.threads // processes)
+    threads = threads or max(1, given.threads // processes)
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "benchmarks.speed", *arguments],
         cwd=PROJECT,
@@ -357,20 +371,20 @@ def table(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def parse_arguments() -> Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     """The program's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="folder of data, features and figures")
     parser.add_argument("--small", action="store_true", help="model type mini")
     parser.add_argument("--rounds", type=int, default=2, help="through all variants (%(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of a variant's steps a round (%(default)s)"
+        "--seconds", type=float, default=15.0, help="of a variant's steps a round (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, help="at least; 200 on a GPU, else 2")
+    parser.add_argument("--steps", type=int, help="of the library at least; 200 on a GPU, else 3")
     parser.add_argument(
         "--questions-a-step",
         type=int,
-        default=4,
+        default=2,
         help="that the straightforward way accumulates (%(default)s)",
     )
     parser.add_argument("--images", type=int, default=40, help="of the data (%(default)s)")
@@ -378,10 +392,10 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", help="measure one thing in this process and print it")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     given.out = given.out.resolve()
     given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given.steps = given.steps or (200 if given.device == "cuda" else 2)
+    given.steps = given.steps or (200 if given.device == "cuda" else 3)
     return given
 
 
@@ -390,11 +404,13 @@ def main() -> None:
     given = parse_arguments()
     images = 8 if given.device == "cuda" else 1
     steps = ladder(images)
-    variants = {variant.name: variant for variant in (*steps, *sweeps(images))}
+    variants = {variant.name: variant for variant in (*steps[:-1], *sweeps(images), steps[-1])}
     if given.device == "cuda":
         del variants["processes_2"]
     if given.only == "peak":
         print(json.dumps(matrix_multiply_peak(given)))
+    elif given.only == "features":
+        print(json.dumps(make_features(given)))
     elif given.only == "difference":
         print(json.dumps(largest_difference(given)))
     elif given.only:
@@ -411,20 +427,38 @@ def report(given: Namespace, variants: list[Variant]) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     make_data(given.out, given.images)
     arguments = sys.argv[1:]
-    difference = in_child(given, [*arguments, "--only", "difference"], 1)
+    difference = in_child(given, [*arguments, "--only", "difference"], threads=1)
     if difference > SAME_LOSS:
         raise SystemExit(f"the straightforward loss differs from the library's by {difference:.2g}")
+    if any(variant.stored for variant in variants):
+        in_child(given, [*arguments, "--only", "features"])
     runs: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     peaks: dict[str, float] = {}
     for turn in range(given.rounds):
-        for dtype, peak in in_child(given, [*arguments, "--only", "peak"], 1).items():
+        for dtype, peak in in_child(given, [*arguments, "--only", "peak"]).items():
             peaks[dtype] = max(peak, peaks.get(dtype, 0.0))
         for variant in variants:
+            if turn and variant.name not in NAMES_OF_LADDER:
+                continue
             only = [*arguments, "--only", variant.name]
-            runs[variant.name].append(in_child(given, only, variant.processes))
+            runs[variant.name].append(in_child(given, only, processes=variant.processes))
             rate = statistics.median(runs[variant.name][-1]["rates"])
             print(f"round {turn + 1}: {variant.name} {rate:.3g} questions/s", flush=True)
-    found = summary(runs, variants, peaks)
+            text = write(given, runs, variants, peaks, difference)
+    print(text)
+
+
+def write(
+    given: Namespace,
+    runs: dict[str, list[dict[str, Any]]],
+    variants: Sequence[Variant],
+    peaks: dict[str, float],
+    difference: float,
+) -> str:
+    """Write the figures, the table and the plot of what has been measured; the table."""
+    measured = {v.name: v for v in variants if runs[v.name]}
+    found = summary(runs, list(measured.values()), peaks)
+    names = [name for name in NAMES_OF_LADDER if name in measured]
     figures = {
         "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
         "threads": given.threads,
@@ -432,15 +466,15 @@ def report(given: Namespace, variants: list[Variant]) -> None:
         "model": "mini" if given.small else "base_esam",
         "matmul_peak_flops": peaks,
         "largest_difference_of_losses": difference,
+        "ladder": names,
         "variants": found,
     }
     write_json(given.out / "figures.json", figures)
-    in_ladder = [variant.name for variant in variants if variant.name in NAMES_OF_LADDER]
-    text = table(found, in_ladder)
+    text = table(found, names)
     with written_aside(given.out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     plots.draw_speed(figures, given.out / "speed.svg")
-    print(text)
+    return text
 
 
 NAMES_OF_LADDER = [variant.name for variant in ladder(1)]
