@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test demo miniature clean distclean
+.PHONY: help setup lint test demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
+	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
 	@echo "make distclean  remove $(VENV) as well"
@@ -39,6 +40,9 @@ test: setup
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh
+
+bench: setup
+	$(BIN)/python -m benchmarks.speed output/speed
 
 miniature: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/miniature.sh
