@@ -58,32 +58,36 @@ def draw_speed(figures: Mapping[str, Any], path: Path) -> None:
     with drawn(path, 1000, 640, title) as figure:
         figure.text(0.02, 0.945, title, fontsize=14, fontweight="bold")
         _draw_ladder(figure.add_axes((0.37, 0.47, 0.6, 0.4)), found, figures["ladder"])
-        base = {name: found[name] for name in found if name in SWEPT}
-        highest = max((1 / row["slowest"] for row in base.values()), default=1.0)
-        for left, width, (label, sizes) in zip(
-            (0.065, 0.5, 0.785), (0.36, 0.21, 0.19), SWEEPS.items(), strict=True
+        swept = {field: _swept(found, field) for field in SWEPT}
+        slowest = [row["slowest"] for rows in swept.values() for row in rows.values()]
+        highest = 1 / min(slowest, default=1.0)
+        for (left, width), (field, rows) in zip(
+            ((0.065, 0.36), (0.5, 0.21), (0.785, 0.19)), swept.items(), strict=True
         ):
-            axes = figure.add_axes((left, 0.1, width, 0.22))
-            measured = {size: found[name] for size, name in sizes.items() if name in found}
-            _draw_sweep(axes, label, measured, highest)
+            _draw_sweep(figure.add_axes((left, 0.1, width, 0.22)), SWEPT[field], rows, highest)
         figure.text(
             0.065, 0.36, "seconds a question, features stored, float32", fontweight="bold",
             fontsize=11.5,
         )  # fmt: skip
 
 
-SWEEPS: Mapping[str, Mapping[int, str]] = {
-    "questions an image": {
-        **{count: f"questions_{count}" for count in (1, 2, 4, 8)},
-        16: "stored",
-        32: "questions_32",
-    },
-    "images a batch": {1: "stored", 2: "images_2", 4: "images_4"},
-    "processes": {1: "stored", 2: "processes_2"},
+SWEPT = {
+    "questions": "questions an image",
+    "images": "images a batch",
+    "processes": "processes",
 }
+"""Sizes of a variant, and what the plot calls them."""
 
 
-SWEPT = {name for sizes in SWEEPS.values() for name in sizes.values()}
+def _swept(found: Mapping[str, Any], field: str) -> dict[int, Any]:
+    """Variants that differ from ``stored`` in this size alone, by it."""
+
+    def others(row: Any) -> dict[str, Any]:
+        return {k: v for k, v in row["variant"].items() if k not in (field, "name", "label")}
+
+    base = found.get("stored")
+    rows = [row for row in found.values() if base and others(row) == others(base)]
+    return {row["variant"][field]: row for row in sorted(rows, key=lambda r: r["variant"][field])}
 
 
 def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> None:
