@@ -271,7 +271,9 @@ def matrix_multiply_peak(given: Namespace) -> dict[str, float]:
 
 def largest_difference(given: Namespace) -> float:
     """Of losses by the straightforward way and the library's, on the same questions, fp32."""
-    cfg = make_config(replace_namespace(given, small=True), Variant("", "", stored=False, images=2))
+    cfg = make_config(
+        replace_namespace(given, small=True), Variant("", "", None, 2, 3, stored=False)
+    )
     cfg.model.fusion.dropout = 0.0
     for objective in cfg.model.objectives.values():
         if hasattr(objective, "dropout"):

@@ -19,7 +19,7 @@ from lavis_ext.runners.launch import started
 def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     out = str(tmp_path_factory.mktemp("speed"))
     small = ["--small", "--images", "20", "--device", "cpu", "--threads", "1"]
-    return speed.parse_arguments([out, *small, "--seconds", "0"])
+    return speed.parse_arguments([out, *small, "--seconds", "0", "--questions-a-step", "1"])
 
 
 def test_the_straightforward_way_gives_the_librarys_loss(given: Namespace) -> None:
@@ -66,9 +66,10 @@ def test_training_the_straightforward_way_makes_the_same_weights(
             *(*tiny_options, *TINY_MODEL, *UNVALIDATED),
             "model.objectives.answer.dropout=0",
             "run.test_splits=[]",
+            "run.small_train_size=16",
             "run.max_epoch=2",
             "run.log_freq=1",
-            *same_accuracy.options_of(way, 48),
+            *same_accuracy.options_of(way, 16),
         ]
         with started(configured(*options), ["train"]) as runner:
             runner.train()
