@@ -17,7 +17,12 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11,<3.14",
     packages=find_packages(str(HERE), include=["lavis_ext", "lavis_ext.*"]),
-    package_data={"lavis_ext": ["**/*.yaml", "**/*.txt", "**/*.json", "**/*.safetensors"]},
+    package_data={
+        "lavis_ext": [
+            *("**/*.yaml", "**/*.txt", "**/*.json", "**/*.safetensors"),
+            *("**/*.html", "**/*.css", "**/*.js"),
+        ]
+    },
     # salesforce-lavis is needed too and cannot stand here: what it pins (transformers<4.27,
     # timm==0.4.12) excludes every release below. It is installed after these, with --no-deps, and
     # `pip check` then lists its pins as broken, which is expected.

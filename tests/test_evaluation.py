@@ -7,8 +7,12 @@ import pytest
 
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import read_questions
+from lavis_ext.datasets.scoring_files import ScoringFiles
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.evaluation.accuracy import answer_accuracy, baseline_accuracy
+from lavis_ext.evaluation.baselines import baseline_answers
+from lavis_ext.evaluation.figures import figures_of, lower_is_better
+from lavis_ext.evaluation.gqa.scorer import GqaScorer
+from lavis_ext.evaluation.gqa.scores import score
 from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline
 
@@ -35,17 +39,21 @@ def table(tmp_path: Path) -> QuestionTable:
     return read_questions(path)
 
 
+NOWHERE = ScoringFiles(Path("no/choices.json"), Path("no/sceneGraphs.json"))
+
+
+def figures(table: QuestionTable, predictions: dict[str, str]) -> dict[str, float]:
+    return figures_of(score(GqaScorer(table, NOWHERE).outcomes(predictions), resamples=0))
+
+
 def test_accuracy_overall_and_by_type(table: QuestionTable) -> None:
-    figures = answer_accuracy(table, {"01": "red", "02": "red", "03": "yes", "04": "no"})
-    assert figures == {
+    assert figures(table, {"01": "red", "02": "red", "03": "yes", "04": "no", "05": "no"}) == {
         "answer_accuracy": 0.75,
+        "answer_accuracy_binary": 1.0,
+        "answer_accuracy_open": 0.5,
         "answer_accuracy_query": 0.5,
         "answer_accuracy_verify": 1.0,
     }
-
-
-def test_a_missing_prediction_is_wrong(table: QuestionTable) -> None:
-    assert answer_accuracy(table, {"01": "red"})["answer_accuracy"] == 0.25
 
 
 def test_baselines_come_from_the_training_answers(table: QuestionTable) -> None:
@@ -55,15 +63,33 @@ def test_baselines_come_from_the_training_answers(table: QuestionTable) -> None:
     vocabulary = AnswerVocabulary(
         ("yes", "blue"), overall="yes", by_form={forms["01"]: "blue", forms["03"]: "no"}
     )
-    figures = baseline_accuracy(table, vocabulary)
-    assert figures == {"baseline_overall": 0.25, "baseline_form": 0.5}
+    right = {
+        name: figures(table, answers)["answer_accuracy"]
+        for name, answers in baseline_answers(table, vocabulary).items()
+    }
+    assert right == {"overall": 0.25, "form": 0.5}
 
 
-def test_a_split_without_answers_has_no_accuracy(table: QuestionTable) -> None:
-    unanswered = table.take([4])
-    vocabulary = AnswerVocabulary(("yes",), overall="yes", by_form={})
-    assert answer_accuracy(unanswered, {"05": "yes"}) == {}
-    assert baseline_accuracy(unanswered, vocabulary) == {}
+def test_a_split_without_answers_has_nothing_to_score(table: QuestionTable) -> None:
+    assert GqaScorer(table.take([4]), NOWHERE).questions == []
+
+
+def test_a_missing_file_is_a_reason_and_no_error(table: QuestionTable) -> None:
+    outcomes = GqaScorer(table, NOWHERE).outcomes(
+        {"01": "red", "02": "red", "03": "yes", "04": "no"}, grounding={}
+    )
+    assert "no/choices.json" in outcomes.not_computed["validity"]
+    assert outcomes.not_computed["grounding"] == (
+        "the questions have no annotations of the objects that they name"
+    )
+    assert "nothing of what they entail" in outcomes.not_computed["consistency"]
+
+
+def test_losses_and_the_distribution_are_better_when_lower() -> None:
+    assert lower_is_better("itm_loss")
+    assert lower_is_better("distribution")
+    assert not lower_is_better("answer_accuracy")
+    assert not lower_is_better("consistency")
 
 
 def test_predictions_are_in_the_leaderboards_format(tmp_path: Path) -> None:

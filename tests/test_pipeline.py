@@ -1,6 +1,7 @@
 """The whole pipeline: from a batch of questions to answers, the same in every batch."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny import make_answering_model, make_samples, model_section, vocabulary
 from torch import Tensor
 
+from lavis_ext.config.loader import Config
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.errors import UserError
@@ -179,7 +181,9 @@ def test_patches_are_chosen_as_the_config_says(
     assert hot.all() == (choose == "guided")
 
 
-def test_a_captioner_that_always_says_the_same_ends_and_says_so(samples: FusionSamples) -> None:
+def test_a_captioner_that_always_says_the_same_ends_and_says_so(
+    samples: FusionSamples, configured: Callable[..., Config]
+) -> None:
     model = make_answering_model()
     words = model.captioner.tokenizer.get_vocab()
     head = model.captioner.blip.text_decoder.cls.predictions
@@ -190,7 +194,7 @@ def test_a_captioner_that_always_says_the_same_ends_and_says_so(samples: FusionS
     assert all(len(set(texts)) == len(texts) == 1 for texts in output.captions)
     tries = model.config.captioner.sampling.max_tries
     assert output.repeated == [2 * tries] * 16, "two of three captions, drawn again and again"
-    task = GqaReadingComprehensionFusionTask.__new__(GqaReadingComprehensionFusionTask)
+    task = GqaReadingComprehensionFusionTask(configured())
     report = task.valid_step(model, samples)["report"]
     assert float(report["questions_short_of_captions"]) == 16
     assert float(report["captions_repeated"]) == 16 * 2 * tries

@@ -65,3 +65,4 @@ def test_the_task_draws_no_mismatched_questions_for_its_part_of_the_split(
     figures = task.after_evaluation(result, dataset, model).figures
     assert figures["pointing_accuracy"] > 5 * figures["chance_accuracy"], "the miniature that ships"
     assert figures["refined_heat_iou"] > 1.5 * figures["raw_heat_iou"]
+    assert figures["refined_grounding"] > 1.1 * figures["raw_grounding"] > 0

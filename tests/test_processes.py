@@ -58,6 +58,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         logged.append([entry["loss"] for entry in entries if entry["kind"] == "train"])
         figures.append(json.loads((folder / "metrics.json").read_text()))
         predictions.append(json.loads((folder / "testdev_predictions.json").read_text()))
+        scores = json.loads((folder / "testdev_scores.json").read_text())
+        assert scores["questions"] == scores["metrics"]["accuracy"]["count"] == len(predictions[-1])
+        assert (folder / "report.html").exists()
     assert len(logged[0]) == STEPS
     assert logged[0] == pytest.approx(logged[1], abs=1e-4)
     for split in ("val", "testdev"):

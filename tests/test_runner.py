@@ -70,7 +70,10 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
         "last_state.safetensors",
         "val_predictions.json",
         "testdev_predictions.json",
+        "val_scores.json",
+        "testdev_scores.json",
         "metrics.json",
+        "report.html",
     }
     assert json.loads((folder / "metrics.json").read_text()) == trained
     assert trained.keys() == {"val", "testdev"}

@@ -183,8 +183,8 @@ def test_cuda_without_a_device_is_the_users_error(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("run.metric=f1", "no validation of these objectives reports"),
-        ("run.metric=itm_accuracy", "no validation of these objectives reports"),
+        ("run.metric=f1", "validations of these objectives have"),
+        ("run.metric=itm_accuracy", "validations of these objectives have"),
     ],
 )
 def test_a_metric_that_no_validation_reports_is_refused_before_training(

@@ -17,6 +17,7 @@ from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import find_questions, read_questions
+from lavis_ext.datasets.scoring_files import scoring_files
 from lavis_ext.distributed import gather, main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
 from lavis_ext.errors import UserError, listed, nearest
@@ -76,6 +77,12 @@ class GqaFusionConfig:
     questions: dict[str, str] = option(dict, "Question files by split, instead of looking in root.")
     question_store: str | None = option(
         None, "Folder for large question files as converted on first use; by default beside them."
+    )
+    choices: dict[str, str] = option(
+        dict, "Choices files by split, for validity; by default root/choices/SPLIT_choices.json."
+    )
+    scene_graphs: dict[str, str] = option(
+        dict, "Scene graphs by split; by default root/sceneGraphs/SPLIT_sceneGraphs.json."
     )
     images: str | None = option(None, "Image folder; by default root/images.")
     missing_images_limit: float = option(
@@ -147,7 +154,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
             with_mismatched: whether samples hold mismatched questions.
         """
         sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
-        self._refuse_unread_questions(sizes)
+        self._refuse_unread_files(sizes)
         with main_process_first():
             self._make_mini_gqa()
         wholes = {split: self.read_split(split) for split in sizes}
@@ -169,15 +176,16 @@ class GqaFusionBuilder(BaseDatasetBuilder):
             self._tables[split] = read_questions(source, Path(store) if store else None)
         return self._tables[split]
 
-    def _refuse_unread_questions(self, splits: Iterable[str]) -> None:
+    def _refuse_unread_files(self, splits: Iterable[str]) -> None:
         """A misspelt split would be looked for in ``root``, and may be found there."""
         known = {*SPLITS, *splits}
-        for split in self.config.questions:
-            if split not in known:
-                hint = nearest(split, known) or f" There are: {', '.join(sorted(known))}."
-                raise UserError(
-                    f"datasets.gqa_fusion.questions.{split}: there is no split '{split}'.{hint}"
-                )
+        for key in ("questions", "choices", "scene_graphs"):
+            for split in getattr(self.config, key):
+                if split not in known:
+                    hint = nearest(split, known) or f" There are: {', '.join(sorted(known))}."
+                    raise UserError(
+                        f"datasets.gqa_fusion.{key}.{split}: there is no split '{split}'.{hint}"
+                    )
 
     def _refuse_differing(self, tables: Mapping[str, QuestionTable]) -> None:
         """Files that change while the processes start give each of them other questions."""
@@ -219,6 +227,13 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         return GqaFusionDataset(
             table,
             images,
+            files=scoring_files(
+                Path(self.config.root),
+                split,
+                self.config.choices,
+                self.config.scene_graphs,
+                "datasets.gqa_fusion",
+            ),
             vis_processor=_processor(getattr(self.config.vis_processor, mode)),
             text_processor=_processor(getattr(self.config.text_processor, mode)),
             mismatched=mismatched,

@@ -13,6 +13,7 @@ from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import Codes, QuestionTable
+from lavis_ext.datasets.scoring_files import ScoringFiles
 from lavis_ext.datasets.seeds import seeded
 from lavis_ext.errors import UserError
 
@@ -75,6 +76,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
     Args:
         table: the questions.
         images: where their images are.
+        files: what GQA's metrics need beside the questions.
         vis_processor: RGB image to the tensors ``grid_image`` and ``segmentation_image``.
         text_processor: question to question.
         mismatched: draws mismatched questions; None for none.
@@ -87,12 +89,14 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         table: QuestionTable,
         images: ImageFolder,
         *,
+        files: ScoringFiles,
         vis_processor: Callable[[Image.Image], dict[str, torch.Tensor]],
         text_processor: Callable[[str], str],
         mismatched: MismatchedQuestions | None = None,
     ) -> None:
         self.table = table
         self.images = images
+        self.files = files
         self.vis_processor = vis_processor
         self.text_processor = text_processor
         self.mismatched = mismatched

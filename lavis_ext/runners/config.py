@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from lavis_ext.config.schema import option
 from lavis_ext.errors import UserError
+from lavis_ext.evaluation.figures import lower_is_better
+from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES
 from lavis_ext.features.config import FeaturesConfig
 
 
@@ -75,7 +77,26 @@ class RunConfig:
     small_test_size: int | None = option(None, "The same for test_splits.", at_least=1)
 
     metric: str = option("answer_accuracy", "Validation metric that selects the best weights.")
-    metric_goal: str = option("max", "Which is better, more or less.", choices=("max", "min"))
+    metric_goal: str | None = option(
+        None,
+        "Which is better, more or less; by default less of a loss and of distribution, else more.",
+        choices=("max", "min"),
+    )
+    full_metrics: str = option(
+        "end",
+        "When metrics that read choices files (validity, plausibility) are computed; "
+        "run.metric always is.",
+        choices=("end", "always"),
+    )
+    resamples: int = option(
+        1000,
+        "Draws of the bootstrap for the final figures' intervals; 0 for no intervals.",
+        at_least=0,
+    )
+    report: bool = option(True, "Write the final evaluations as a page, report.html.")
+    report_examples: int = option(
+        500, "Questions of each split that the page shows.", at_least=0, at_most=5000
+    )
     patience: int | None = option(
         None, "Validations without gain after which training stops.", at_least=1
     )
@@ -114,8 +135,18 @@ class RunConfig:
             )
         if self.min_lr > self.init_lr:
             raise UserError(f"{where}.min_lr ({self.min_lr}) is above init_lr ({self.init_lr}).")
+        if 0 < self.resamples < FEWEST_RESAMPLES:
+            raise UserError(
+                f"{where}.resamples is {self.resamples}; it must be 0, for no intervals, or at "
+                f"least {FEWEST_RESAMPLES}."
+            )
         if self.patience is not None and not self.valid_splits:
             raise UserError(f"{where}.patience needs a split in valid_splits.")
+
+    @property
+    def goal(self) -> str:
+        """Which is better of ``metric``: ``max`` or ``min``."""
+        return self.metric_goal or ("min" if lower_is_better(self.metric) else "max")
 
     def sizes(self, splits: list[str]) -> dict[str, int | None]:
         """The sample size of each of these splits, None for all of it."""

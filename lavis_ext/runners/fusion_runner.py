@@ -18,7 +18,7 @@ from lavis_ext.datasets.loading import make_loader, sound, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
-from lavis_ext.evaluation.table import figures_table, headline
+from lavis_ext.evaluation.table import figures_table, headline, reasons_list
 from lavis_ext.files import write_json
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.config import RunConfig
@@ -27,9 +27,11 @@ from lavis_ext.runners.freezing import parts_table, train_mode
 from lavis_ext.runners.last_state import save_last_state
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
+from lavis_ext.runners.reporting import write_run_report, write_scores
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, duration, log
 from lavis_ext.runners.training_step import TrainingStep, autocast, grouped
+from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
 
 LAST_STATE = "last_state.safetensors"
@@ -74,10 +76,9 @@ class FusionRunner(RunnerBase):
         for report in model.load_reports:
             log.info(report)
         self._model.to(self.device)
-        self.early_stopping = EarlyStopping(
-            self.run.metric_goal, self.run.patience, self.run.min_gain
-        )
+        self.early_stopping = EarlyStopping(self.run.goal, self.run.patience, self.run.min_gain)
         self.steps = 0
+        self._evaluations: dict[str, Evaluation] = {}
 
     @property
     def device(self) -> torch.device:
@@ -167,8 +168,8 @@ class FusionRunner(RunnerBase):
         )
 
     @torch.no_grad()
-    def eval_epoch(self, split_name: str, **_: Any) -> dict[str, float]:
-        """Figures of a split with the weights as they are."""
+    def eval_epoch(self, split_name: str, *, final: bool = False, **_: Any) -> dict[str, float]:
+        """Figures of a split with the weights as they are; a ``final`` evaluation has all."""
         dataset = self.datasets[split_name]
         batches = EvalBatches(
             dataset.image_codes(),
@@ -178,6 +179,7 @@ class FusionRunner(RunnerBase):
         )
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
+        self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
             result = self.task.evaluation(
@@ -189,6 +191,8 @@ class FusionRunner(RunnerBase):
         if distributed.is_main_process() and evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
             write_predictions(path, evaluation.predictions)
+        if final:
+            self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
         return figures
 
@@ -196,7 +200,7 @@ class FusionRunner(RunnerBase):
         self, cur_epoch: Any = None, skip_reload: bool = True
     ) -> dict[str, dict[str, float]]:
         """Figures by split, of the splits that the runner has, with the weights as they are."""
-        figures = {split: self.eval_epoch(split) for split in self.datasets}
+        figures = {split: self.eval_epoch(split, final=True) for split in self.datasets}
         self._report(figures)
         return figures
 
@@ -208,9 +212,15 @@ class FusionRunner(RunnerBase):
         for split in self.run.valid_splits:
             metrics = task.metrics(model, datasets[split])
             if self.run.metric not in metrics:
+                known = [name for name, reason in metrics.items() if reason is None]
                 raise UserError(
-                    f"run.metric is '{self.run.metric}', which no validation of these objectives "
-                    f"reports; there are: {', '.join(metrics)}.{nearest(self.run.metric, metrics)}"
+                    f"run.metric is '{self.run.metric}', but validations of these objectives have: "
+                    f"{', '.join(known)}.{nearest(self.run.metric, metrics)}"
+                )
+            if reason := metrics[self.run.metric]:
+                raise UserError(
+                    f"run.metric is '{self.run.metric}', which isn't computed on '{split}': "
+                    f"{reason}."
                 )
 
     def _start_training(self) -> None:
@@ -307,7 +317,7 @@ class FusionRunner(RunnerBase):
         load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
         self.steps = best.step
         splits = [*self.run.valid_splits, *self.run.test_splits]
-        figures = {split: self.eval_epoch(split) for split in splits}
+        figures = {split: self.eval_epoch(split, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(figures)
         return figures
@@ -315,11 +325,20 @@ class FusionRunner(RunnerBase):
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
         if distributed.is_main_process():
             write_json(self.output_dir / "metrics.json", figures)
+            write_scores(self.output_dir, self._evaluations)
         if figures:
             log.info("%s\n", figures_table(figures))
+        reasons = {split: each.not_computed for split, each in self._evaluations.items()}
+        if any(reasons.values()):
+            log.info("%s\n", reasons_list(reasons))
         for split, values in figures.items():
             if line := headline(split, values):
                 log.info(line)
+        if self.run.report and self._evaluations and distributed.is_main_process():
+            log.info(
+                "report: %s",
+                write_run_report(self.output_dir, self.config, self.datasets, self._evaluations),
+            )
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:

@@ -1,7 +1,7 @@
 """What every task here does: one step, one evaluation, sums over all processes."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,19 +11,25 @@ from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import BaseTask, registry
 from lavis_ext.errors import UserError
+from lavis_ext.evaluation.result import SplitResult
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, the same in every process.
+    """What an evaluation found, the same in every process but for ``result``.
 
     Attributes:
         figures: metrics by name.
         predictions: answers by question id; empty for a model that gives none.
+        not_computed: why metrics are missing, by name.
+        result: all that is known of the answers, in the main process; None without answers, or
+            where the right ones aren't known.
     """
 
     figures: dict[str, float]
-    predictions: dict[str, str]
+    predictions: dict[str, str] = field(default_factory=dict)
+    not_computed: Mapping[str, str] = field(default_factory=dict)
+    result: SplitResult | None = None
 
 
 class SummingTask(BaseTask):
@@ -63,9 +69,12 @@ class SummingTask(BaseTask):
         )
         return model
 
-    def metrics(self, model: Any, dataset: Any) -> list[str]:
-        """Names of the metrics that an evaluation of this model on this split will have."""
-        return list(model.figures)
+    def metrics(self, model: Any, dataset: Any) -> dict[str, str | None]:
+        """Metrics of validations of this model on this split: None, or why one isn't computed."""
+        return dict.fromkeys(model.figures)
+
+    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """Told of each evaluation that comes; ``final`` says that it is the last of its split."""
 
     def train_step(self, model: nn.Module, samples: Any) -> dict[str, Any]:
         """The model's ``loss``, ``report`` and ``count`` of a batch."""
@@ -73,27 +82,33 @@ class SummingTask(BaseTask):
         return output
 
     def valid_step(self, model: Any, samples: Any) -> dict[str, Any]:
-        """``report`` and ``count`` of a batch, and ``predictions`` by question id."""
-        return {**model(samples), "predictions": {}}
+        """``report`` and ``count`` of a batch, and what there is ``BY_QUESTION``."""
+        output: dict[str, Any] = model(samples)
+        return output
 
     def evaluation(
         self, model: nn.Module, data_loader: Iterable[Any], cuda_enabled: bool = True
     ) -> dict[str, Any]:
-        """``valid_step`` over a loader: the sums of its reports and counts, and predictions."""
+        """``valid_step`` over a loader: the sums of its reports and counts, and ``BY_QUESTION``."""
         totals: dict[str, torch.Tensor] = {}
-        predictions: dict[str, str] = {}
+        by_question: dict[str, dict[str, Any]] = {name: {} for name in BY_QUESTION}
         count = 0
         for samples in data_loader:
             result = self.valid_step(model, samples)
             for name, value in result["report"].items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
-            predictions |= result["predictions"]
+            for name, values in by_question.items():
+                values |= result.get(name, {})
             count += result["count"]
-        return {"totals": totals, "predictions": predictions, "count": count}
+        return {"totals": totals, "count": count, **by_question}
 
     def after_evaluation(self, val_result: dict[str, Any], dataset: Any, model: Any) -> Evaluation:
         """Metrics over all processes' shares. Entered by every process."""
-        return Evaluation(averages(val_result, model.device)[0], {})
+        return Evaluation(averages(val_result, model.device)[0])
+
+
+BY_QUESTION = ("predictions", "grounding", "traces")
+"""What steps give by question id: answers, scores of heat maps, and ``Trace``."""
 
 
 def averages(val_result: dict[str, Any], device: torch.device) -> tuple[dict[str, float], float]:

@@ -1,6 +1,6 @@
 """The task ``gqa_fusion``: what LAVIS's programs ask a task for, handed on to the parts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -10,8 +10,10 @@ from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.door import registry
 from lavis_ext.errors import UserError
-from lavis_ext.evaluation.accuracy import answer_accuracy, baseline_accuracy
-from lavis_ext.tasks.base import Evaluation, SummingTask, averages, only_data_set
+from lavis_ext.evaluation.figures import ACCURACY, figures_of, reasons_of
+from lavis_ext.evaluation.result import SplitResult
+from lavis_ext.tasks.answer_scoring import AnswerScoring
+from lavis_ext.tasks.base import BY_QUESTION, Evaluation, SummingTask, averages, only_data_set
 
 
 @registry.register_task("gqa_fusion")
@@ -19,10 +21,16 @@ class GqaFusionTask(SummingTask):
     """Trains a fusion network, and judges it by the answers and matches it gives."""
 
     takes_features = True
+    no_grounding: ClassVar[str] = (
+        "the answer head has no attention map; the pipeline has heat maps "
+        "(run.task: gqa_reading_comprehension_fusion)"
+    )
+    """Why there are no attention maps; empty where there are some."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.vocabulary: AnswerVocabulary | None = None
+        self.scoring = AnswerScoring(config.run, self.no_grounding)
 
     def build_datasets(self, cfg: Config, splits: list[str]) -> dict[str, GqaFusionDataset]:
         """Data sets by split, and the vocabulary if the training split is among them."""
@@ -44,11 +52,10 @@ class GqaFusionTask(SummingTask):
             self.vocabulary = AnswerVocabulary.from_table(builder.read_split("train"), max(sizes))
         return datasets
 
-    def metrics(self, model: Any, dataset: GqaFusionDataset) -> list[str]:
-        """Names of the metrics that an evaluation of this model on this split will have."""
-        kinds = dataset.table.values("structural")
-        answering = "answer_accuracy" in model.figures
-        return [*model.figures, *(f"answer_accuracy_{kind}" for kind in kinds if answering)]
+    def metrics(self, model: Any, dataset: GqaFusionDataset) -> dict[str, str | None]:
+        """Metrics of validations of this model on this split: None, or why one isn't computed."""
+        named: dict[str, str | None] = dict.fromkeys(model.figures)
+        return named | (self.scoring.metrics(dataset) if ACCURACY in named else {})
 
     def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
         """The model, with the vocabulary of the data sets built before."""
@@ -67,22 +74,39 @@ class GqaFusionTask(SummingTask):
             "predictions": dict(zip(asked, answers or [], strict=True)),
         }
 
+    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """A ``final`` evaluation keeps more."""
+        self.scoring.begin(dataset, final=bool(kwargs.get("final")))
+
     def after_evaluation(
         self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
     ) -> Evaluation:
         """Metrics over all processes' shares. Entered by every process."""
         means, count = averages(val_result, model.device)
-        predictions = dict(distributed.gather(list(val_result["predictions"].items())))
-        figures = {}
-        if predictions:
-            # By the answers' text, which covers answers that the vocabulary lacks as well.
-            figures = answer_accuracy(dataset.table, predictions)
-            if model.vocabulary is not None:
-                figures |= baseline_accuracy(dataset.table, model.vocabulary)
-            outside = means.pop("answer_outside_vocabulary")
-            figures["answers_outside_vocabulary"] = outside * count
-        figures = {**figures, **{n: v for n, v in means.items() if n not in figures}}
-        return Evaluation(figures, predictions)
+        predictions, grounding, traces = (
+            dict(distributed.gather(list(val_result[name].items()))) for name in BY_QUESTION
+        )
+        outside = means.pop("answer_outside_vocabulary", None)
+        if outside is not None:
+            means["answers_outside_vocabulary"] = outside * count
+            # The head counts by class, which leaves out answers that the vocabulary lacks.
+            del means[ACCURACY]
+        result = None
+        scored = predictions and distributed.is_main_process()
+        if scored and self.scoring.scorer(dataset).questions:
+            result = self.scoring.result(dataset, model.vocabulary, predictions, grounding, traces)
+        figures, reasons = distributed.broadcast(_figures_and_reasons(result))
+        return Evaluation(figures | means, predictions, reasons, result)
+
+
+def _figures_and_reasons(result: SplitResult | None) -> tuple[dict[str, float], dict[str, str]]:
+    if result is None:
+        return {}, {}
+    baselines = {
+        f"baseline_{name}": scores.metrics["accuracy"].value
+        for name, scores in result.baselines.items()
+    }
+    return figures_of(result.scores) | baselines, reasons_of(result.outcomes.not_computed)
 
 
 def _refuse_misfitting_images(cfg: Config, name: str) -> None:

@@ -1,5 +1,6 @@
 """The task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.datasets.grounded_questions import read_grounded_questions
 from lavis_ext.datasets.questions import find_questions
 from lavis_ext.datasets.scene_graphs import read_object_masks, read_scene_graphs
+from lavis_ext.datasets.scoring_files import ScoringFiles
 from lavis_ext.door import registry
 from lavis_ext.errors import UserError
+from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
+from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.tasks.base import Evaluation, averages
 from lavis_ext.tasks.gqa_fusion import GqaFusionTask
@@ -24,17 +28,23 @@ FIGURES = (
     "chance_accuracy",
     "raw_heat_iou",
     "refined_heat_iou",
+    "raw_grounding",
+    "refined_grounding",
     "questions_without_points",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The object that a question asks about: which of ``count`` in a file of masks."""
+    """The object that a question asks about: which of ``count`` in a file of masks.
+
+    ``boxes`` [K, 4] are those of all objects that question and answer name, for grounding.
+    """
 
     masks: Path
     index: int
     count: int
+    boxes: Attention
 
     def mask(self) -> np.ndarray:
         """Its mask, bool [H, W]."""
@@ -59,7 +69,9 @@ class GqaPointingTask(GqaFusionTask):
         datasets = super().build_datasets(cfg, splits)
         (section,) = cfg.datasets.values()
         for split, dataset in datasets.items():
-            targets = read_targets(Path(section.root), split, section.subset)
+            boxes = GqaScorer(dataset.table, dataset.files).boxes
+            questions = find_questions(Path(section.root), split, section.subset)
+            targets = read_targets(Path(section.root), questions, dataset.files, boxes)
             known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
             if not any(known):
                 raise UserError(
@@ -78,45 +90,55 @@ class GqaPointingTask(GqaFusionTask):
         )
         return model
 
-    def metrics(self, model: Any, dataset: GqaFusionDataset) -> list[str]:
-        """Names of the metrics of this task."""
-        return list(FIGURES)
+    def metrics(self, model: Any, dataset: GqaFusionDataset) -> dict[str, str | None]:
+        """The metrics of this task; all are computed."""
+        return dict.fromkeys(FIGURES)
+
+    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """There are no answers to get ready for."""
 
     def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
         """``report`` and ``count`` of a batch."""
         located = model.locate(samples)
         sums = dict.fromkeys(FIGURES, 0.0)
         for row, question_id in enumerate(samples["question_id"]):
-            mask = self._targets[question_id].mask()
+            target = self._targets[question_id]
+            mask = target.mask()
             heat = located.heat[row].reshape(located.grid).cpu().numpy()
+            patch_heat = located.patch_heat[row].reshape(located.grid).cpu().numpy()
             sums["pointing_accuracy"] += points_into(heat, mask)
             sums["chance_accuracy"] += chance_of_pointing(mask, located.grid)
             sums["raw_heat_iou"] += hot_iou(heat, mask)
             sums["refined_heat_iou"] += hot_iou(located.refined[row].cpu().numpy(), mask)
+            sums["raw_grounding"] += heat_grounding(target.boxes, heat)
+            sums["refined_grounding"] += heat_grounding(target.boxes, patch_heat)
             sums["questions_without_points"] += not bool((located.labels[row] == 1).any())
         return {
             "report": {name: torch.tensor(value) for name, value in sums.items()},
             "count": len(samples["question_id"]),
-            "predictions": {},
         }
 
     def after_evaluation(
         self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
     ) -> Evaluation:
         """Means over all processes' shares."""
-        return Evaluation(averages(val_result, model.device)[0], {})
+        return Evaluation(averages(val_result, model.device)[0])
 
 
-def read_targets(root: Path, split: str, subset: str) -> dict[str, Target]:
-    """The object of each question that names exactly one, by question id."""
-    graphs = read_scene_graphs(root / "sceneGraphs" / f"{split}_sceneGraphs.json")
-    grounded = read_grounded_questions(find_questions(root, split, subset))
+def read_targets(
+    root: Path, questions: Path, files: ScoringFiles, boxes: Mapping[str, Attention]
+) -> dict[str, Target]:
+    """The object of each question that names exactly one, by question id.
+
+    ``boxes`` are those of the objects that questions name, of the questions that count.
+    """
+    graphs = read_scene_graphs(files.scene_graphs)
     targets = {}
-    for image_id, questions in grounded.items():
+    for image_id, asked_there in read_grounded_questions(questions).items():
         ids = [item.id for item in graphs[image_id].objects]
-        for question in questions:
-            if len(question.asked) == 1:
+        for question in asked_there:
+            if len(question.asked) == 1 and question.id in boxes:
                 (asked,) = question.asked
                 path = root / "masks" / f"{image_id}.png"
-                targets[question.id] = Target(path, ids.index(asked), len(ids))
+                targets[question.id] = Target(path, ids.index(asked), len(ids), boxes[question.id])
     return targets

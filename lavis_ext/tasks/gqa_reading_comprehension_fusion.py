@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.door import registry
-from lavis_ext.evaluation.accuracy import answer_accuracy, baseline_accuracy
-from lavis_ext.tasks.base import Evaluation, averages
+from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
+from lavis_ext.evaluation.result import Trace
 from lavis_ext.tasks.gqa_fusion import GqaFusionTask
 
 
@@ -19,6 +18,11 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
     """Judges a fusion network by what the pipeline answers. It trains nothing."""
 
     takes_features = False
+    no_grounding = ""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._boxes: dict[str, Attention] = {}
 
     def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
         """The model with its captioner and reader."""
@@ -27,13 +31,20 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
         )
         return model
 
-    def metrics(self, model: Any, dataset: GqaFusionDataset) -> list[str]:
-        """Names of the metrics that an evaluation of this split will have."""
-        kinds = dataset.table.values("structural")
-        return ["answer_accuracy", *(f"answer_accuracy_{kind}" for kind in kinds), *FIGURES]
+    def metrics(self, model: Any, dataset: GqaFusionDataset) -> dict[str, str | None]:
+        """Metrics of validations of this split: None, or why one isn't computed."""
+        return {**self.scoring.metrics(dataset), **dict.fromkeys(FIGURES)}
+
+    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """Have the objects at hand, too, that heat maps are held against."""
+        super().before_evaluation(model, dataset, **kwargs)
+        self._boxes = self.scoring.scorer(dataset).boxes
 
     def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
-        """``report`` and ``count`` of a batch, and ``predictions`` by question id."""
+        """``report`` and ``count`` of a batch, and what there is by question id.
+
+        Grounding is that of the refined heat maps on the patches, which captions are drawn from.
+        """
         output = model.answer(samples)
         captions = [float(len(texts)) for texts in output.captions]
         wanted = float(model.config.captioner.sampling.num_captions)
@@ -48,18 +59,19 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
             "report": {name: torch.tensor(value) for name, value in report.items()},
             "count": len(captions),
             "predictions": dict(zip(samples["question_id"], output.answers, strict=True)),
+            "grounding": {
+                name: heat_grounding(self._boxes[name], heat.reshape(output.grid))
+                for name, heat in zip(
+                    samples["question_id"], output.patch_heat.cpu().double().numpy(), strict=True
+                )
+                if name in self._boxes
+            },
+            "traces": {
+                name: Trace.of(output, row)
+                for row, name in enumerate(samples["question_id"])
+                if name in self.scoring.shown
+            },
         }
-
-    def after_evaluation(
-        self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
-    ) -> Evaluation:
-        """Accuracy over all processes' shares, and what the pipeline did on average."""
-        means, _ = averages(val_result, model.device)
-        predictions = dict(distributed.gather(list(val_result["predictions"].items())))
-        figures = answer_accuracy(dataset.table, predictions)
-        if model.vocabulary is not None:
-            figures |= baseline_accuracy(dataset.table, model.vocabulary)
-        return Evaluation(figures | means, predictions)
 
 
 FIGURES = (

@@ -47,6 +47,15 @@ def grounding_score(objects: Attention, regions: Attention) -> float:
     return float(inside / areas @ regions[:, 4])
 
 
+def heat_grounding(objects: Attention, heat: Attention) -> float:
+    """``grounding_score`` of a heat map [h, w], kept row by row, in shares of its sum.
+
+    0 for a map without any heat.
+    """
+    total = heat.sum()
+    return grounding_score(objects, map_cells(heat.T / total)) if total > 0 else 0.0
+
+
 def object_boxes(graph: SceneGraph) -> dict[str, tuple[float, float, float, float]]:
     """The box of each object by id: x0, y0, x1, y1, as shares of the image's sides."""
     boxes = {}

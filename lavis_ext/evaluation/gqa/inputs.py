@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import read_questions
 from lavis_ext.datasets.scene_graphs import read_scene_graphs
 from lavis_ext.errors import UserError, listed
@@ -37,6 +38,7 @@ class Reference:
 
     Attributes:
         source: the questions' file or folder.
+        table: all questions of the source.
         questions: those of the balanced subset.
         known: ids of all questions of the source.
         answers: right answers by id to what the questions entail; None where they aren't asked for
@@ -45,6 +47,7 @@ class Reference:
     """
 
     source: Path
+    table: QuestionTable
     questions: Sequence[GqaQuestion]
     known: frozenset[str]
     answers: dict[str, str] | None
@@ -70,18 +73,27 @@ def read_reference(source: Path, *, consistency: bool) -> Reference:
     known = frozenset(table.data["question_id"].to_pylist())
     if not consistency:
         reason = "it was not asked for (--consistency)"
-        return Reference(source, questions, known, None, {"consistency": reason})
+        return Reference(source, table, questions, known, None, {"consistency": reason})
+    answers, reasons = entailed_answers(
+        table, questions, f"{source.name} lacks", "give the file of all questions"
+    )
+    return Reference(source, table, questions, known, answers, reasons)
+
+
+def entailed_answers(
+    table: QuestionTable, questions: Sequence[GqaQuestion], lacking: str, remedy: str
+) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """Right answers to what ``questions`` entail, or None and the reason by metric.
+
+    ``lacking`` is how the reason begins where ``table`` doesn't have them all, ``remedy`` its end.
+    """
     if all(question.entailed is None for question in questions):
-        reason = "the questions say nothing of what they entail"
-        return Reference(source, questions, known, None, {"consistency": reason})
+        return None, {"consistency": "the questions say nothing of what they entail"}
     answers = answers_of(table, entailed_ids(questions))
     if missing := missing_answers(questions, answers):
-        reason = (
-            f"{source.name} lacks {len(missing):,} of the entailed questions ({listed(missing)}); "
-            "give the file of all questions"
-        )
-        return Reference(source, questions, known, None, {"consistency": reason})
-    return Reference(source, questions, known, answers, {})
+        reason = f"{lacking} {len(missing):,} of the entailed ones ({listed(missing)}); {remedy}"
+        return None, {"consistency": reason}
+    return answers, {}
 
 
 def read_outcomes(
@@ -131,7 +143,7 @@ def read_outcomes(
         reason = "it needs a choices file (--choices)"
         reasons |= {"validity": reason, "plausibility": reason}
     else:
-        judged = _covering(read_choices(choices), choices, questions, "choices")
+        judged = covering(read_choices(choices), choices, questions, "choices")
     return judge(
         questions,
         given,
@@ -154,9 +166,9 @@ def _grounding(
             f"({listed(without)}); is it of another split?"
         )
     attentions = _known(read_attentions(path, object_features), path, reference)
-    covering = _covering(attentions, path, reference.questions, "attention")
+    complete = covering(attentions, path, reference.questions, "attention")
     try:
-        return grounding_scores(reference.questions, graphs, covering)
+        return grounding_scores(reference.questions, graphs, complete)
     except KeyError as error:
         raise UserError(
             f"{scenes}: there is no object {error} in the scene graph of the image whose question "
@@ -175,7 +187,7 @@ def _known(items: Items[Item], path: Path, reference: Reference) -> Items[Item]:
     refuse_unknown(str(path), unknown, (), str(reference.source))
 
 
-def _covering(
+def covering(
     items: Items[Item], path: Path, questions: Sequence[GqaQuestion], what: str
 ) -> Items[Item]:
     """Go on with ``items``, and refuse those that come twice and, at the end, those missing."""
@@ -186,6 +198,41 @@ def _covering(
         seen.add(name)
         yield name, item
     refuse_missing(str(path), [question.id for question in questions], seen, what)
+
+
+def outcomes_of(reference: Reference, arguments: argparse.Namespace) -> Outcomes:
+    """``read_outcomes`` of what ``add_prediction_options`` takes."""
+    return read_outcomes(
+        reference,
+        arguments.predictions,
+        choices=arguments.choices,
+        scenes=arguments.scenes,
+        attentions=arguments.attentions,
+        object_features=arguments.object_features,
+    )
+
+
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name one set of predictions and what its grounding is computed from."""
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help='list of {"questionId": ..., "prediction": ...}',
+    )
+    parser.add_argument("--scenes", type=Path, help="scene graphs, for grounding")
+    parser.add_argument(
+        "--attentions",
+        type=Path,
+        help='list of {"questionId": ..., "attention": ...}, for grounding: spatial maps of any '
+        "one size, the first index running from left to right",
+    )
+    parser.add_argument(
+        "--objectFeatures",
+        dest="object_features",
+        action="store_true",
+        help="attentions are of regions, [x0, y0, x1, y1, attention] each",
+    )
 
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:

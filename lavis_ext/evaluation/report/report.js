@@ -1,0 +1,530 @@
+"use strict";
+
+// Everything that comes from data is set as text or as an attribute, never parsed as HTML.
+
+const content = JSON.parse(document.getElementById("content").textContent);
+const AT_ONCE = 48;
+const SVG = "http://www.w3.org/2000/svg";
+const TITLES = {
+  structural: "Structural type", semantic: "Semantic type", detailed: "Detailed type",
+  steps: "Reasoning steps", words: "Words of the question",
+};
+
+const byId = (id) => document.getElementById(id);
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) {
+      node.setAttribute(name, value === true ? "" : value);
+    }
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+const element = (tag, attributes = {}, ...children) =>
+  fill(document.createElement(tag), attributes, children);
+const drawn = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
+
+const grouped = (count) => count.toLocaleString("en-US");
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const figure = (row, value) =>
+  value === null || value === undefined ? "" : row.lower ? value.toFixed(2) : percent(value);
+
+// ---------------------------------------------------------------------------------------------
+// Plots. They are drawn anew at the width that they have, so that letters keep their size.
+
+const plots = new Map();
+const resized = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries) {
+    const plot = plots.get(target);
+    const width = Math.floor(contentRect.width);
+    if (plot && width > 0 && plot.width !== width) {
+      plot.width = width;
+      target.replaceChildren(plot.draw(width));
+    }
+  }
+});
+
+function plot(draw) {
+  const box = element("div");
+  plots.set(box, { draw, width: 0 });
+  resized.observe(box);
+  return box;
+}
+
+function forgetPlots(container) {
+  for (const box of [...plots.keys()].filter((each) => container.contains(each))) {
+    resized.unobserve(box);
+    plots.delete(box);
+  }
+}
+
+function ticks(low, high, count) {
+  const raw = (high - low) / Math.max(count, 1);
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw * 0.999);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) {
+    found.push(k * step);
+  }
+  return found;
+}
+
+function compact(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size < 0.001 || size >= 1e6) return value.toExponential(0).replace("e+", "e");
+  if (size >= 1e4) return `${+(value / 1000).toPrecision(3)}k`;
+  return String(+value.toPrecision(3));
+}
+
+const text = (x, y, words, attributes = {}) => drawn("text", { x, y, ...attributes }, words);
+const line = (x1, y1, x2, y2, kind) => drawn("line", { x1, y1, x2, y2, class: kind });
+const described = (words) => drawn("title", {}, words);
+
+function measured(rows) {
+  const context = measured.context ??= document.createElement("canvas").getContext("2d");
+  context.font = '12px system-ui, "Noto Sans", "Liberation Sans", sans-serif';
+  return Math.max(...rows.map((row) => context.measureText(row).width));
+}
+
+function shortened(words, room) {
+  if (measured([words]) <= room) return words;
+  let kept = words;
+  while (kept && measured([`${kept}…`]) > room) kept = kept.slice(0, -1);
+  return `${kept}…`;
+}
+
+function summary(row) {
+  const interval = row.low === null ? "" : `, 95 % interval ${percent(row.low)} to ${percent(row.high)}`;
+  const blind = row.baselines.form === undefined ? "" : `; baseline by form ${percent(row.baselines.form)}`;
+  return `${row.name}: ${percent(row.value)}${interval}, ${grouped(row.count)} questions${blind}`;
+}
+
+function dotPlot(rows, label) {
+  return (width) => {
+    const pitch = 26;
+    const room = Math.min(Math.ceil(measured(rows.map((row) => row.name))), width * 0.36) + 12;
+    const side = Math.ceil(measured(rows.map((row) => grouped(row.count)).concat("questions"))) + 14;
+    const values = 58;
+    const [left, right] = [room, width - side - values];
+    const x = (share) => left + (right - left) * Math.min(Math.max(share, 0), 1);
+    const top = 22;
+    const bottom = top + rows.length * pitch;
+    const svg = drawn("svg", { width, height: bottom + 38, role: "img", "aria-label": label });
+    for (const share of right - left > 180 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1]) {
+      svg.append(
+        line(x(share), top, x(share), bottom, "grid"),
+        text(x(share), bottom + 16, String(100 * share), { "text-anchor": "middle", class: "faint" }),
+      );
+    }
+    svg.append(
+      text((left + right) / 2, bottom + 33, "accuracy, %", { "text-anchor": "middle", class: "faint" }),
+      text(width, 12, "questions", { "text-anchor": "end", class: "faint" }),
+    );
+    rows.forEach((row, place) => {
+      const y = top + (place + 0.5) * pitch;
+      const group = drawn("g", {}, described(summary(row)));
+      group.append(text(left - 10, y + 4, shortened(row.name, room - 12), { "text-anchor": "end" }));
+      if (row.low !== null) group.append(line(x(row.low), y, x(row.high), y, "interval"));
+      if (row.baselines.form !== undefined) {
+        group.append(line(x(row.baselines.form), y - 7, x(row.baselines.form), y + 7, "baseline"));
+      }
+      group.append(
+        drawn("circle", { cx: x(row.value), cy: y, r: 4.5, class: "mark" }),
+        text(width - side, y + 4, percent(row.value), { "text-anchor": "end" }),
+        text(width, y + 4, grouped(row.count), { "text-anchor": "end", class: "faint" }),
+      );
+      svg.append(group);
+    });
+    return svg;
+  };
+}
+
+function frame(width, height, [low, high], [bottomValue, topValue], unit, axis) {
+  const span = topValue - bottomValue;
+  const marks = ticks(bottomValue, topValue, 4);
+  const words = marks.map((value) => (unit === "%" ? String(+(100 * value).toFixed(6)) : compact(value)));
+  const left = Math.ceil(measured(words)) + 12;
+  const [right, top, bottom] = [width - 10, 10, height - 40];
+  const x = (value) => left + ((right - left) * (value - low)) / (high - low || 1);
+  const y = (value) => bottom - ((bottom - top) * (value - bottomValue)) / (span || 1);
+  const svg = drawn("svg", { width, height, role: "img" });
+  marks.forEach((value, place) => {
+    svg.append(
+      line(left, y(value), right, y(value), "grid"),
+      text(left - 8, y(value) + 4, words[place], { "text-anchor": "end", class: "faint" }),
+    );
+  });
+  svg.append(line(left, bottom, right, bottom, "axis"));
+  svg.append(text((left + right) / 2, height - 4, axis, { "text-anchor": "middle", class: "faint" }));
+  return { svg, x, y, left, right, top, bottom };
+}
+
+const path = (points) => points.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`).join("");
+
+function lengthPlot(rows, title) {
+  return (width) => {
+    const numbers = rows.map((row) => Number(row.name));
+    const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+    const { svg, x, y, bottom } = frame(width, 240, [low - 0.4, high + 0.4], [0, 1], "%", title.toLowerCase());
+    svg.setAttribute("aria-label", `Accuracy by ${title.toLowerCase()}`);
+    const every = Math.ceil(((high - low + 1) * 26) / width);
+    for (let n = low; n <= high; n += every) {
+      svg.append(text(x(n), bottom + 16, String(n), { "text-anchor": "middle", class: "faint" }));
+    }
+    const sure = rows.map((row, place) => [row, numbers[place]]).sort((a, b) => a[1] - b[1]);
+    const form = sure.filter(([row]) => row.baselines.form !== undefined);
+    svg.append(drawn("path", { class: "line s3", d: path(form.map(([row, n]) => [x(n), y(row.baselines.form)])) }));
+    svg.append(drawn("path", { class: "line s1", d: path(sure.map(([row, n]) => [x(n), y(row.value)])) }));
+    for (const [row, n] of sure) {
+      const group = drawn("g", {}, described(summary({ ...row, name: `${row.name} ${title.toLowerCase()}` })));
+      if (row.low !== null) group.append(line(x(n), y(row.low), x(n), y(row.high), "interval"));
+      group.append(drawn("circle", { cx: x(n), cy: y(row.value), r: 1.5 + Math.min(1.25 * Math.log10(row.count), 4), class: "mark" }));
+      svg.append(group);
+    }
+    return svg;
+  };
+}
+
+function curvePlot(chart) {
+  return (width) => {
+    const series = Object.entries(chart.series);
+    const points = series.flatMap(([, each]) => each);
+    const values = points.map(([, value]) => value);
+    let [low, high] = chart.share ? [0, 1] : [Math.min(0, ...values), Math.max(...values)];
+    if (low === high) high = low + 1;
+    const [first, second] = ticks(low, high, 4);
+    high = first + Math.ceil((high - first) / (second - first) - 1e-9) * (second - first);
+    const lastStep = Math.max(...points.map(([step]) => step));
+    const { svg, x, y, left, right, bottom } = frame(width, 210, [0, lastStep], [low, high], chart.share ? "%" : "", "optimizer step");
+    svg.setAttribute("aria-label", `${chart.name} by optimizer step`);
+    for (const step of ticks(0, lastStep, Math.max(2, Math.floor((right - left) / 80)))) {
+      svg.append(text(x(step), bottom + 16, compact(step), { "text-anchor": "middle", class: "faint" }));
+    }
+    series.forEach(([name, each]) => {
+      const colour = name === "train" ? 1 : name.startsWith("baseline") ? 3 : 2;
+      const placed = each.map(([step, value]) => [x(step), y(value)]);
+      svg.append(drawn("path", { class: `line s${colour}`, d: path(placed) }));
+      if (name === "train" && each.length > 1) return;
+      if (colour === 3 && each.length > 1) return;
+      each.forEach(([step, value], place) => {
+        svg.append(drawn("circle", { cx: placed[place][0], cy: placed[place][1], r: 3.5, class: `f${colour}` },
+          described(`${name}, step ${step}: ${chart.share ? percent(value) : compact(value)}`)));
+      });
+    });
+    return svg;
+  };
+}
+
+function keyOf(names) {
+  return element("p", { class: "key" }, ...names.map((name) => {
+    const colour = name === "train" ? 1 : name.startsWith("baseline") ? 3 : 2;
+    const sample = drawn("svg", { width: 22, height: 10, "aria-hidden": "true" }, line(0, 5, 22, 5, `line s${colour}`));
+    if (colour === 2) sample.append(drawn("circle", { cx: 11, cy: 5, r: 3.5, class: "f2" }));
+    return element("span", {}, sample, name);
+  }));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sections.
+
+function showFacts() {
+  byId("facts").append(...content.facts.map(([label, value]) =>
+    element("div", {}, element("dt", {}, label), element("dd", {}, value))));
+}
+
+function rangePlot(row) {
+  return (width) => {
+    const [left, right] = [6, width - 6];
+    const x = (share) => left + (right - left) * Math.min(Math.max(share, 0), 1);
+    const svg = drawn("svg", { width, height: 30, "aria-hidden": "true" }, line(left, 15, right, 15, "grid"));
+    for (const share of [0, 0.5, 1]) svg.append(line(x(share), 11, x(share), 19, "grid"));
+    if (row.low !== null) svg.append(line(x(row.low), 15, x(row.high), 15, "interval"));
+    for (const value of Object.values(row.baselines)) svg.append(line(x(value), 8, x(value), 22, "baseline"));
+    svg.append(drawn("circle", { cx: x(row.value), cy: 15, r: 4.5, class: "mark" }));
+    return svg;
+  };
+}
+
+function showMetrics(split) {
+  const table = byId("metrics-table");
+  forgetPlots(table);
+  byId("others-list").replaceChildren(...split.others.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  byId("others").hidden = split.others.length === 0;
+  byId("others").open = !split.metrics;
+  if (!split.metrics) {
+    table.replaceChildren();
+    byId("metrics-note").textContent = "This evaluation has no answers, or the right ones aren't known.";
+    return;
+  }
+  const blind = split.metrics.some((row) => row.baselines && "form" in row.baselines);
+  const heads = ["Metric", "Value", "95 % interval", ...(blind ? ["Baseline, by form", "Baseline, one answer"] : []), "Questions", "0 to 100 %"];
+  const body = split.metrics.map((row) => {
+    const name = element("th", { scope: "row" }, row.name + (row.lower ? " (lower is better)" : ""));
+    if (row.reason) {
+      return element("tr", {}, name, element("td", {}, "–"),
+        element("td", { class: "reason", colspan: heads.length - 2 }, `not computed: ${row.reason}`));
+    }
+    const interval = row.low === null ? "" : `${figure(row, row.low)} to ${figure(row, row.high)}`;
+    return element("tr", {}, name,
+      element("td", { class: "value" }, figure(row, row.value)),
+      ...[interval, ...(blind ? [figure(row, row.baselines.form), figure(row, row.baselines.overall)] : []), grouped(row.count)]
+        .map((cell, place) => element("td", { "data-label": heads[place + 2] }, ...(cell ? [cell] : []))),
+      element("td", { class: "range" }, row.lower ? null : plot(rangePlot(row))));
+  });
+  const head = element("tr", {}, ...heads.map((each, place) =>
+    element("th", { scope: "col", class: place === heads.length - 1 ? "range" : null }, each)));
+  table.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+  byId("metrics-note").textContent =
+    `${grouped(split.questions)} questions about ${grouped(split.images)} images. Intervals: bootstrap over images.` +
+    (blind ? " Baselines give the most frequent answer of the training split, to the form of question or to all; upright strokes in the plots." : "");
+}
+
+function showCurves() {
+  byId("curves").hidden = content.curves.length === 0;
+  byId("curves-charts").append(...content.curves.map((chart) =>
+    element("figure", {}, element("figcaption", {}, chart.name + (chart.share ? ", %" : "")),
+      plot(curvePlot(chart)), keyOf(Object.keys(chart.series)))));
+}
+
+function showKinds(split) {
+  const breakdowns = split.breakdowns ?? {};
+  byId("kinds").hidden = Object.keys(breakdowns).length === 0;
+  forgetPlots(byId("kinds"));
+  const swatch = (kind) => {
+    const svg = drawn("svg", { width: 24, height: 14, "aria-hidden": "true" });
+    if (kind === "baseline") svg.append(line(12, 0, 12, 14, "baseline"));
+    else svg.append(line(1, 7, 23, 7, "interval"), drawn("circle", { cx: 12, cy: 7, r: 4.5, class: "mark" }));
+    return svg;
+  };
+  byId("kinds-key").replaceChildren(
+    element("span", {}, swatch("mark"), "accuracy with its 95 % interval"),
+    element("span", {}, swatch("baseline"), "baseline, by form of question"),
+    element("span", {}, "By number: the dashed line is the baseline, and a larger dot means more questions."));
+  const charts = ["structural", "semantic", "steps", "words"].filter((name) => breakdowns[name]?.length);
+  byId("kinds-charts").replaceChildren(...charts.map((name) => {
+    const title = TITLES[name];
+    const numbers = name === "steps" || name === "words";
+    return element("figure", {}, element("figcaption", {}, numbers ? `${title}: accuracy, %` : title),
+      plot(numbers ? lengthPlot(breakdowns[name], title) : dotPlot(breakdowns[name], `Accuracy by ${title.toLowerCase()}`)));
+  }));
+  const detailed = [...(breakdowns.detailed ?? [])].sort((a, b) => b.count - a.count);
+  byId("detailed").hidden = detailed.length === 0;
+  byId("detailed").firstElementChild.textContent = `${detailed.length} detailed types`;
+  byId("detailed-chart").replaceChildren(plot(dotPlot(detailed, "Accuracy by detailed type")));
+}
+
+function showConfusions(split) {
+  const found = split.confusions;
+  byId("confusions").hidden = !found || found.pairs.length === 0;
+  if (!found || found.pairs.length === 0) return;
+  const most = Math.max(1, ...found.counts.flatMap((row, i) => row.filter((_, j) => i !== j)));
+  const cell = (i, j) => {
+    const count = found.counts[i][j];
+    const [answer, prediction] = [found.answers[i], found.answers[j]];
+    if (count === 0) return element("td", { class: i === j ? "diagonal" : null }, element("span", {}, "·"));
+    const button = element("button", {
+      type: "button", onclick: () => showPair(answer, prediction),
+      "aria-label": `right: ${answer}, given: ${prediction}, ${count}`,
+    }, grouped(count));
+    if (i === j) button.style.background = "none";
+    else button.style.background = `color-mix(in srgb, var(--wrong) ${Math.round(55 * Math.sqrt(count / most))}%, var(--page))`;
+    return element("td", { class: i === j ? "diagonal" : null }, button);
+  };
+  const head = element("tr", {}, element("th", { class: "corner" }, "right ↓  given →"),
+    ...found.answers.map((answer) => element("th", { scope: "col" }, answer)));
+  const rows = found.answers.map((answer, i) =>
+    element("tr", {}, element("th", { scope: "row" }, answer), ...found.answers.map((_, j) => cell(i, j))));
+  byId("matrix").replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  const pairs = found.pairs.map(([answer, prediction, count]) => element("tr", {},
+    element("td", {}, answer), element("td", {}, prediction),
+    element("td", {}, element("button", { type: "button", onclick: () => showPair(answer, prediction), "aria-label": `right: ${answer}, given: ${prediction}, ${count}` }, grouped(count)))));
+  const titles = element("tr", {}, ...["Right", "Given", "Questions"].map((each) => element("th", { scope: "col" }, each)));
+  byId("pairs").replaceChildren(element("table", {}, element("thead", {}, titles), element("tbody", {}, ...pairs)));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Examples. Cards are made as they come into view.
+
+let split = content.splits[0];
+let found = [];
+let made = 0;
+let pair = null;
+
+const isRight = (example) => example.prediction === example.answer;
+
+function heatCanvas(heat, label) {
+  const canvas = element("canvas", { width: heat.width, height: heat.height, role: "img", "aria-label": label });
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(heat.width, heat.height);
+  const cells = atob(heat.cells);
+  for (let place = 0; place < cells.length; place += 1) {
+    const share = cells.charCodeAt(place);
+    const [red, green, blue] = content.heatColours[share];
+    // What isn't heated stays visible; what is shows its colour.
+    pixels.data.set([red, green, blue, 110 + Math.round(share * 0.45)], 4 * place);
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+function panel(example, label, heat) {
+  const uri = content.images[example.image];
+  const picture = element("span", { class: "picture" });
+  if (uri) picture.append(element("img", { src: uri, class: heat ? "heated" : null, alt: heat ? "" : `image ${example.image}`, decoding: "async" }));
+  if (heat) picture.append(heatCanvas(heat, label));
+  return element("span", { class: "panel" }, picture, element("span", { class: "label" }, uri ? label : `${label}: no image`));
+}
+
+function panels(example) {
+  const all = [panel(example, "image")];
+  if (example.raw) all.push(panel(example, "raw heat", example.raw), panel(example, "refined heat", example.refined));
+  return all;
+}
+
+function answers(example) {
+  return element("dl", { class: "answers" },
+    element("dt", {}, "Prediction"), element("dd", { class: "given" }, `${example.prediction || "(empty)"} (${isRight(example) ? "right" : "wrong"})`),
+    element("dt", {}, "Right answer"), element("dd", {}, example.answer));
+}
+
+function about(example) {
+  const kinds = [example.structural, example.semantic].filter(Boolean).join(", ");
+  const match = example.matching === undefined || example.matching === null ? "" : ` · question and image match: ${Math.round(100 * example.matching)} %`;
+  return element("p", { class: "about" }, `${kinds ? `${kinds} · ` : ""}question ${example.id} · image ${example.image}${match}`);
+}
+
+function captions(example, open) {
+  if (!example.captions) return null;
+  const left = example.captionsFound - example.captions.length;
+  const list = element("ul", { class: "captions" }, ...example.captions.map((each) => element("li", {}, each)),
+    left > 0 ? element("li", {}, `and ${left} more`) : null);
+  return element("details", { open }, element("summary", {}, `${example.captionsFound} captions`), list);
+}
+
+function card(example, place) {
+  const enlarge = element("button", { type: "button", class: "panels", "aria-label": `Enlarge: ${example.question}`, onclick: () => enlargeAt(place) }, ...panels(example));
+  return element("article", { class: `card ${isRight(example) ? "right" : "wrong"}` }, enlarge,
+    element("h3", {}, example.question), answers(example), about(example), captions(example, false));
+}
+
+function makeMore() {
+  const until = Math.min(made + AT_ONCE, found.length);
+  const cards = document.createDocumentFragment();
+  for (; made < until; made += 1) cards.append(card(found[made], made));
+  byId("gallery").append(cards);
+  byId("more").hidden = made >= found.length;
+  byId("more").textContent = `Show ${Math.min(AT_ONCE, found.length - made)} more`;
+}
+
+function filter() {
+  const outcome = byId("filters").elements.outcome.value;
+  const structural = byId("structural").value;
+  const semantic = byId("semantic").value;
+  const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  found = split.examples.filter((example) =>
+    (outcome === "all" || isRight(example) === (outcome === "right")) &&
+    (!structural || example.structural === structural) &&
+    (!semantic || example.semantic === semantic) &&
+    (!pair || (example.answer === pair[0] && example.prediction === pair[1])) &&
+    (words.length === 0 || words.every((word) => haystack(example).includes(word))));
+  made = 0;
+  byId("gallery").replaceChildren();
+  byId("count").textContent =
+    `${grouped(found.length)} of ${grouped(split.examples.length)} examples` +
+    (split.examples.length < split.questions ? `, drawn at random from ${grouped(split.questions)} questions.` : ".");
+  byId("pair").hidden = !pair;
+  if (pair) byId("pair").textContent = `right: ${pair[0]}, given: ${pair[1]}  ×`;
+  makeMore();
+}
+
+function haystack(example) {
+  return example.words ??= [example.question, example.answer, example.prediction, example.id, example.image].join(" ").toLowerCase();
+}
+
+function showPair(answer, prediction) {
+  byId("filters").reset();
+  pair = [answer, prediction];
+  filter();
+  byId("examples").scrollIntoView();
+  byId("pair").focus({ preventScroll: true });
+}
+
+function showExamples() {
+  const examples = split.examples ?? [];
+  byId("examples").hidden = examples.length === 0;
+  if (examples.length === 0) return;
+  const rights = examples.filter(isRight).length;
+  const outcomes = { all: examples.length, right: rights, wrong: examples.length - rights };
+  byId("outcome").replaceChildren(...Object.entries(outcomes).map(([name, count]) =>
+    element("label", {}, element("input", { type: "radio", name: "outcome", value: name, checked: name === "all" }),
+      element("span", {}, `${name} ${grouped(count)}`))));
+  for (const kind of ["structural", "semantic"]) {
+    const names = [...new Set(examples.map((example) => example[kind]).filter(Boolean))].sort();
+    byId(kind).replaceChildren(element("option", { value: "" }, "all"), ...names.map((name) => element("option", { value: name }, name)));
+    byId(kind).parentElement.hidden = names.length === 0;
+  }
+  const heated = examples.some((example) => example.raw);
+  byId("heat-key").hidden = !heated;
+  if (heated) {
+    const ramp = element("canvas", { class: "ramp", width: 256, height: 1, "aria-hidden": "true" });
+    const context = ramp.getContext("2d");
+    content.heatColours.forEach((colour, place) => { context.fillStyle = `rgb(${colour})`; context.fillRect(place, 0, 1, 1); });
+    byId("heat-key").replaceChildren(element("span", {}, "no heat", ramp, "hottest in its map"),
+      element("span", {}, "Heat: how much a place speaks for the question belonging to this image."));
+  }
+  pair = null;
+  filter();
+}
+
+let enlarged = 0;
+
+function enlargeAt(place) {
+  enlarged = Math.min(Math.max(place, 0), found.length - 1);
+  const example = found[enlarged];
+  byId("place").textContent = `${grouped(enlarged + 1)} of ${grouped(found.length)}`;
+  byId("previous").disabled = enlarged === 0;
+  byId("next").disabled = enlarged === found.length - 1;
+  byId("enlarged-content").replaceChildren(element("article", { class: `card ${isRight(example) ? "right" : "wrong"}` },
+    element("div", { class: "panels" }, ...panels(example)), element("h3", { id: "enlarged-title" }, example.question),
+    answers(example), about(example), captions(example, true)));
+  if (!byId("enlarged").open) byId("enlarged").showModal();
+}
+
+function showSplit(name) {
+  split = content.splits.find((each) => each.name === name);
+  for (const button of byId("splits").children) button.setAttribute("aria-pressed", String(button.value === name));
+  byId("headline").textContent = split.headline;
+  showMetrics(split);
+  showKinds(split);
+  showConfusions(split);
+  showExamples();
+}
+
+byId("filters").addEventListener("input", filter);
+byId("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("filters").addEventListener("reset", () => { pair = null; setTimeout(filter); });
+byId("pair").addEventListener("click", () => { pair = null; filter(); byId("search").focus({ preventScroll: true }); });
+byId("more").addEventListener("click", makeMore);
+new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) makeMore(); }, { rootMargin: "600px" })
+  .observe(byId("more"));
+byId("previous").addEventListener("click", () => enlargeAt(enlarged - 1));
+byId("next").addEventListener("click", () => enlargeAt(enlarged + 1));
+byId("close").addEventListener("click", () => byId("enlarged").close());
+byId("enlarged").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") enlargeAt(enlarged - 1);
+  if (event.key === "ArrowRight") enlargeAt(enlarged + 1);
+});
+
+showFacts();
+if (content.splits.length > 1) {
+  byId("splits").hidden = false;
+  byId("splits").append(...content.splits.map((each) =>
+    element("button", { type: "button", value: each.name, onclick: () => showSplit(each.name) }, each.name)));
+}
+showCurves();
+showSplit(content.splits[0].name);
