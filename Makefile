@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Deaths by SIGKILL in `make torture`, half of them of one process and half of two.
 N ?= 50
 
-.PHONY: help setup lint test torture demo miniature clean distclean
+.PHONY: help setup lint test torture demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make torture    kill training runs N=50 times, and compare what they leave"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
+	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
 	@echo "make distclean  remove $(VENV) as well"
@@ -46,6 +47,9 @@ torture: setup
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh
+
+bench: setup
+	$(BIN)/python -m benchmarks.speed output/speed
 
 miniature: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/miniature.sh

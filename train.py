@@ -20,7 +20,9 @@ def parse_arguments() -> Namespace:
 
     parser = argument_parser("Train a fusion network.")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and the plan, then stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, the plan and its cost, measured on a few steps, then stop",
     )
     return parser.parse_args()
 
@@ -35,7 +37,7 @@ def main() -> None:
     cfg = Config(arguments)
     splits = [*cfg.run.train_splits, *cfg.run.valid_splits, *cfg.run.test_splits]
     if arguments.dry_run:
-        print(describe(cfg, splits))
+        describe(cfg, splits)
         return
     with started(cfg, splits) as runner:
         runner.train()

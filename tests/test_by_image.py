@@ -1,18 +1,19 @@
 """Packed batches give the loss and gradients of one question at a time, by other people's passes.
 
-The reference encodes each question's image, fuses it, and asks one question of it at a time, with
-the passes of transformers and torch that the package goes around.
+The reference is the benchmarks' straightforward way: it encodes and fuses the image anew for each
+pair, with the passes of transformers and torch that the package goes around.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
@@ -44,56 +45,6 @@ def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples
         "question_id": [str(q) for q in range(count)],
         "global_size": count,
     }
-
-
-def plain_loss(model: PnpVqaFusion, samples: FusionSamples) -> Tensor:
-    """One question at a time, everything computed anew for each."""
-    total = torch.zeros(())
-    per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
-    for q, image in enumerate(samples["image_index"].tolist()):
-        mismatched = samples["mismatched_input"][q * per_question :][:per_question]
-        texts = [samples["text_input"][q], *mismatched]
-        pixels = model.blip.normalise(samples["grid_image"][image : image + 1])
-        grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
-        segmentation = model.efficient_sam.encode_image(
-            samples["segmentation_image"][image : image + 1]
-        )
-        fused = model.fusion(grid_tokens, segmentation, model.efficient_sam.grid(SIDE, SIDE))
-        for name in model.objectives:
-            weight = model.config.objectives[name].weight
-            losses = list(plain_losses(model, name, fused, texts, samples["answer"][q]))
-            rest = losses[1:]
-            loss = 0.5 * (losses[0] + sum(rest) / len(rest)) if rest else losses[0]
-            total = total + weight * loss
-    return total / samples["global_size"]
-
-
-def plain_losses(
-    model: PnpVqaFusion, name: str, fused: Tensor, texts: list[str], answer: str | None
-) -> Iterator[Tensor]:
-    for place, text in enumerate(texts):
-        ids, mask = model.blip.tokenize([text])
-        if name == "itm":
-            ids[:, 0] = model.blip.enc_token_id
-            output = model.blip.blip.text_encoder(
-                input_ids=ids, attention_mask=mask, encoder_hidden_states=fused
-            )
-            scores = model.blip.blip.itm_head(output.last_hidden_state[:, 0])
-            scores = model.fusion.heads["itm"](scores)
-        else:
-            head: Any = model.fusion.heads[name]
-            states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
-            states = head.question_projection(states.last_hidden_state)
-            for layer in head.layers:
-                memory = head.token_projection(fused)
-                states = nn.TransformerDecoderLayer.forward(layer, states, memory)
-            scores = head.score(head.norm(states.mean(dim=1)))
-        if name != "answer":
-            yield F.cross_entropy(scores, torch.tensor([1 if place == 0 else 0]))
-        elif place == 0:
-            known = answer in ANSWERS
-            target = torch.tensor([ANSWERS.index(answer) if known else 0])
-            yield F.cross_entropy(scores, target) * known
 
 
 def model_with(names: list[str], trainable: list[str]) -> PnpVqaFusion:
@@ -129,7 +80,7 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
 ) -> None:
     model = model_with(names, trainable)
     samples = batch(index)
-    loss, expected = model(samples)["loss"], plain_loss(model, samples)
+    loss, expected = model(samples)["loss"], straightforward_loss(model, samples)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     ours, theirs = gradients(model, loss), gradients(model, expected)
     assert ours.keys() == theirs.keys()
@@ -138,6 +89,30 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
     }
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("ways", [Ways(fused_attention=True), Ways(seen_once=True)])
+def test_ways_between_give_the_straightforward_loss_and_gradients(ways: Ways) -> None:
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
+    losses = [straightforward_loss(model, samples, each) for each in (ways, STRAIGHTFORWARD)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    ours, theirs = (gradients(model, loss) for loss in losses)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_apart() -> None:
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
+    encoded: list[int] = []
+    model.efficient_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    with FlopCounterMode(display=False) as counter:
+        straightforward_loss(model, samples)
+    assert not [op for op in counter.get_flop_counts()["Global"] if "attention" in str(op)]
+    assert len(encoded) == 3 * 3, "once for each pair"
+    with FlopCounterMode(display=False) as counter:
+        model(samples)
+    assert [op for op in counter.get_flop_counts()["Global"] if "attention" in str(op)]
+    assert len(encoded) == 3 * 3 + 1
 
 
 def test_each_question_looks_at_the_tokens_that_its_mask_leaves() -> None:

@@ -15,7 +15,7 @@ from lavis_ext.datasets.gqa import GqaFusionDataset
 from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.extraction import GIB, Extraction, damage
-from lavis_ext.features.reader import IncompleteStore, StoredFeatures, StoredStream
+from lavis_ext.features.reader import IncompleteStore, RandomFeatures, StoredFeatures, StoredStream
 from lavis_ext.features.store import FACTS, FeatureStore
 from lavis_ext.features.streams import ImageStream
 
@@ -93,6 +93,13 @@ class RunFeatures:
                 self._datasets[split].features = StoredFeatures(
                     streams, self.config, augment=split == "train"
                 )
+
+    def stand_in(self) -> None:
+        """Let the data sets read random tokens of the stores' shapes, to measure without stores."""
+        for group in self.groups:
+            stand_in = RandomFeatures(group.extraction.stores, self.config)
+            for split in group.splits:
+                self._datasets[split].features = stand_in
 
     def make(self, device: torch.device, workers: int, *, rebuild: bool = False) -> None:
         """Make what the stores lack; see :meth:`Extraction.run`."""

@@ -13,8 +13,9 @@ from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.seeds import seed_of
 from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
-from lavis_ext.features.precision import restored
+from lavis_ext.features.precision import compressed, restored
 from lavis_ext.features.store import FeatureStore, ImageState
+from lavis_ext.features.streams import ImageStream
 
 
 class IncompleteStore(UserError):
@@ -159,3 +160,32 @@ class StoredFeatures:
             dropped = torch.rand(len(tokens[row]) - first, generator=random) < self._token_dropout
             tokens[row, first:][dropped] = 0
         return stored
+
+
+class RandomFeatures:
+    """What :class:`StoredFeatures` is, but for the contents: the same tokens for every image.
+
+    Args:
+        stores: the streams, and the stores that they would have.
+        config: the section ``run.features``.
+    """
+
+    def __init__(
+        self, stores: Sequence[tuple[ImageStream, FeatureStore]], config: FeaturesConfig
+    ) -> None:
+        self._streams = []
+        for stream, store in stores:
+            grid = (stream.grid[0] // config.pooling, stream.grid[1] // config.pooling)
+            tokens = torch.randn(grid[0] * grid[1] + int(stream.class_token), stream.width)
+            self._streams.append((store.stream, grid, compressed(tokens, config.dtype)))
+
+    def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
+        """As :meth:`StoredFeatures.read`."""
+        found: dict[str, Any] = {}
+        for name, grid, stored in self._streams:
+            found |= {
+                f"{name}_{part}": torch.stack([tensor] * len(images))
+                for part, tensor in stored.items()
+            }
+            found[f"{name}_shape"] = grid
+        return found

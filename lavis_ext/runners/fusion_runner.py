@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from lavis_ext.runners.run_folder import FIGURES, describe_run, make_run_folder,
 from lavis_ext.runners.run_log import RunLog, duration, log
 from lavis_ext.runners.run_state import RunState, remove_later_states
 from lavis_ext.runners.skipped_steps import SkippedSteps
-from lavis_ext.runners.stepper import Stepper, autocast
+from lavis_ext.runners.stepper import Stepper, autocast, grouped
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
 from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
@@ -174,7 +173,7 @@ class FusionRunner(RunnerBase):
         done = self.steps % self.plan.steps_an_epoch
         self.plan.batches.start = done * self.run.accum_grad_iters
         batches = self.progress.waiting_for(sound(self._train_loader))
-        for group in _grouped(batches, self.run.accum_grad_iters):
+        for group in grouped(batches, self.run.accum_grad_iters):
             on_device = [to_device(samples, self.device) for samples in group]
             skipped = self._stepper.step(on_device, epoch, self.steps)
             self.steps += 1
@@ -480,8 +479,3 @@ class FusionRunner(RunnerBase):
             value=value,
             step=self.steps,
         ).save(self._weights_file(which))
-
-
-def _grouped(batches: Iterator[FusionSamples], size: int) -> Iterator[list[FusionSamples]]:
-    while group := list(islice(batches, size)):
-        yield group

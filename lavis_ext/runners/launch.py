@@ -14,10 +14,11 @@ from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import registry
 from lavis_ext.features.of_run import RunFeatures
-from lavis_ext.runners.freezing import freeze_all_but, parts_table
+from lavis_ext.runners.costs import run_costs
+from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
-from lavis_ext.runners.run_log import set_up_logging
+from lavis_ext.runners.run_log import log, set_up_logging
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -44,15 +45,20 @@ class Prepared:
 
 
 @contextmanager
-def prepared(cfg: Config, splits: Sequence[str]) -> Iterator[Prepared]:
-    """Data and model of a run, in a process group for the time of the block."""
+def prepared(
+    cfg: Config, splits: Sequence[str], *, load_weights: bool = True
+) -> Iterator[Prepared]:
+    """Data and model of a run, in a process group for the time of the block.
+
+    Without ``load_weights`` the model is random, and none are fetched.
+    """
     device = distributed.choose_device(cfg.run.device)
     with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
         set_up_logging(None, quiet=not distributed.is_main_process())
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
         datasets = task.build_datasets(cfg, list(splits))
-        model = task.build_model(cfg)
+        model = task.build_model(cfg, load_weights=load_weights)
         if "train" in datasets:
             # Before the optimizer and DDP exist, which take stock of what is trainable.
             freeze_all_but(model, cfg.run.trainable)
@@ -81,18 +87,23 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
         runner.close()
 
 
-def describe(cfg: Config, splits: Sequence[str]) -> str:
-    """The resolved config and the plan of a training run, as text.
+def describe(cfg: Config, splits: Sequence[str]) -> None:
+    """Log the resolved config, the plan of a training run, and what it will cost here.
 
-    The model is built without memory for its parameters, and no weights are fetched.
+    Entered by every process. A few steps are taken with random weights; no weights are fetched, and
+    nothing is left of it.
     """
-    task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
-    datasets = task.build_datasets(cfg, list(splits))
-    with torch.device("meta"):
-        model = task.build_model(cfg, load_weights=False)
-    freeze_all_but(model, cfg.run.trainable)
-    plan = TrainingPlan.of(cfg.run, datasets)
-    lines = [OmegaConf.to_yaml(cfg.config), parts_table(model), "", str(plan)]
-    if cfg.run.features is not None:
-        lines.append(f"features   {RunFeatures(cfg.run.features, datasets, model).size()}")
-    return "\n".join(lines)
+    with prepared(cfg, splits, load_weights=False) as parts:
+        plan = TrainingPlan.of(cfg.run, parts.datasets)
+        log.info("%s\n%s\n\n%s", OmegaConf.to_yaml(cfg.config), parts_table(parts.model), plan)
+        if cfg.run.features is not None:
+            features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
+            log.info("features   %s", features.size())
+            features.stand_in()
+        with torch.device("meta"):
+            model = parts.task.build_model(cfg, load_weights=False)
+        freeze_all_but(model, cfg.run.trainable)
+        train_mode(model)
+        parts.model.to(parts.device)
+        for line in run_costs(plan, parts, model):
+            log.info(line)

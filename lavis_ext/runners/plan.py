@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from lavis_ext import distributed
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.gqa import GqaFusionDataset
@@ -16,11 +18,13 @@ class TrainingPlan:
     Attributes:
         run: the section ``run``.
         questions: questions by split.
+        images: images by split.
         batches: this process's training batches.
     """
 
     run: RunConfig
     questions: Mapping[str, int]
+    images: Mapping[str, int]
     batches: TrainBatches
 
     @classmethod
@@ -34,7 +38,8 @@ class TrainingPlan:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        return cls(run, {name: len(dataset) for name, dataset in datasets.items()}, batches)
+        images = {name: len(np.unique(each.image_codes())) for name, each in datasets.items()}
+        return cls(run, {name: len(each) for name, each in datasets.items()}, images, batches)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -48,11 +53,18 @@ class TrainingPlan:
         return min(steps, self.run.max_steps or steps)
 
     @property
-    def validations(self) -> int:
-        """Evaluations of the whole run, counting the final one of each split."""
+    def evaluations(self) -> dict[str, int]:
+        """Evaluations of each split in the whole run, the final one counted in."""
         validations = -(-self.steps // (self.run.val_every_steps or self.steps_an_epoch))
-        final = len(self.run.valid_splits) + len(self.run.test_splits)
-        return len(self.run.valid_splits) * validations + final
+        return {
+            **dict.fromkeys(self.run.valid_splits, validations + 1),
+            **dict.fromkeys(self.run.test_splits, 1),
+        }
+
+    @property
+    def validations(self) -> int:
+        """Evaluations of the whole run."""
+        return sum(self.evaluations.values())
 
     def __str__(self) -> str:
         world = distributed.world_size()

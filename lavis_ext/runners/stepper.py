@@ -1,8 +1,10 @@
 """Optimizer steps, and sums over what their batches report."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,6 +35,9 @@ class Stepper:
         run: the section ``run``.
         total_steps: those that the schedule is made for.
         device: where this process computes.
+
+    Attributes:
+        optimizer: AdamW over what is trained.
     """
 
     def __init__(
@@ -55,9 +60,9 @@ class Stepper:
             )
         train_mode(model)
         self._buffers = _buffers_in_training(model)
-        self._optimizer = make_optimizer(self._parameters, run)
+        self.optimizer = make_optimizer(self._parameters, run)
         self._schedule = registry.get_lr_scheduler_class(run.lr_sched)(
-            optimizer=self._optimizer,
+            optimizer=self.optimizer,
             max_steps=total_steps,
             init_lr=run.init_lr,
             min_lr=run.min_lr,
@@ -69,10 +74,15 @@ class Stepper:
         if run.compile:
             compile_model(model, run.compile_backend)
 
+    @classmethod
+    def at_rest(cls, task: Any, model: Any, run: RunConfig, device: torch.device) -> "Stepper":
+        """One whose learning rate is 0: its steps cost what they cost, and change no weight."""
+        return cls(task, model, replace(run, init_lr=0.0, min_lr=0.0, warmup_lr=0.0), 1, device)
+
     @property
     def learning_rate(self) -> float:
         """That of the last step."""
-        rate: float = self._optimizer.param_groups[0]["lr"]
+        rate: float = self.optimizer.param_groups[0]["lr"]
         return rate
 
     def step(self, group: list[FusionSamples], epoch: int, step: int) -> Tensor:
@@ -101,9 +111,9 @@ class Stepper:
         else:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         skipped = (~torch.isfinite(norm)).float()
-        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return skipped
 
     def window(self) -> tuple[dict[str, float], float]:
@@ -122,7 +132,7 @@ class Stepper:
     def tensors(self) -> tuple[Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         """What training changes of the model by name, and the optimizer's tensors by parameter."""
         buffers = {name: self._model.get_buffer(name) for name in self._buffers}
-        optimizer = optimizer_tensors(self._optimizer, self._parameters)
+        optimizer = optimizer_tensors(self.optimizer, self._parameters)
         return {**self._parameters, **buffers}, optimizer
 
     def rank_state(self) -> RankState:
@@ -147,7 +157,7 @@ class Stepper:
                 f"{listed(differing)}. Go on with the code that the run was started with."
             )
         load_into(self._model, dict(model), name="run.resume", allow_missing=["*"])
-        load_optimizer(self._optimizer, self._parameters, optimizer)
+        load_optimizer(self.optimizer, self._parameters, optimizer)
         rank = distributed.rank()
         for each in ranks[rank :: distributed.world_size()]:
             self._add({name: value.to(self._device) for name, value in each.window.items()})
@@ -178,3 +188,10 @@ def _buffers_in_training(model: nn.Module) -> list[str]:
 def autocast(run: RunConfig, device: torch.device) -> Any:
     """bfloat16 where the run asks for it. Its range is float32's, so that nothing is scaled."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.amp)
+
+
+def grouped(batches: Iterable[FusionSamples], size: int) -> Iterator[list[FusionSamples]]:
+    """The batches of each step."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group

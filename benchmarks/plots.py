@@ -1,0 +1,163 @@
+"""The benchmarks' plots, in the colours of the drawings in ``docs/``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lavis_ext.files import written_aside
+
+PAPER, FRAME, TEXT, FAINT = "#fcfbf8", "#d8d4ca", "#1f2427", "#5b6469"
+TRAINED, TRAINED_TEXT, FROZEN = "#c9691b", "#8f4208", "#4a7ba6"
+INCH = 100
+"""Pixels."""
+
+
+@contextmanager
+def drawn(path: Path, width: int, height: int, title: str) -> Iterator[Figure]:
+    """A figure of so many pixels; it is written as SVG, its letters as text."""
+    style: Any = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+        "font.size": 10.5,
+        "svg.fonttype": "none",
+        "svg.hashsalt": path.stem,
+        "text.color": TEXT,
+        "axes.labelcolor": TEXT,
+        "axes.edgecolor": FAINT,
+        "axes.facecolor": PAPER,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 11.5,
+        "axes.titleweight": "bold",
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": TEXT,
+        "ytick.labelcolor": TEXT,
+        "grid.color": FRAME,
+    }
+    with mpl.rc_context(style):
+        figure = Figure((width / INCH, height / INCH), dpi=INCH, facecolor=PAPER)
+        yield figure
+        with written_aside(path) as aside:
+            figure.savefig(aside, format="svg", metadata={"Date": None, "Title": title})
+
+
+def draw_speed(figures: Mapping[str, Any], path: Path) -> None:
+    """What ``benchmarks.speed`` measured: the ladder, and cost against the sizes of a batch."""
+    found = figures["variants"]
+    threads = f"{figures['threads']} core{'s' if figures['threads'] > 1 else ''} of a CPU"
+    where = threads if figures["device"] == "cpu" else figures["device"]
+    title = f"Training {figures['model']} on {where}"
+    with drawn(path, 1000, 640, title) as figure:
+        figure.text(0.02, 0.945, title, fontsize=14, fontweight="bold")
+        _draw_ladder(figure.add_axes((0.37, 0.47, 0.6, 0.4)), found, figures["ladder"])
+        swept = {field: _swept(found, field) for field in SWEPT}
+        slowest = [row["slowest"] for rows in swept.values() for row in rows.values()]
+        highest = 1 / min(slowest, default=1.0)
+        for (left, width), (field, rows) in zip(
+            ((0.065, 0.36), (0.5, 0.21), (0.785, 0.19)), swept.items(), strict=True
+        ):
+            _draw_sweep(figure.add_axes((left, 0.1, width, 0.22)), SWEPT[field], rows, highest)
+        figure.text(
+            0.065, 0.36, "seconds a question, features stored, float32", fontweight="bold",
+            fontsize=11.5,
+        )  # fmt: skip
+
+
+SWEPT = {
+    "questions": "questions an image",
+    "images": "images a batch",
+    "processes": "processes",
+}
+"""Sizes of a variant, and what the plot calls them."""
+
+
+def _swept(found: Mapping[str, Any], field: str) -> dict[int, Any]:
+    """Variants that differ from ``stored`` in this size alone, by it."""
+
+    def others(row: Any) -> dict[str, Any]:
+        return {k: v for k, v in row["variant"].items() if k not in (field, "name", "label")}
+
+    base = found.get("stored")
+    rows = [row for row in found.values() if base and others(row) == others(base)]
+    return {row["variant"][field]: row for row in sorted(rows, key=lambda r: r["variant"][field])}
+
+
+def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> None:
+    rows = [found[name] for name in names]
+    places = range(len(rows))
+    colours = [FROZEN if row["variant"]["ways"] else TRAINED for row in rows]
+    axes.barh(places, [row["questions_per_second"] for row in rows], color=colours, height=0.62)
+    for place, row in enumerate(rows):
+        axes.plot((row["slowest"], row["fastest"]), (place, place), color=TEXT, linewidth=1.2)
+        told = _shown(row["questions_per_second"])
+        if "times_straightforward" in row and place:
+            told += f" ({_shown(row['times_straightforward'])} times)"
+        axes.annotate(
+            told, (row["fastest"], place), (6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(list(places), [row["label"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(row["fastest"] for row in rows))
+    axes.set_title("questions a second; lines go from the slowest step to the fastest", x=-0.58)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], highest: float) -> None:
+    sizes = list(found)
+    costs = [1 / row["questions_per_second"] for row in found.values()]
+    axes.plot(sizes, costs, color=TRAINED, marker="o", markersize=4)
+    for size, cost, row in zip(sizes, costs, found.values(), strict=True):
+        axes.plot((size, size), (1 / row["fastest"], 1 / row["slowest"]), color=TEXT, linewidth=1.2)
+        axes.annotate(_shown(cost), (size, cost), (3, 7), textcoords="offset points", fontsize=9.5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+    # One scale for all three, so that they can be compared.
+    axes.set_ylim(0, 1.25 * highest)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.margins(x=0.15)
+
+
+def _shown(number: float) -> str:
+    """Two digits that count, or all before the point."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def draw_accuracy(
+    runs: Mapping[str, Sequence[Sequence[tuple[float, float]]]], title: str, path: Path
+) -> None:
+    """Accuracy over wall time: for each way, the runs' points (seconds, accuracy from 0 to 1)."""
+    with drawn(path, 1000, 420, title) as figure:
+        axes = figure.add_axes((0.07, 0.14, 0.9, 0.7))
+        figure.text(0.02, 0.93, title, fontsize=14, fontweight="bold")
+        for (way, curves), colour in zip(runs.items(), (FROZEN, TRAINED), strict=True):
+            for place, points in enumerate(curves):
+                seconds, accuracies = zip(*points, strict=True)
+                axes.plot(
+                    seconds,
+                    [100 * accuracy for accuracy in accuracies],
+                    color=colour,
+                    marker="o",
+                    markersize=3.5,
+                    linewidth=1.4,
+                    label=way if place == 0 else None,
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds of training")
+        axes.set_ylabel("answers right on val, %")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, loc="lower right")

@@ -1,0 +1,229 @@
+"""The straightforward way to a loss, that the library's is measured against.
+
+One question at a time. Its matched pair goes through everything, and then each of its mismatched
+pairs does: both encoders, the fusion, the text encoder. Attention is written as softmax of a
+product, as ``transformers`` and DIFNet's authors do in eager mode; DIFNet's two streams take two
+passes. The weights are those of the library's model, and so are loss and gradients; only dropout
+differs, if there is any.
+
+    imports: [benchmarks.straightforward]
+    run: {task: straightforward, batch_size_train: 1, accum_grad_iters: 128}
+
+trains this way, with 128 questions a step.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lavis_ext.datasets.gqa import FusionSamples
+from lavis_ext.datasets.vocabulary import OUTSIDE
+from lavis_ext.door import registry
+from lavis_ext.encoders.efficient_sam import EfficientSam
+from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
+from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion, no_grad_if_frozen
+from lavis_ext.objectives.matching import MATCH
+from lavis_ext.objectives.question_head import QuestionHead
+from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How far from straightforward.
+
+    Attributes:
+        fused_attention: the library's passes with fused attention, and both streams in one.
+        seen_once: the image is encoded and fused once for all pairs of a question.
+    """
+
+    fused_attention: bool = False
+    seen_once: bool = False
+
+
+STRAIGHTFORWARD = Ways()
+
+
+@registry.register_task("straightforward")
+class StraightforwardTask(GqaFusionTask):
+    """``gqa_fusion`` with every training step taken the straightforward way."""
+
+    takes_features = False
+    ways = STRAIGHTFORWARD
+
+    def train_step(self, model: nn.Module, samples: FusionSamples) -> dict[str, Any]:
+        """Loss, report and count."""
+        plain: Any = model
+        loss = straightforward_loss(plain, samples, self.ways)
+        count = len(samples["text_input"])
+        report = {"loss": loss.detach() * samples["global_size"]}
+        return {"loss": loss, "report": report, "count": count}
+
+
+def straightforward_loss(
+    model: PnpVqaFusion, samples: FusionSamples, ways: Ways = STRAIGHTFORWARD
+) -> Tensor:
+    """The loss of a batch, one question at a time; what the model's ``forward`` gives."""
+    losses = [question_loss(model, samples, q, ways) for q in range(len(samples["text_input"]))]
+    return torch.stack(losses).sum() / samples["global_size"]
+
+
+def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, ways: Ways) -> Tensor:
+    """The weighted losses of one question, summed."""
+    per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
+    texts = [
+        samples["text_input"][question],
+        *samples["mismatched_input"][question * per_question :][:per_question],
+    ]
+    image = int(samples["image_index"][question])
+    total = torch.zeros((), device=model.device)
+    with ExitStack() as contexts:
+        if not ways.fused_attention:
+            contexts.enter_context(unfused(model))
+        for place, text in enumerate(texts):
+            if place == 0 or not ways.seen_once:
+                fused = _fused(model, samples, image, ways)
+            share = 0.5 if place == 0 else 0.5 / per_question
+            for name, objective in model.objectives.items():
+                weight = objective.config.weight
+                head: Any = dict(model.fusion.heads.items()).get(name)
+                if name == "itm":
+                    scores = _matched(model, fused, text, ways)
+                    scores = scores if head is None else head(scores)
+                elif name == "head" or place == 0:
+                    scores = _asked(model, head, fused, text, ways)
+                else:
+                    continue
+                if name == "answer":
+                    total = total + weight * _answer_loss(
+                        model, scores, samples["answer"][question]
+                    )
+                else:
+                    label = torch.tensor([MATCH if place == 0 else 1 - MATCH], device=scores.device)
+                    total = total + weight * share * F.cross_entropy(scores, label)
+    return total
+
+
+def _fused(model: PnpVqaFusion, samples: FusionSamples, image: int, ways: Ways) -> Tensor:
+    """Fused tokens [1, 1+N, D]; both encoders run anew."""
+    grid_image = samples["grid_image"][image : image + 1]
+    segmentation_image = samples["segmentation_image"][image : image + 1]
+    with no_grad_if_frozen(model.blip.blip.vision_model):
+        if ways.fused_attention:
+            grid_tokens = model.blip.encode_image(grid_image)
+        else:
+            pixels = model.blip.normalise(grid_image)
+            grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
+    with no_grad_if_frozen(model.efficient_sam):
+        segmentation_tokens = model.efficient_sam.encode_image(segmentation_image)
+    grid = model.efficient_sam.grid(*segmentation_image.shape[-2:])
+    fused: Tensor = model.fusion(grid_tokens, segmentation_tokens, grid)
+    return fused
+
+
+def _matched(model: PnpVqaFusion, fused: Tensor, text: str, ways: Ways) -> Tensor:
+    """BLIP's scores [1, 2] for one pair."""
+    if ways.fused_attention:
+        return model.blip.match(fused, model.blip.pack([text]))
+    ids, mask = (tensor.to(fused.device) for tensor in model.blip.tokenize([text]))
+    if model.blip.config.first_token == "enc":
+        ids[:, 0] = model.blip.enc_token_id
+    output = model.blip.blip.text_encoder(
+        input_ids=ids, attention_mask=mask, encoder_hidden_states=fused
+    )
+    scores: Tensor = model.blip.blip.itm_head(output.last_hidden_state[:, 0])
+    return scores
+
+
+def _asked(model: PnpVqaFusion, head: QuestionHead, fused: Tensor, text: str, ways: Ways) -> Tensor:
+    """A head's scores [1, outputs] for one question."""
+    if ways.fused_attention:
+        packed = model.blip.pack([text])
+        return head(fused, packed, model.blip.encode_questions(packed))
+    ids, mask = (tensor.to(fused.device) for tensor in model.blip.tokenize([text]))
+    with no_grad_if_frozen(model.blip.blip.text_encoder):
+        states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
+    states = head.question_projection(states.last_hidden_state)
+    for layer in head.layers:
+        memory = head.token_projection(fused)
+        # Torch's own pass of the layer, which the library's is a subclass of.
+        states = nn.TransformerDecoderLayer.forward(layer, states, memory)  # type: ignore[arg-type]
+    scores: Tensor = head.score(head.norm(states.mean(dim=1)))
+    return scores
+
+
+def _answer_loss(model: PnpVqaFusion, scores: Tensor, answer: str | None) -> Tensor:
+    assert model.vocabulary is not None
+    target = model.vocabulary.targets([answer]).to(scores.device)
+    smoothing = model.config.objectives["answer"].label_smoothing
+    loss = F.cross_entropy(
+        scores, target, ignore_index=OUTSIDE, reduction="none", label_smoothing=smoothing
+    )
+    return loss.sum()
+
+
+@contextmanager
+def unfused(model: PnpVqaFusion) -> Iterator[None]:
+    """Attention as softmax of a product everywhere, and DIFNet's streams one after the other."""
+    encoder = model.fusion.encoder
+    attentions = [m for m in model.modules() if isinstance(m, Attention)]
+    blocks = [m for s in model.modules() if isinstance(s, EfficientSam) for m in s.modules()]
+    timms = [m for m in blocks if hasattr(m, "fused_attn")]
+    for attention in attentions:
+        attention.forward = _plain_attention.__get__(attention)  # type: ignore[method-assign]
+    if isinstance(encoder, DifnetEncoder):
+        encoder.forward = _two_passes.__get__(encoder)  # type: ignore[method-assign]
+    before = [(m, m.fused_attn) for m in timms]
+    for m in timms:
+        m.fused_attn = False  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # torch's own decoder layer goes through it
+            yield
+    finally:
+        for m, was in before:
+            m.fused_attn = was
+        for module in [*attentions, encoder]:
+            module.__dict__.pop("forward", None)
+
+
+def _plain_attention(self: Attention, x: Tensor) -> Tensor:
+    query, key, value = (
+        linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        for linear in (self.fc_q, self.fc_k, self.fc_v)
+    )
+    weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    mixed = F.dropout(weights, self.dropout, self.training) @ value
+    out: Tensor = self.fc_o(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def _two_passes(self: DifnetEncoder, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
+    streams = []
+    for place, stream in enumerate((grid_tokens, segmentation_tokens)):
+        for layer in self.layers[: self.lf]:
+            for _ in range(self.repeats):
+                stream = _one_stream(layer, stream, segmentation=place == 1)
+        streams.append(stream)
+    both = streams[0] + streams[1]
+    fused = both
+    for layer in self.layers[self.lf :]:
+        fused = layer(fused)
+    return fused + both
+
+
+def _one_stream(layer: Any, x: Tensor, *, segmentation: bool) -> Tensor:
+    """One stream through a layer of two, by its own norms."""
+    assert isinstance(layer, Layer)
+    forward = layer.pwff
+    norms: Any = (layer.lnorm, forward.layer_norm)
+    if segmentation:
+        norms = (layer.lnorm1, forward.layer_norm1)
+    attended = norms[0](x + layer.dropout(layer.mhatt(x)))
+    out = forward.fc2(forward.inner_dropout(F.relu(forward.fc1(attended))))
+    normed: Tensor = norms[1](attended + forward.dropout(out))
+    return normed
