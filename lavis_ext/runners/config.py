@@ -152,13 +152,13 @@ class RunConfig:
             )
         if self.min_lr > self.init_lr:
             raise UserError(f"{where}.min_lr ({self.min_lr}) is above init_lr ({self.init_lr}).")
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
-            raise UserError(f"{where}.name is '{self.name}'; it must be the name of a folder.")
         if 0 < self.resamples < FEWEST_RESAMPLES:
             raise UserError(
                 f"{where}.resamples is {self.resamples}; it must be 0, for no intervals, or at "
                 f"least {FEWEST_RESAMPLES}."
             )
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise UserError(f"{where}.name is '{self.name}'; it must be the name of a folder.")
         if self.patience is not None and not self.valid_splits:
             raise UserError(f"{where}.patience needs a split in valid_splits.")
 

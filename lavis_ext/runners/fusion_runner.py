@@ -83,8 +83,8 @@ class FusionRunner(RunnerBase):
         self._model.to(self.device)
         self.early_stopping = EarlyStopping(self.run.goal, self.run.patience, self.run.min_gain)
         self.steps = 0
-        self.signals = StopSignals()
         self._evaluations: dict[str, Evaluation] = {}
+        self.signals = StopSignals()
 
     @property
     def device(self) -> torch.device:
@@ -243,7 +243,7 @@ class FusionRunner(RunnerBase):
     ) -> dict[str, float]:
         """Figures of a split with the weights as they are, which are those of ``step``.
 
-        A ``final`` evaluation has all.
+        A ``final`` evaluation has all of them.
         """
         dataset = self.datasets[split_name]
         batches = EvalBatches(
@@ -254,10 +254,10 @@ class FusionRunner(RunnerBase):
         )
         loader = make_loader(dataset, batches, self.run.num_workers)
         self.model.eval()
+        self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
         samples: Iterator[FusionSamples] = (to_device(s, self.device) for s in sound(loader))
         if self.signals.watching:
             samples = self._until_stopped(samples, len(batches))
-        self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
             result = self.task.evaluation(self.model, samples)
@@ -447,7 +447,6 @@ class FusionRunner(RunnerBase):
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
         if distributed.is_main_process():
-            write_json(self.output_dir / FIGURES, figures)
             write_scores(self.output_dir, self._evaluations)
         if figures:
             log.info("%s\n", figures_table(figures))
@@ -462,6 +461,9 @@ class FusionRunner(RunnerBase):
                 "report: %s",
                 write_run_report(self.output_dir, self.config, self.datasets, self._evaluations),
             )
+        if distributed.is_main_process():
+            # The last of all: a run that has it is finished, and isn't resumed.
+            write_json(self.output_dir / FIGURES, figures)
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:
