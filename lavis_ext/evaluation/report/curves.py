@@ -9,6 +9,8 @@ from lavis_ext.evaluation.figures import ACCURACY, is_share
 MOST_POINTS = 400
 MOST_CHARTS = 8
 TRAINING = "train"
+SKIPPED = "skipped"
+"""Lines on steps that weren't finite; they have no figures."""
 BASELINE = "baseline, by form"
 LEARNING_RATE = "lr"
 
@@ -27,6 +29,7 @@ def read_curves(log: Path) -> list[dict[str, Any]]:
     by_kind: dict[str, dict[int, dict[str, Any]]] = {}
     for entry in _entries(log):
         by_kind.setdefault(entry["kind"], {})[entry["step"]] = entry
+    by_kind.pop(SKIPPED, None)
     training = by_kind.pop(TRAINING, None)
     if not training:
         return []
