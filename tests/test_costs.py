@@ -1,8 +1,5 @@
 """A dry run tells what a run will cost, changes nothing and leaves nothing."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import torchrun
 from test_runner import TINY_MODEL
 from tiny import DIFNET, HEAD, SIDE, make_model, make_samples
 from torch.utils.flop_counter import FlopCounterMode
@@ -87,15 +85,7 @@ def test_what_does_not_fit_into_memory_is_not_tried(
 
 
 def test_two_processes_measure_together_and_one_tells(tiny_arguments: list[str]) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "train.py", "--dry-run", *tiny_arguments, *TINY_MODEL],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun(2, "train.py", "--dry-run", *tiny_arguments, *TINY_MODEL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es); random weights") == 1
     assert "2 process(es), 1 batch(es) a step" in done.stdout

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import torchrun
 from omegaconf import OmegaConf
 from PIL import Image
 from test_runner import TINY_MODEL
@@ -155,18 +156,11 @@ def test_a_run_makes_its_features_first_and_trains_as_with_images(
     live, read = figures
     assert read["testdev"] == pytest.approx(live["testdev"], abs=1e-5)
     (tmp_path / "output").rename(tmp_path / "earlier")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *("train.py", "--cfg-path", "projects/pnp-vqa/train/gqa_small.yaml", "--options"),
-            *(*frozen, *stored, f"run.features.root={tmp_path / 'two'}"),
-            *("run.features.make=true", "run.batch_size_train=8", "run.num_workers=1"),
-        ],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
+    done = torchrun(
+        2,
+        *("train.py", "--cfg-path", "projects/pnp-vqa/train/gqa_small.yaml", "--options"),
+        *(*frozen, *stored, f"run.features.root={tmp_path / 'two'}"),
+        *("run.features.make=true", "run.batch_size_train=8", "run.num_workers=1"),
     )
     assert done.returncode == 0, done.stderr
     one, two = (Run(tmp_path / name, run.data).contents() for name in ("one", "two"))

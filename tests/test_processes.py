@@ -1,12 +1,11 @@
 """Several processes train as one does, and end by themselves."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import torchrun
 from test_runner import TINY_MODEL
 
 PROJECT = Path(__file__).parents[1]
@@ -14,19 +13,8 @@ STEPS = 10
 
 
 def train(processes: int, options: list[str]) -> subprocess.CompletedProcess[str]:
-    launcher = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        f"--nproc_per_node={processes}",
-    ]
     small = "projects/pnp-vqa/train/gqa_small.yaml"
-    return subprocess.run(
-        [*launcher, "train.py", "--cfg-path", small, "--options", *options],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return torchrun(processes, "train.py", "--cfg-path", small, "--options", *options)
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(

@@ -7,10 +7,14 @@ from contextlib import contextmanager
 import torch
 
 
+def hashed(*labels: str | int) -> bytes:
+    """64 bits for these labels, such as an image and an epoch."""
+    return hashlib.blake2b("\0".join(map(str, labels)).encode(), digest_size=8).digest()
+
+
 def seed_of(*labels: str | int) -> int:
-    """A seed of 63 bits for these labels, such as an image and an epoch."""
-    digest = hashlib.blake2b("\0".join(map(str, labels)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    """A seed of 63 bits, as torch takes them, for these labels."""
+    return int.from_bytes(hashed(*labels), "little") >> 1
 
 
 @contextmanager

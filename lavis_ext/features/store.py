@@ -35,7 +35,6 @@ FACTS = "store.json"
 INDEX = "index.arrow"
 SUFFIX = ".safetensors"
 METADATA = "lavis_ext"
-READ_AT_ONCE = 2**22
 INDEX_SCHEMA = pa.schema(
     [
         ("image", pa.string()),
@@ -239,13 +238,10 @@ class FeatureStore:
         ]
 
 
-def file_digest(path: Path, size: int = 16) -> str:
+def file_digest(path: Path) -> str:
     """Hash of a file's bytes. Raises OSError where it can't be read."""
-    digest = hashlib.blake2b(digest_size=size)
     with path.open("rb") as file:
-        while part := file.read(READ_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def altered(shard: Path) -> bool:

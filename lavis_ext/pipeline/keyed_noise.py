@@ -6,12 +6,13 @@ neither batch, order, device nor process changes it, and a caller draws only tho
 captioning 50 words a step of 30,524.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 import transformers
 from torch import Tensor
+
+from lavis_ext.datasets.seeds import hashed
 
 # SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -24,12 +25,9 @@ def text_keys(texts: Sequence[str], *labels: str | int) -> Tensor:
 
     ``labels`` (a seed, what the numbers are for) give the same text unrelated keys.
     """
-    digests = (
-        hashlib.blake2b("\0".join(map(str, (*labels, text))).encode(), digest_size=8).digest()
-        for text in texts
-    )
+    hashes = (hashed(*labels, text) for text in texts)
     return torch.tensor(
-        [int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64
+        [int.from_bytes(each, "little", signed=True) for each in hashes], dtype=torch.int64
     )
 
 

@@ -473,7 +473,7 @@ class FusionRunner(RunnerBase):
             return
         FusionWeights(
             state=self.model.exported_state(),
-            config=OmegaConf.to_container(self.config.config),  # type: ignore[arg-type]
+            config=self._resolved,
             vocabulary=self.model.vocabulary,
             metric=self.run.metric if value is not None else None,
             value=value,
