@@ -1,7 +1,9 @@
 """The error type for what a user can mend: a wrong config, file, record or option."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import wraps
 from typing import NoReturn, ParamSpec
@@ -30,7 +32,8 @@ def listed(names: Sequence[str]) -> str:
 
 def exit_with(error: UserError) -> NoReturn:
     """Print ``error`` on stderr and end the process with code 2."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # it may go to a file on a full disk
+        print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -48,5 +51,16 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
             exit_with(error)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        finally:
+            _drop_unwritable_output()
 
     return run
+
+
+def _drop_unwritable_output() -> None:
+    """Python would turn any exit code into 120 for output that a full disk doesn't take."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "version",
     "files",
+    "tensor_files",
     "locks",
     "downloads",
     "environment",

@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.tensor_files import (
+    DIGEST,
+    DamagedTensors,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from lavis_ext.version import __version__
 from lavis_ext.weights import PACKAGED, resolve
 
 FORMAT = "lavis_ext.fusion_weights.1"
+FACTS = "lavis_ext"
+"""What isn't a tensor, in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,10 @@ class FusionWeights:
     step: int
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file; the rest goes into its metadata as JSON."""
+        """Write a file of tensors; the rest goes into its metadata as JSON.
+
+        Raises OSError where it can't be written; what was there before then stands.
+        """
         facts = {
             "config": self.config,
             "vocabulary": self.vocabulary.as_dict() if self.vocabulary else None,
@@ -49,10 +58,7 @@ class FusionWeights:
             "step": self.step,
             "lavis_ext": __version__,
         }
-        metadata = {"format": FORMAT, "lavis_ext": json.dumps(facts)}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state.items()}
-        with written_aside(path, flushed=True) as aside:
-            save_file(tensors, aside, metadata=metadata)
+        write_tensors(path, {"format": FORMAT, FACTS: json.dumps(facts)}, self.state)
 
     @classmethod
     def load(cls, source: str | Path, *, tensors: bool = True) -> "FusionWeights":
@@ -69,19 +75,25 @@ class FusionWeights:
                 f"model.fusion_weights: there is no file {path}. Training writes "
                 "fusion_encoder_best.safetensors into the run's folder."
             )
+        state: dict[str, torch.Tensor] = {}
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                names = list(file.keys()) if tensors else []
-                state = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"model.fusion_weights: {path} can't be read ({error}).") from None
+            if tensors:
+                metadata, state = read_tensors(path)
+            else:
+                metadata = read_metadata(path)
+        except DamagedTensors as error:
+            raise UserError(
+                f"model.fusion_weights: {path} {error}; copy or train it again."
+            ) from None
         if metadata.get("format") != FORMAT:
             raise UserError(
                 f"model.fusion_weights: {path} holds no fusion weights of this library; expected a "
                 "file that training wrote, such as fusion_encoder_best.safetensors."
             )
-        facts = json.loads(metadata["lavis_ext"])
+        # What was written before there were checksums has none; a damaged name of one isn't that.
+        if not metadata.keys() <= {"format", FACTS, DIGEST} or FACTS not in metadata:
+            raise UserError(f"model.fusion_weights: {path} is damaged; copy or train it again.")
+        facts = json.loads(metadata[FACTS])
         vocabulary = facts["vocabulary"]
         return cls(
             state=state,

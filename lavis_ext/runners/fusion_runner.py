@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,18 @@ from lavis_ext.evaluation.table import figures_table, headline, reasons_list
 from lavis_ext.files import write_json
 from lavis_ext.locks import Lock
 from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.runners.best_weights import BestWeights
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.early_stopping import EarlyStopping
 from lavis_ext.runners.freezing import parts_table, train_mode
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
-from lavis_ext.runners.reporting import write_run_report, write_scores
+from lavis_ext.runners.reporting import REPORT, write_run_report, write_scores
 from lavis_ext.runners.resuming import Place, check_fits, find_place
+from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_folder import FIGURES, describe_run, make_run_folder, versions
 from lavis_ext.runners.run_log import RunLog, duration, log
-from lavis_ext.runners.run_state import RunState, remove_later_states
+from lavis_ext.runners.run_state import RankState, RunState, remove_later_states, state_paths
 from lavis_ext.runners.skipped_steps import SkippedSteps
 from lavis_ext.runners.stepper import Stepper, autocast, grouped
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
@@ -102,13 +104,20 @@ class FusionRunner(RunnerBase):
         self.output_dir, path = distributed.from_main_process(self._make_place)
         if path is not None and self._resumed is None:
             self._resumed = RunState.load(path)
+        if distributed.is_main_process():
+            self._best = BestWeights(self.output_dir, self._model.weights_name)
+        else:
+            self.run_log = RunLog(None, self.run, self._resolved)
+        distributed.from_main_process(self._open_log)
+
+    def _open_log(self) -> None:
         at = None if self._resumed is None else (self._resumed.log, self._resumed.step)
-        folder = self.output_dir if distributed.is_main_process() else None
         try:
-            self.run_log = RunLog(folder, self.run, self._resolved, at)
+            self.run_log = RunLog(self.output_dir, self.run, self._resolved, at)
         except UserError:
-            if folder and self._resumed is None:
-                shutil.rmtree(folder)
+            self._leave()
+            if self._resumed is None:
+                shutil.rmtree(self.output_dir)
             raise
 
     def _make_place(self) -> tuple[Path, Path | None]:
@@ -127,7 +136,16 @@ class FusionRunner(RunnerBase):
                 self._leave()
                 raise
             remove_later_states(place.folder, place.state.step)
-        describe_run(place.folder, self.config.config)
+        try:
+            describe_run(place.folder, self.config.config)
+        except OSError as error:
+            self._leave()
+            if place.state is None:
+                shutil.rmtree(place.folder)
+            raise UserError(
+                f"{unwritable(place.folder, error)}. Make room, or name another folder with "
+                "run.output_dir."
+            ) from None
         return place.folder, place.path
 
     @property
@@ -162,9 +180,18 @@ class FusionRunner(RunnerBase):
                     self.train_epoch(epoch)
                 return self._finish()
             except StopRequested as stop:
-                self._save()
+                saved = self._save()
                 distributed.barrier()  # a process that ends gets the others a second signal
-                log.info("%s: the run stopped at step %d, its state is saved", stop, self.steps)
+                if saved:
+                    log.info("%s: the run stopped at step %d, its state is saved", stop, self.steps)
+                elif distributed.is_main_process():
+                    log.error(
+                        "%s: the run stopped at step %d, and %s. %s stands.",
+                        stop,
+                        self.steps,
+                        self._saving.failure,
+                        self._standing,
+                    )
                 raise SystemExit(128 + stop.signum) from None
 
     def train_epoch(self, epoch: int) -> None:
@@ -188,26 +215,30 @@ class FusionRunner(RunnerBase):
 
     def _after_step(self) -> None:
         """What is due between two steps: weights to keep, a validation, a state, an end."""
+        if distributed.is_main_process():
+            self._best.try_again()
         epochs, within = divmod(self.steps, self.plan.steps_an_epoch)
         if not within and self.run.save_freq and epochs % self.run.save_freq == 0:
-            self._export(f"epoch{epochs}")
+            self._export_epoch(epochs)
         every = self.run.val_every_steps
         due = self.steps % every == 0 if every else not within
         if due and self.run.valid_splits and self._validated_at != self.steps:
             self.validate()
         minutes = self.run.save_every_minutes
         late = minutes is not None and time.monotonic() - self._saved_time >= 60 * minutes
-        late = self._heed_signals(late)
         every = self.run.save_every_steps
-        if late or (every is not None and self.steps % every == 0):
+        due = late or (every is not None and self.steps % every == 0)
+        if self._saving.failure is not None:  # all processes know
+            due = self._saving.due
+        if self._heed_signals(due):
             self._save()
 
-    def _heed_signals(self, late: bool = False) -> bool:
-        """Whether any process is ``late``. Raises StopRequested if any was told to stop."""
-        signum, late_anywhere = distributed.greatest([self.signals.received, int(late)])
+    def _heed_signals(self, due: bool = False) -> bool:
+        """Whether any process finds a state ``due``. Raises StopRequested if one was told to."""
+        signum, due_anywhere = distributed.greatest([self.signals.received, int(due)])
         if signum:
             raise StopRequested(signum)
-        return bool(late_anywhere)
+        return bool(due_anywhere)
 
     def validate(self) -> None:
         """Evaluate the validation split; write the best weights if these are the best so far."""
@@ -218,11 +249,11 @@ class FusionRunner(RunnerBase):
         self._validated_at = self.steps
         value = figures[self.run.metric]
         improved = self.early_stopping.update(value)
-        if improved:
-            self._export("best", value)
+        if improved and distributed.is_main_process():
+            self._best.take(self._weights(value))
         best = self.early_stopping.best
         if improved:
-            outcome = "the best so far: written"
+            outcome = "the best so far"
         elif best is None:
             outcome = "no number, so there is no best yet"
         else:
@@ -263,9 +294,11 @@ class FusionRunner(RunnerBase):
         evaluation = self.task.after_evaluation(result, dataset=dataset, model=self.model)
         train_mode(self.model)
         self.run_log.write(split_name, self.steps if step is None else step, evaluation.figures)
-        if distributed.is_main_process() and evaluation.predictions:
+        if evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
-            write_predictions(path, evaluation.predictions)
+            predictions = evaluation.predictions
+            write = self._must_write if final else self._may_write
+            write(path, lambda: write_predictions(path, predictions))
         if final:
             self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
@@ -321,6 +354,7 @@ class FusionRunner(RunnerBase):
         self._validated_at = -1
         self._saved = (-1, -1)
         self._saved_time = time.monotonic()
+        self._saving = Retries()
         self._stepper = Stepper(self.task, self.model, self.run, self.plan.steps, self.device)
         if self._resumed is not None:
             self._go_on_from(self._resumed)
@@ -328,11 +362,7 @@ class FusionRunner(RunnerBase):
 
     def _go_on_from(self, state: RunState) -> None:
         """Be what ``state`` was taken of."""
-        best = self._weights_file("best")
-        if state.best is not None and not best.is_file():
-            raise UserError(
-                f"run.resume: {best}, the best weights of the run, is missing; put it back."
-            )
+        distributed.from_main_process(lambda: self._best.go_on(state.best_step))
         self.steps = state.step
         self.early_stopping.best, self.early_stopping.waited = state.best, state.waited
         self._validated_at = state.validated_at
@@ -345,15 +375,30 @@ class FusionRunner(RunnerBase):
         log.info("the run goes on after step %d, in %s", state.step, self.output_dir)
         self._stepper.load(state.model, state.optimizer, state.ranks)
 
-    def _save(self) -> None:
-        """Save the run's state, unless it is that of the file already."""
+    def _save(self) -> bool:
+        """Save the run's state, unless it is that of the file already; whether it is on the disk.
+
+        Where it can't be written, the one before it stands, and training goes on.
+        """
         self._skipped.settle()
         now = (self.steps, self._validated_at)
         if self._saved == now:
-            return
+            return True
         ranks = distributed.gather([self._stepper.rank_state()])
-        if distributed.is_main_process():
-            model, optimizer = self._stepper.tensors()
+        if failure := distributed.from_main_process(lambda: self._written_state(ranks)):
+            self._saving.failed(
+                failure, f"Training goes on and tries again; {self._standing} stands."
+            )
+            return False
+        self._saving.worked(f"the state of step {self.steps} is saved: it can be written again")
+        self._saved, self._saved_time = now, time.monotonic()
+        return True
+
+    def _written_state(self, ranks: list[RankState]) -> str | None:
+        """Write the state, and what it goes with; what has failed, if something has."""
+        model, optimizer = self._stepper.tensors()
+        try:
+            self._best.write()
             RunState(
                 step=self.steps,
                 model=model,
@@ -361,6 +406,7 @@ class FusionRunner(RunnerBase):
                 ranks=ranks,
                 validated_at=self._validated_at,
                 best=self.early_stopping.best,
+                best_step=self._best.step,
                 waited=self.early_stopping.waited,
                 skipped=self._skipped.total,
                 skipped_in_a_row=self._skipped.in_a_row,
@@ -370,7 +416,16 @@ class FusionRunner(RunnerBase):
                 config=self._resolved,
                 versions=versions(),
             ).save(self.output_dir)
-        self._saved, self._saved_time = now, time.monotonic()
+            self._best.tidy()
+        except OSError as error:
+            return unwritable(f"the state of step {self.steps} in {self.output_dir}", error)
+        return None
+
+    @property
+    def _standing(self) -> str:
+        """The newest state, for messages."""
+        paths = state_paths(self.output_dir)
+        return paths[0].name if paths else "no state"
 
     def _log_training(self, epoch: int) -> None:
         """A line on the steps since the last one, over all processes."""
@@ -431,11 +486,12 @@ class FusionRunner(RunnerBase):
             duration(self.progress.elapsed),
             f": no gain in {self.early_stopping.waited} validations" if stopped else "",
         )
-        if not self.run.valid_splits:
-            self._export("best")
-        self._save()
-        distributed.barrier()
+        if not self.run.valid_splits and distributed.is_main_process():
+            self._best.take(self._weights(None))
         path = self._weights_file("best")
+        self._must_write(path, lambda: self._best.write())
+        if not self._save():
+            raise UserError(f"{self._saving.failure}. {self._way_on}")
         best = FusionWeights.load(path)
         load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
         splits = [*self.run.valid_splits, *self.run.test_splits]
@@ -445,8 +501,8 @@ class FusionRunner(RunnerBase):
         return figures
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
-        if distributed.is_main_process():
-            write_scores(self.output_dir, self._evaluations)
+        folder = self.output_dir
+        self._must_write(folder, lambda: write_scores(folder, self._evaluations))
         if figures:
             log.info("%s\n", figures_table(figures))
         reasons = {split: each.not_computed for split, each in self._evaluations.items()}
@@ -455,27 +511,62 @@ class FusionRunner(RunnerBase):
         for split, values in figures.items():
             if line := headline(split, values):
                 log.info(line)
-        if self.run.report and self._evaluations and distributed.is_main_process():
-            log.info(
-                "report: %s",
-                write_run_report(self.output_dir, self.config, self.datasets, self._evaluations),
-            )
-        if distributed.is_main_process():
-            # The last of all: a run that has it is finished, and isn't resumed.
-            write_json(self.output_dir / FIGURES, figures)
+        if self.run.report and self._evaluations:
+            self._must_write(folder / REPORT, self._write_report)
+        # The last of all: a run that has it is finished, and isn't resumed.
+        self._must_write(folder / FIGURES, lambda: write_json(folder / FIGURES, figures))
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:
         return self.output_dir / f"{self.model.weights_name}_{which}.safetensors"
 
-    def _export(self, which: str, value: float | None = None) -> None:
-        if not distributed.is_main_process():
-            return
-        FusionWeights(
+    def _weights(self, value: float | None) -> FusionWeights:
+        return FusionWeights(
             state=self.model.exported_state(),
             config=self._resolved,
             vocabulary=self.model.vocabulary,
             metric=self.run.metric if value is not None else None,
             value=value,
             step=self.steps,
-        ).save(self._weights_file(which))
+        )
+
+    def _export_epoch(self, epoch: int) -> None:
+        path = self._weights_file(f"epoch{epoch}")
+        self._may_write(path, lambda: self._weights(None).save(path))
+
+    def _write_report(self) -> None:
+        path = write_run_report(self.output_dir, self.config, self.datasets, self._evaluations)
+        log.info("report: %s", path)
+
+    def _may_write(self, path: Path, write: Callable[[], None]) -> None:
+        """Let the main process write what a run can do without."""
+        if not distributed.is_main_process():
+            return
+        try:
+            write()
+        except OSError as error:
+            log.warning("%s. Training goes on without it.", unwritable(path, error))
+
+    def _must_write(self, path: Path, write: Callable[[], None]) -> None:
+        """Let the main process write what a run can't end without. Entered by every process.
+
+        Raises UserError, in every process, where it can't be written.
+        """
+
+        def checked() -> None:
+            try:
+                write()
+            except OSError as error:
+                raise UserError(f"{unwritable(path, error)}. {self._way_on}") from None
+
+        distributed.from_main_process(checked)
+
+    @property
+    def _way_on(self) -> str:
+        """What to do about a file that can't be written at the end."""
+        if "train" not in self.datasets or not state_paths(self.output_dir):
+            return "Make room, or name another folder with run.output_dir, and start again."
+        return (
+            f"{self._standing} stands: make room, and go on from it with "
+            f"run.resume={self.output_dir}."
+        )

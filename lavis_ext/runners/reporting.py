@@ -7,7 +7,6 @@ from typing import Any
 
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa import GqaFusionDataset
-from lavis_ext.errors import UserError
 from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.page import write_report
 from lavis_ext.files import write_json
@@ -31,24 +30,21 @@ def write_run_report(
     datasets: Mapping[str, GqaFusionDataset],
     evaluations: Mapping[str, Evaluation],
 ) -> Path:
-    """``report.html`` of a run's final evaluations. Raises UserError if it can't be written.
+    """``report.html`` of a run's final evaluations. Raises OSError if it can't be written.
 
     Curves are of this run, or of the run in whose folder the evaluated weights lie.
     """
     splits = {split: _split(datasets[split], each) for split, each in evaluations.items()}
     path = folder / REPORT
-    try:
-        write_report(
-            path,
-            report_content(
-                title=folder.name,
-                facts=_facts(cfg),
-                splits=splits,
-                log=_log(folder, cfg, datasets),
-            ),
-        )
-    except OSError as error:
-        raise UserError(f"{path}: the report can't be written ({error.strerror}).") from None
+    write_report(
+        path,
+        report_content(
+            title=folder.name,
+            facts=_facts(cfg),
+            splits=splits,
+            log=_log(folder, cfg, datasets),
+        ),
+    )
     return path
 
 

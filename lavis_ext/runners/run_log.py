@@ -1,16 +1,24 @@
-"""Where a run's figures go: a readable file, JSON lines, and TensorBoard or W&B when asked."""
+"""Where a run's figures go: a readable file, JSON lines, and TensorBoard or W&B when asked.
 
+A disk that is full is no reason to end: what a file can't take waits in memory, in its order.
+"""
+
+import io
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import UserError
+from lavis_ext.files import Appended
 from lavis_ext.runners.config import RunConfig, WandbConfig
+from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_folder import LINES
 
 log = logging.getLogger("lavis_ext")
@@ -25,6 +33,8 @@ class RunLog:
         resolved: the whole config as plain containers, for W&B.
         resumed: ``position()`` as of the state that the run goes on from, and that state's step.
             What the log has beyond is removed: it will be written again.
+
+    Raises UserError where the folder can't be written, and for TensorBoard or W&B that can't start.
     """
 
     def __init__(
@@ -34,17 +44,23 @@ class RunLog:
         resolved: Mapping[str, Any],
         resumed: tuple[Mapping[str, Any], int] | None = None,
     ) -> None:
-        self._lines = None
-        self._tensorboard: Any = None
+        self._lines: Appended | None = None
+        self._tensorboard: TensorboardFile | None = None
         self._wandb: Any = None
-        set_up_logging(folder, quiet=folder is None)
-        if folder is None:
-            return
-        position, step = resumed or ({"bytes": 0, "wandb": None}, -1)
-        self._lines = (folder / LINES).open("a", encoding="utf-8", buffering=1)
-        self._lines.truncate(min(position["bytes"], self._lines.tell()))
-        if config.tensorboard:
-            self._tensorboard = _tensorboard(folder, purge=step + 1)
+        self._retries = Retries()
+        try:
+            set_up_logging(folder, quiet=folder is None)
+            if folder is None:
+                return
+            position, step = resumed or ({"bytes": 0, "wandb": None}, -1)
+            self._lines = Appended(folder / LINES, position["bytes"])
+            if config.tensorboard:
+                self._tensorboard = TensorboardFile(folder, purge=step + 1)
+        except OSError as error:
+            raise UserError(
+                f"{unwritable(folder, error)}. Make room, or name another folder with "
+                "run.output_dir."
+            ) from None
         if config.wandb is not None:
             self._wandb = _wandb(folder, config.wandb, resolved, position["wandb"])
 
@@ -53,45 +69,141 @@ class RunLog:
         if self._lines is None:
             return
         entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **figures}
-        self._lines.write(json.dumps(entry) + "\n")
         numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        try:
+            self._lines.append(f"{json.dumps(entry)}\n".encode())
+        except OSError as error:
+            self._retries.failed(
+                unwritable(self._lines.path, error),
+                "Its lines are kept in memory until it can, and training goes on.",
+            )
+        else:
+            self._retries.worked(f"{self._lines.path} is written again, with the lines that waited")
         if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add(numbers, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
     def position(self) -> dict[str, Any]:
-        """Where the log stands, for a run that goes on from here. What it has is on the disk."""
+        """Where the log stands, for a run that goes on from here. What it has is on the disk.
+
+        Raises OSError where lines can't be written.
+        """
         if self._lines is None:
             return {}
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
         wandb = None if self._wandb is None else self._wandb.id
-        return {"bytes": os.fstat(self._lines.fileno()).st_size, "wandb": wandb}
+        return {"bytes": self._lines.sync(), "wandb": wandb}
 
     def close(self, *, failed: bool = False) -> None:
-        """Flush and close everything; W&B is told whether the run ``failed``."""
+        """Flush and close everything; W&B is told whether the run ``failed``.
+
+        Lines that still can't be written are of steps after the last state: none is ever lost to a
+        run that goes on from it.
+        """
         for sink in (self._lines, self._tensorboard):
             if sink is not None:
-                sink.close()
+                with suppress(OSError):
+                    sink.flush()
+                with suppress(OSError):
+                    sink.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(failed))
+
+
+class TensorboardFile:
+    """Scalars for TensorBoard. Its own writer gives up for good where a disk is full.
+
+    Args:
+        folder: where its file goes.
+        purge: scalars of this step and later, in files of before, are of no use any more.
+
+    Raises UserError where TensorBoard isn't installed, OSError where the file can't be made.
+    """
+
+    def __init__(self, folder: Path, purge: int) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError:
+            raise UserError(
+                "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave "
+                "it out of the config."
+            ) from None
+        self._events, self._summaries, self._records = event_pb2, summary_pb2, RecordWriter
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = Appended(folder / name)
+        self._append(file_version="brain.Event:2")
+        self._append(step=purge, session_log=event_pb2.SessionLog(status="START"))
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Scalars of a step by name."""
+        values = [
+            self._summaries.Summary.Value(tag=name, simple_value=value)
+            for name, value in numbers.items()
+        ]
+        self._append(step=step, summary=self._summaries.Summary(value=values))
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError where it goes on waiting."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, **event: Any) -> None:
+        content = self._events.Event(wall_time=time.time(), **event).SerializeToString()
+        record = io.BytesIO()
+        self._records(record).write(content)
+        with suppress(OSError):  # the log's lines tell of it
+            self._file.append(record.getvalue())
+
+
+class _Terminal(logging.StreamHandler):
+    """Messages to the terminal, which may be a file on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave out what can't be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _TextFile(logging.Handler):
+    """Messages to a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = Appended(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, or keep it in memory."""
+        with suppress(OSError):  # the terminal tells why
+            self._file.append(f"{self.format(record)}\n".encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            self._file.flush()
+        self._file.close()
+        super().close()
 
 
 def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
     """Messages to the terminal and, with a folder, to its ``log.txt``; quiet: warnings alone.
 
-    Only this library's logger is touched: LAVIS's setup takes over the root logger.
+    Only this library's logger is touched: LAVIS's setup takes over the root logger. Raises OSError
+    where the folder can't be written.
     """
-    log.handlers.clear()
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        handler.close()
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    terminal = logging.StreamHandler(sys.stdout)
+    terminal = _Terminal(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     if folder:
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file = _TextFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 
@@ -116,17 +228,6 @@ def _wandb(
             f"run.wandb: Weights & Biases can't start ({str(error).splitlines()[0]}). Log in with "
             "`wandb login`, or set run.wandb.mode to offline."
         ) from None
-
-
-def _tensorboard(folder: Path, purge: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave it "
-            "out of the config."
-        ) from None
-    return SummaryWriter(str(folder), purge_step=purge)
 
 
 def duration(seconds: float) -> str:

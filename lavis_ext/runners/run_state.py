@@ -1,26 +1,29 @@
 """All that a run is, between two steps, and the file that it is kept in.
 
-The file is a safetensors file: tensors under ``model.<parameter>``, ``optimizer.<parameter>.<key>``
-and ``rank<r>.<name>``, everything else as JSON in its metadata. Nothing in it executes code when it
-is read. Frozen weights are not in it: they come from where the run took them.
+It has tensors under ``model.<parameter>``, ``optimizer.<parameter>.<key>`` and ``rank<r>.<name>``,
+everything else as JSON in its metadata. Frozen weights are not in it: they come from where the run
+took them.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.tensor_files import (
+    DIGEST,
+    DamagedTensors,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 
-FORMAT = "lavis_ext.run_state.1"
+FORMAT = "lavis_ext.run_state.2"
 KEPT = 2
 PREFIX, SUFFIX = "state_", ".safetensors"
 
@@ -58,6 +61,7 @@ class RunState:
         ranks: one for each process.
         validated_at: the step of the last validation; -1 before the first.
         best: value of the best validation; None before the first.
+        best_step: the step that the run's best weights are of; None before there are any.
         waited: validations since the best.
         skipped: skipped steps of the run.
         skipped_in_a_row: those since the last step that wasn't.
@@ -74,6 +78,7 @@ class RunState:
     ranks: list[RankState]
     validated_at: int
     best: float | None
+    best_step: int | None
     waited: int
     skipped: int
     skipped_in_a_row: int
@@ -84,21 +89,21 @@ class RunState:
     versions: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the state into ``folder``, then remove all but the last ``KEPT`` in it."""
+        """Write the state into ``folder``, then remove all but the last ``KEPT`` in it.
+
+        Raises OSError where it can't be written; those before it then stand as they did.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
         for name, values in self.optimizer.items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
         for rank, state in enumerate(self.ranks):
             tensors |= {f"rank{rank}.random.{name}": t for name, t in state.random.items()}
             tensors |= {f"rank{rank}.window.{name}": t for name, t in state.window.items()}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = json.dumps(
             {name: getattr(self, name) for name in FACTS}
             | {"generators": [state.generators for state in self.ranks]}
         )
-        metadata = {"format": FORMAT, "facts": facts, "digest": _digest(facts, tensors)}
-        with written_aside(state_path(folder, self.step), flushed=True) as aside:
-            save_file(tensors, aside, metadata=metadata)
+        write_tensors(state_path(folder, self.step), {"format": FORMAT, "facts": facts}, tensors)
         for path in state_paths(folder)[KEPT:]:
             path.unlink()
 
@@ -106,15 +111,11 @@ class RunState:
     def load(cls, path: Path) -> "RunState":
         """Read what ``save`` wrote. Raises DamagedState naming the file for any other bytes."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DamagedState(f"The state {path} can't be read ({error}).") from None
-        if metadata.get("format") != FORMAT:
-            raise DamagedState(f"{path} holds no state of a run of this library.")
-        if metadata.get("digest") != _digest(metadata.get("facts", ""), tensors):
-            raise DamagedState(f"The state {path} is damaged: its checksum is another.")
+            metadata, tensors = read_tensors(path)
+        except DamagedTensors as error:
+            raise DamagedState(f"The state {path} {error}.") from None
+        if metadata.get("format") != FORMAT or DIGEST not in metadata:
+            raise DamagedState(f"{path} holds no state of a run of this version of lavis_ext.")
         facts = json.loads(metadata["facts"])
         generators = facts.pop("generators")
         parts: dict[str, dict[str, Tensor]] = {"model": {}}
@@ -150,6 +151,15 @@ def state_paths(folder: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
+def best_steps(folder: Path) -> set[int | None]:
+    """The ``best_step`` of each state in a run's folder that can be read, unchecked."""
+    found = set()
+    for path in state_paths(folder):
+        with suppress(DamagedTensors, KeyError, ValueError):
+            found.add(json.loads(read_metadata(path)["facts"])["best_step"])
+    return found
+
+
 def remove_later_states(folder: Path, step: int) -> None:
     """Remove the states of a run that came after ``step``, from which it goes on."""
     for path in state_paths(folder):
@@ -160,12 +170,3 @@ def remove_later_states(folder: Path, step: int) -> None:
 def _step_of(path: Path) -> int:
     number = path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
     return int(number) if number.isdecimal() else -1
-
-
-def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(facts.encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
