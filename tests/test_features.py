@@ -336,9 +336,7 @@ def test_room_is_looked_for_before_anything_is_encoded(
     assert needed == pytest.approx(size, rel=0.15)
     usage = shutil.disk_usage("/")
     for free in (needed - 1, needed):
-        monkeypatch.setattr(
-            extraction.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free)
-        )
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         if free < needed:
             with pytest.raises(UserError, match=r"need .* GiB and there are .* GiB free"):
                 run.features().make(CPU, 0)

@@ -28,7 +28,7 @@ from typing import Any
 
 from lavis_ext.downloads import CHUNK, GB, Progress, Remote, ask, download, partial_of, say, size_of
 from lavis_ext.errors import UserError, command
-from lavis_ext.files import write_json
+from lavis_ext.files import room_in, write_json
 
 BASE_URL = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 RECORDS = "downloads.json"
@@ -182,7 +182,7 @@ def _require_space_for(
 
 
 def _require_space(out: Path, needed: float, what: str) -> None:
-    free = shutil.disk_usage(out).free
+    free = room_in(out)
     if needed > free:
         raise UserError(
             f"{out}: {what} takes {needed / GB:.1f} GB, and {free / GB:.1f} GB of the disk are "

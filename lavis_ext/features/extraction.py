@@ -7,7 +7,6 @@ shards, so what remains is cut as it would have been.
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, pooled
 from lavis_ext.features.store import FeatureStore, ImageState, Shard, altered
 from lavis_ext.features.streams import ImageStream
+from lavis_ext.files import room_in
 from lavis_ext.locks import Lock, Regularly
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Extraction:
 
     def _refuse_too_little_room(self, needed: int) -> None:
         root = self.stores[0][1].root
-        free = shutil.disk_usage(root).free
+        free = room_in(root)
         if needed > free:
             raise UserError(
                 f"{root}: the features need {needed / GIB:.3g} GiB and there are "

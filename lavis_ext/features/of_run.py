@@ -1,7 +1,6 @@
 """The features of a run: which images of which splits, and the stores that hold them."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lavis_ext.features.extraction import GIB, Extraction, damage
 from lavis_ext.features.reader import IncompleteStore, RandomFeatures, StoredFeatures, StoredStream
 from lavis_ext.features.store import FACTS, FeatureStore
 from lavis_ext.features.streams import ImageStream
+from lavis_ext.files import room_in
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class RunFeatures:
             for group in self.groups
             for _, store in group.extraction.stores
         )
-        there = next(each for each in (self._root, *self._root.absolute().parents) if each.exists())
-        free = shutil.disk_usage(there).free
+        free = room_in(self._root)
         return f"{needed / GIB:.3g} GiB in {self._root}, where {free / GIB:.3g} GiB are free"
 
     def _check(self, stream: ImageStream) -> None:

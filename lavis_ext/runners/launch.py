@@ -14,10 +14,13 @@ from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import registry
 from lavis_ext.features.of_run import RunFeatures
+from lavis_ext.files import room_in
 from lavis_ext.runners.costs import run_costs
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.resuming import expected_folder
+from lavis_ext.runners.room import Room, size
 from lavis_ext.runners.run_log import log, set_up_logging
 
 
@@ -69,12 +72,14 @@ def prepared(
 def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
     """A runner with its data and model, in a process group for the time of the block."""
     with prepared(cfg, splits) as parts:
+        if "train" in parts.datasets:
+            distributed.from_main_process(lambda: _refuse_too_little_room(cfg, parts))
         if cfg.run.features is not None:
             features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
             features.use(parts.device, cfg.run.num_workers)
         runner = registry.get_runner_class(cfg.run.runner)(
             cfg=cfg,
-            job_id=Path(cfg.args.cfg_path).stem,
+            job_id=_stem(cfg),
             task=parts.task,
             model=parts.model,
             datasets=parts.datasets,
@@ -87,6 +92,17 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
         runner.close()
 
 
+def _stem(cfg: Config) -> str:
+    """What names of the config's runs begin with."""
+    return Path(cfg.args.cfg_path).stem
+
+
+def _refuse_too_little_room(cfg: Config, parts: Prepared) -> None:
+    folder = expected_folder(cfg.run, _stem(cfg))
+    room = Room.of(parts.model, TrainingPlan.of(cfg.run, parts.datasets))
+    room.refuse_too_little(folder, parts.model.weights_name)
+
+
 def describe(cfg: Config, splits: Sequence[str]) -> None:
     """Log the resolved config, the plan of a training run, and what it will cost here.
 
@@ -96,6 +112,14 @@ def describe(cfg: Config, splits: Sequence[str]) -> None:
     with prepared(cfg, splits, load_weights=False) as parts:
         plan = TrainingPlan.of(cfg.run, parts.datasets)
         log.info("%s\n%s\n\n%s", OmegaConf.to_yaml(cfg.config), parts_table(parts.model), plan)
+        room, folder = Room.of(parts.model, plan), expected_folder(cfg.run, _stem(cfg))
+        log.info(
+            "disk       %s for %s; %s are free in %s",
+            size(room.needed),
+            room,
+            size(room_in(folder)),
+            folder,
+        )
         if cfg.run.features is not None:
             features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
             log.info("features   %s", features.size())

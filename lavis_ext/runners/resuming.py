@@ -93,6 +93,17 @@ def find_place(run: RunConfig, stem: str) -> Place:
     return _started(make_run_folder(output, stem, None))
 
 
+def expected_folder(run: RunConfig, stem: str) -> Path:
+    """The folder that ``find_place`` would find; or, of one to be named by it, that it lies in."""
+    output = Path(run.output_dir)
+    if run.resume not in (None, "auto"):
+        path = Path(run.resume)
+        return path if path.is_dir() else path.parent
+    if run.name is not None:
+        return output / run.name
+    return next(_unfinished(output, stem), output) if run.resume else output
+
+
 def newest_sound(folder: Path) -> tuple[Path | None, RunState | None]:
     """The newest state of a run that can be read; a warning for each that can't."""
     for path in state_paths(folder):
