@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_resuming import SPLITS, Killed, cut_off, flipped, kill, train
-from test_runner import BEST, TINY_MODEL, lines
+from test_runner import BEST, TINY_MODEL
 from torture import differences, left_by
 
 from lavis_ext.config.loader import Config
@@ -109,9 +109,8 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
     assert out.count(f"{BEST} can't be written (File too large). These best weights are kept") == 1
     saved = 8 if pause == 0 else 9
     assert f"the state of step {saved} is saved: it can be written again" in out
-    assert [RunState.load(path).step for path in state_paths(folder)] == ([9, 8][9 - saved :])[
-        :2
-    ] or pause
+    steps = [RunState.load(path).step for path in state_paths(folder)]
+    assert steps == ([9, 8] if pause == 0 else [9, 2])
     assert not list(folder.glob(".*")), "nothing is left of what couldn't be written"
 
 
@@ -242,9 +241,7 @@ def test_a_log_that_can_not_be_written_is_no_reason_to_end(
     assert [event.step for event in events.Scalars("train/loss")] == [*range(1, 10)]
 
 
-def test_pauses_double_up_to_a_minute_and_a_failure_is_told_once(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pauses_double_up_to_a_minute() -> None:
     now = [0.0]
     tries = Retries(clock=lambda: now[0])
     assert not tries.due
@@ -280,10 +277,10 @@ def test_too_little_room_is_said_before_training(
     monkeypatch.setattr(costs, "STEPS", 1)
     describe(config(), SPLITS)
     assert "disk       13." in capsys.readouterr().out
-    free.free = 15_000_000
+    free.free = 14_300_000
     folder = train(config("run.max_steps=5")).output_dir
-    state, best = state_paths(folder)[0].stat().st_size, (folder / BEST).stat().st_size
-    free.free = 3 * (state + best) - sum(path.stat().st_size for path in folder.iterdir())
+    there = [*state_paths(folder), folder / BEST]
+    free.free -= sum(path.stat().st_size for path in there)
     train(config("run.max_steps=6"))  # what is there already counts
 
 
@@ -328,4 +325,3 @@ def test_a_command_on_a_full_disk_ends_with_its_code_and_goes_on(
     assert "Traceback" not in kept.read_text()
     assert "No space left on device" in kept.read_text()
     assert "the run goes on after step" in Path(f"{kept}.2").read_text()
-    assert lines is not None
