@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Deaths by SIGKILL in `make torture`, half of them of one process and half of two.
+# Deaths by SIGKILL in `make torture`, half of them in runs of one process and half of two; the
+# other faults go by it.
 N ?= 50
 
 .PHONY: help setup lint test torture demo bench miniature clean distclean
@@ -14,7 +15,7 @@ help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
-	@echo "make torture    kill training runs N=50 times, and compare what they leave"
+	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
 	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
@@ -43,7 +44,8 @@ test: setup
 	$(BIN)/python -m pytest
 
 torture: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 ))
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
+		--corrupts $$(( $(N) / 5 )) --fills $$(( $(N) / 5 )) --stalls $$(( $(N) / 5 ))
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_resuming import SPLITS, Killed, cut_off, flipped, kill, train
 from test_runner import BEST, TINY_MODEL
-from torture import differences, left_by
+from torture_jobs import differences, left_by
 
 from lavis_ext.config.loader import Config
 from lavis_ext.errors import UserError
@@ -178,7 +178,9 @@ def test_other_best_weights_than_a_states_are_refused(
     cut_off(config(), Killed)
     best = tmp_path / "output" / "here" / BEST
     weights = FusionWeights.load(best)
-    FusionWeights(weights.state, {}, weights.vocabulary, "loss", 1.0, step=77).save(best)
+    FusionWeights(weights.state, weights.config, weights.vocabulary, "loss", 1.0, step=77).save(
+        best
+    )
     with pytest.raises(UserError, match=r"holds weights of step 77, and the best .* of step 3"):
         train(config())
 
@@ -187,13 +189,15 @@ def test_a_bit_that_flips_in_weights_is_told_and_those_without_a_checksum_load(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / BEST
-    FusionWeights({"fusion.gate": torch.ones(64)}, {}, None, None, None, step=3).save(path)
+    FusionWeights({"fusion.gate": torch.ones(64)}, {"model": {}}, None, None, None, step=3).save(
+        path
+    )
     whole = path.read_bytes()
     for place in (whole.index(b'"step') + 8, len(whole) - 9, whole.index(b"digest")):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=f"{BEST} is damaged"):
             FusionWeights.load(path)
-    facts = {"config": {}, "vocabulary": None, "metric": None, "value": None, "step": 4}
+    facts = {"config": {"model": {}}, "vocabulary": None, "metric": None, "value": None, "step": 4}
     save_file(
         {"fusion.gate": torch.ones(2)},
         path,

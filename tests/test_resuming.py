@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_processes import train as launch
 from test_runner import BEST, TINY_MODEL, lines
 from torch import nn
-from torture import differences, left_by
+from torture_jobs import differences, left_by
 
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.batches import TrainBatches
@@ -753,12 +753,13 @@ def test_the_slurm_script_requeues_what_was_preempted(
         ]
 
 
-def test_killed_and_terminated_processes_go_on_bit_for_bit(mini_gqa: Path) -> None:
+def test_tormented_processes_go_on_bit_for_bit(mini_gqa: Path) -> None:
     """A small count of what ``make torture`` does for as long as one likes."""
     done = subprocess.run(
         [
             *(sys.executable, str(PROJECT / "tests" / "torture.py"), "--data", str(mini_gqa)),
-            *("--kills", "3", "--terms", "2", "--processes", "1", "2", "--seed", "1"),
+            *("--kills", "3", "--terms", "2", "--corrupts", "2", "--fills", "2", "--stalls", "1"),
+            *("--processes", "1", "2", "--seed", "1"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
