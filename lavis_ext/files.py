@@ -100,6 +100,11 @@ def room_in(folder: Path) -> int:
     return shutil.disk_usage(next(each for each in (whole, *whole.parents) if each.exists())).free
 
 
+def size_in_words(size: float) -> str:
+    """Bytes as ``"1.2 GiB"`` or ``"35 MiB"``."""
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,6 +6,7 @@ The system takes the lock from a process that dies.
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from weakref import WeakSet
@@ -37,10 +38,10 @@ class Lock:
         return True
 
     def tell(self, text: str) -> None:
-        """Say to those who wait how far the work is."""
-        self._file.truncate(0)
-        self._file.write(text)
-        self._file.flush()
+        """Say to those who wait how far the work is; a full disk may keep it from them."""
+        with suppress(OSError):
+            self._file.truncate(0)
+            os.write(self._file.fileno(), text.encode())
 
     def told(self) -> str:
         """What the holder said last."""

@@ -6,6 +6,7 @@ takes one record after another from it.
 """
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ class RecordFile:
     Attributes:
         path: the file.
         bytes_read: bytes read so far.
+        digest: of these bytes.
 
     Iterating raises UserError naming the file, and the record and byte where there is one: for a
     file that can't be read, is empty, isn't UTF-8 or JSON, breaks off, or is neither an object nor
@@ -58,6 +60,7 @@ class RecordFile:
         self._what = what
         self._expected = expected
         self.bytes_read = 0
+        self.digest = hashlib.blake2b(digest_size=16)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._decode = json.JSONDecoder().raw_decode
         self._text = ""
@@ -179,6 +182,7 @@ class RecordFile:
         if self._ended and undecoded:
             more = "\ufffd"  # a character that breaks off: nothing that JSON takes for an end
         self.bytes_read += len(chunk)
+        self.digest.update(chunk)
         self._text, self._place = rest + more, 0
 
     def _skip_blanks(self, stream: BinaryIO) -> None:

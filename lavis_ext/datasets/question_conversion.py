@@ -92,7 +92,7 @@ def convert(
         raise
     _refuse_changed(before, files)
     conversion.refuse_repeated(source)
-    conversion.write_questions(repr([(name, size) for name, size, _ in before]))
+    conversion.write_questions()
 
 
 class _Conversion:
@@ -101,6 +101,7 @@ class _Conversion:
         self._coders = {name: _Coder() for name in CODED}
         self._ids: list[Hashes] = []
         self._questions: list[Hashes] = []
+        self._contents: list[tuple[str, str]] = []
 
     def write_rows(self, files: Sequence[Path], progress: Progress) -> None:
         """The first pass: ``rows``, with codes for what has few values, and ``records``."""
@@ -120,6 +121,7 @@ class _Conversion:
                     record_batches.write_batch(records.slice(start, RECORDS_A_BATCH))
                 done += len(texts)
                 progress(done, sum(reader.bytes_read for reader in readers))
+        self._contents = [(reader.path.name, reader.digest.hexdigest()) for reader in readers]
 
     def _batch(self, texts: Sequence[Sequence[str | None]]) -> pa.RecordBatch:
         columns = {
@@ -157,14 +159,15 @@ class _Conversion:
                 f"({listed(repeated.to_pylist())}); each must be of one record."
             )
 
-    def write_questions(self, contents: str) -> None:
+    def write_questions(self) -> None:
         """The second pass: ``rows`` with the texts of their codes, equal questions, and numbers."""
         question_codes = _codes_in_order(np.concatenate(self._questions))
         self._questions.clear()
         texts = {name: coder.texts() for name, coder in self._coders.items()}
         coded = pa.dictionary(pa.int32(), pa.string())
         schema = _schema(coded).append(pa.field("question_code", pa.int32()))
-        schema = schema.append(pa.field("record", pa.int32())).with_metadata({CONTENTS: contents})
+        schema = schema.append(pa.field("record", pa.int32()))
+        schema = schema.with_metadata({CONTENTS: repr(self._contents)})
         done = 0
         with (
             self._place.open("rows") as file,

@@ -23,16 +23,18 @@ import pyarrow as pa
 from lavis_ext.datasets.question_conversion import Progress, Stamp, convert, stamps
 from lavis_ext.datasets.question_table import QuestionStore
 from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.files import room_in, size_in_words, written_aside
 from lavis_ext.locks import Lock, Regularly
 
 log = logging.getLogger(__name__)
 
 SMALL = 8 * 2**20
 """Bytes of question files that are worth no store."""
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change of what a conversion writes."""
 FOLDER = ".lavis_ext_questions"
+LEAST_SHARE = 0.2
+"""Of the question files' size that a conversion takes on the disk, at the very least."""
 
 
 def open_store(files: Sequence[Path], source: Path, folder: Path | None = None) -> QuestionStore:
@@ -147,6 +149,13 @@ class _Stored:
     def converted(self, files: Sequence[Path], lock: Lock) -> QuestionStore:
         """Write the store, then remove those of earlier states of the files. Needs the lock."""
         self._remove(rf"\.{self._any}\.\d+")
+        needed = LEAST_SHARE * sum(size for _, size, _ in self._state)
+        if needed > (free := room_in(self.folder)):
+            raise UserError(
+                f"{self.folder}: the converted questions need more than {size_in_words(needed)}, "
+                f"and {size_in_words(free)} are free. Make room, or name another folder with "
+                "datasets.gqa_fusion.question_store."
+            )
         lock.tell("")
         log.info("Converting %s, once for all runs, into %s.", self._source, self.folder)
         scratch = self.folder / f".{self._names['rows']}.{os.getpid()}"

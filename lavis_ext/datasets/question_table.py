@@ -43,8 +43,8 @@ class QuestionStore:
     Args:
         questions: the rows: ``SCHEMA`` (what repeats is dictionary-encoded), ``question_code``,
             ``form`` and ``record``, the place of the row's record in ``records``.
-        records: the records as they stand in the question files, compressed. It is opened when a
-            record is asked for.
+        records: the records as they stand in the question files, compressed. Nothing of it is
+            read before a record is asked for.
 
     Each is a file, which is mapped into memory and which pickling names alone, or a buffer.
     Raises UserError for a file that is gone, and pyarrow.ArrowInvalid for one that is damaged.
@@ -54,6 +54,8 @@ class QuestionStore:
         self._questions = questions
         self._records = records
         self._mapped, buffer = _mapped(questions)
+        # At once: it is removed when somebody converts a later state of the question files.
+        self._records_buffer = _mapped(records)[1]
         self.table: pa.Table = pa.ipc.open_file(buffer).read_all()
         self._batch: tuple[int, pa.Array] = (-1, pa.array([], pa.string()))
 
@@ -92,7 +94,7 @@ class QuestionStore:
 
     @cached_property
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(_mapped(self._records)[1])
+        return pa.ipc.open_file(self._records_buffer)
 
     @cached_property
     def _records_a_batch(self) -> int:

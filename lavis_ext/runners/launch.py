@@ -14,13 +14,13 @@ from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import registry
 from lavis_ext.features.of_run import RunFeatures
-from lavis_ext.files import room_in
+from lavis_ext.files import room_in, size_in_words
 from lavis_ext.runners.costs import run_costs
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
 from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.resuming import expected_folder
-from lavis_ext.runners.room import Room, size
+from lavis_ext.runners.room import Room
 from lavis_ext.runners.run_log import log, set_up_logging
 
 
@@ -115,9 +115,9 @@ def describe(cfg: Config, splits: Sequence[str]) -> None:
         room, folder = Room.of(parts.model, plan), expected_folder(cfg.run, _stem(cfg))
         log.info(
             "disk       %s for %s; %s are free in %s",
-            size(room.needed),
+            size_in_words(room.needed),
             room,
-            size(room_in(folder)),
+            size_in_words(room_in(folder)),
             folder,
         )
         if cfg.run.features is not None:

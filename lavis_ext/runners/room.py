@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lavis_ext import distributed
 from lavis_ext.errors import UserError
-from lavis_ext.files import room_in
+from lavis_ext.files import room_in, size_in_words
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.run_state import KEPT, state_paths
 
@@ -74,21 +74,16 @@ class Room:
             return
         fewer = ", set run.save_freq higher" if self.epochs else ""
         raise UserError(
-            f"{folder}: the run's files need {size(needed)} more ({self}), and {size(free)} are "
-            f"free. Make room{fewer}, or name a folder on another disk with run.output_dir."
+            f"{folder}: the run's files need {size_in_words(needed)} more ({self}), and "
+            f"{size_in_words(free)} are free. Make room{fewer}, or name a folder on another disk with run.output_dir."
         )
 
     def __str__(self) -> str:
         epochs = f" and {self.epochs} of run.save_freq" if self.epochs else ""
         return (
-            f"{KEPT} states of {size(self.state)} and the next one, their best weights of "
-            f"{size(self.weights)} each{epochs}"
+            f"{KEPT} states of {size_in_words(self.state)} and the next one, their best weights of "
+            f"{size_in_words(self.weights)} each{epochs}"
         )
-
-
-def size(count: int) -> str:
-    """Bytes as ``"1.2 GiB"`` or ``"35 MiB"``."""
-    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
