@@ -18,6 +18,7 @@ import torch
 from launching import torchrun
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors import safe_open
 from test_runner import TINY_MODEL
 from tiny import make_model
 from torch import nn
@@ -300,6 +301,19 @@ def test_a_run_names_a_shard_that_is_cut_or_gone(made: Run, damage: Callable[[Pa
     assert made.contents() == left
 
 
+def test_tokens_that_were_altered_are_noticed_when_they_are_read(made: Run) -> None:
+    shard = made.shards("segmentation")[0]
+    with safe_open(shard, "pt") as file:
+        images = [state[0] for state in json.loads(file.metadata()["lavis_ext"])["images"]]
+    datasets = made.datasets()
+    made.features(datasets).use(CPU, 0)
+    assert datasets["train"].features.read(images, 0)
+    alter(shard)
+    made.features(datasets).use(CPU, 0)
+    with pytest.raises(UserError, match=f"{shard}: the shard is missing or damaged.*--rebuild"):
+        datasets["train"].features.read(images, 0)
+
+
 def test_features_of_other_weights_are_never_read_and_the_difference_is_said(made: Run) -> None:
     other = made.model(seed=1)
     with pytest.raises(UserError, match=r"no finished store.*grid-\w+ differs in encoder\.weights"):
@@ -333,7 +347,7 @@ def test_room_is_looked_for_before_anything_is_encoded(
     needed = images * sum(
         store.bytes_an_image for _, store in run.features().groups[0].extraction.stores
     )
-    assert needed == pytest.approx(size, rel=0.15)
+    assert needed == pytest.approx(size, rel=0.2)  # names and checksums, of tiny tokens
     usage = shutil.disk_usage("/")
     for free in (needed - 1, needed):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))

@@ -1,7 +1,9 @@
 """Stored tokens as the data set reads them, in place of images."""
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from lavis_ext.datasets.seeds import seed_of
 from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, restored
-from lavis_ext.features.store import FeatureStore, ImageState
+from lavis_ext.features.store import METADATA, ROWS, FeatureStore, ImageState, row_checksum
 from lavis_ext.features.streams import ImageStream
 
 
@@ -52,10 +54,7 @@ class StoredStream:
         whole = {shard.path.name for shard in store.shards()[0]}
         for name in self._names:
             if name not in whole:
-                raise UserError(
-                    f"{store.folder / name}: the shard is missing or damaged. Make it anew with "
-                    "python -m lavis_ext.features.extract --rebuild and the run's config."
-                )
+                raise _damaged(store.folder / name)
 
     def refuse_missing(self, wanted: Iterable[str], images: ImageFolder) -> None:
         """Raise IncompleteStore for images that aren't in the store as they are now."""
@@ -80,7 +79,7 @@ class StoredStream:
     def read(self, images: Sequence[str], views: Sequence[int]) -> dict[str, Tensor]:
         """``tokens`` [I, T, C] as stored, and ``scales`` [I, T] of int8.
 
-        Raises UserError for an image that the store lacks.
+        Raises UserError for an image that the store lacks, and for tokens that were altered.
         """
         places = self._places(np.array(images, dtype=np.str_))
         if (places < 0).any():
@@ -88,8 +87,11 @@ class StoredStream:
         found: dict[str, list[Tensor]] = {}
         for place, view in zip(places.tolist(), views, strict=True):
             row = int(self._rows[place]) * self.store.views + view
-            for name, tensor in self._shard(int(self._shards[place])).items():
+            number = int(self._shards[place])
+            for name, (tensor, checksums) in self._shard(number).items():
                 found.setdefault(name, []).append(tensor[row])
+                if row_checksum(found[name][-1]) != checksums[row]:
+                    raise _damaged(self.store.folder / self._names[number])
         return {name: torch.stack(rows) for name, rows in found.items()}
 
     def _places(self, images: np.ndarray) -> np.ndarray:
@@ -97,23 +99,33 @@ class StoredStream:
         places = np.searchsorted(self._images, images).clip(max=len(self._images) - 1)
         return np.where(self._images[places] == images, places, -1)
 
-    def _shard(self, number: int) -> dict[str, Any]:
+    def _shard(self, number: int) -> dict[str, tuple[Any, list[int]]]:
+        """A shard's tensors by name, to be sliced, each with the checksums of its rows."""
         if number not in self._opened:
             path = self.store.folder / self._names[number]
             try:
                 file = safe_open(path, framework="pt")
-                names = file.keys()
-                self._opened[number] = {name: file.get_slice(name) for name in names}
+                checksums = json.loads(file.metadata()[METADATA])[ROWS]
+                self._opened[number] = {
+                    name: (file.get_slice(name), rows) for name, rows in checksums.items()
+                }
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: the shard can't be read ({error}).") from None
         return self._opened[number]
 
     @cached_property
-    def _opened(self) -> dict[int, dict[str, Any]]:
+    def _opened(self) -> dict[int, dict[str, tuple[Any, list[int]]]]:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_opened"}
+
+
+def _damaged(shard: Path) -> UserError:
+    return UserError(
+        f"{shard}: the shard is missing or damaged. Make it anew with "
+        "python -m lavis_ext.features.extract --rebuild and the run's config."
+    )
 
 
 class StoredFeatures:

@@ -12,6 +12,7 @@ files, whatever interrupted the work.
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,12 +30,14 @@ from lavis_ext.features.precision import bytes_a_token
 from lavis_ext.files import write_json, written_aside
 from lavis_ext.locks import Lock
 
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change of what is written."""
 FACTS = "store.json"
 INDEX = "index.arrow"
 SUFFIX = ".safetensors"
 METADATA = "lavis_ext"
+ROWS = "rows"
+"""In the metadata: checksums of the rows of each tensor."""
 INDEX_SCHEMA = pa.schema(
     [
         ("image", pa.string()),
@@ -161,8 +164,10 @@ class FeatureStore:
 
         Raises UserError where the disk is full, or can't be written.
         """
-        metadata = json.dumps({"key": self.key, "images": images})
-        contents = save({n: t.contiguous() for n, t in tensors.items()}, {METADATA: metadata})
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        rows = {name: [row_checksum(row) for row in tensor] for name, tensor in tensors.items()}
+        metadata = json.dumps({"key": self.key, "images": images, ROWS: rows})
+        contents = save(tensors, {METADATA: metadata})
         name = hashlib.blake2b(contents, digest_size=16).hexdigest()
         try:
             with written_aside(self.folder / f"{name}{SUFFIX}") as aside:
@@ -242,6 +247,11 @@ def file_digest(path: Path) -> str:
     """Hash of a file's bytes. Raises OSError where it can't be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def row_checksum(row: torch.Tensor) -> int:
+    """CRC-32 of a row of a shard: quick enough to be computed whenever one is read."""
+    return zlib.crc32(row.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def altered(shard: Path) -> bool:

@@ -75,7 +75,8 @@ class Room:
         fewer = ", set run.save_freq higher" if self.epochs else ""
         raise UserError(
             f"{folder}: the run's files need {size_in_words(needed)} more ({self}), and "
-            f"{size_in_words(free)} are free. Make room{fewer}, or name a folder on another disk with run.output_dir."
+            f"{size_in_words(free)} are free. Make room{fewer}, or name a folder on another disk "
+            "with run.output_dir."
         )
 
     def __str__(self) -> str:
