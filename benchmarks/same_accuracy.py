@@ -9,18 +9,16 @@ Writes ``figures.json``, ``table.md`` and ``accuracy.svg``. Runs that are done a
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import plots
+from benchmarks.processes import PROJECT, command, environment
 from lavis_ext.files import write_json, written_aside
 
-PROJECT = Path(__file__).resolve().parents[1]
 RECIPE = "projects/pnp-vqa/train/mini_train.yaml"
 WAYS = ("straightforward", "fast")
 FIGURES = ("answer_accuracy", "itm_accuracy", "loss")
@@ -59,9 +57,9 @@ def train(given: argparse.Namespace, way: str, seed: int) -> Path:
         ]
         with (where / "output.txt").open("w", encoding="utf-8") as output:
             subprocess.run(
-                [sys.executable, "train.py", "--cfg-path", RECIPE, "--options", *options],
+                command(["train.py", "--cfg-path", RECIPE, "--options", *options]),
                 cwd=PROJECT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+                env=environment(threads=1),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=True,
