@@ -53,7 +53,7 @@ class BestWeights:
         """Write what waits to be written. Raises OSError where it can't be."""
         if self._waiting is None:
             return
-        if self._written is not None and self._written in best_steps(self.path.parent):
+        if self._written is not None and self._written != self._waiting.step:
             self._set_aside(self._written)
         self._waiting.save(self.path)
         self._written, self._waiting = self._waiting.step, None
@@ -73,8 +73,11 @@ class BestWeights:
         Raises UserError where they aren't in the folder, or are damaged.
         """
         self.step = self._written = step
-        if step is None:
-            return
+        if step is not None:
+            self._put_back(step)
+        self.tidy()
+
+    def _put_back(self, step: int) -> None:
         if (earlier := self._file_of(step)).is_file():
             earlier.replace(self.path)
         if not self.path.is_file():
@@ -102,9 +105,9 @@ class BestWeights:
         return self.path.with_name(f"{self._earlier}{step:08d}.safetensors")
 
     def _set_aside(self, step: int) -> None:
-        """Give the weights that are there a second name, which stays when the first is taken."""
+        """Give weights that a state needs a second name, which stays when the first is taken."""
         earlier = self._file_of(step)
-        if earlier.exists():
+        if earlier.exists() or step not in best_steps(self.path.parent):
             return
         try:
             os.link(self.path, earlier)

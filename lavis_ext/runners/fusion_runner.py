@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -296,9 +297,8 @@ class FusionRunner(RunnerBase):
         self.run_log.write(split_name, self.steps if step is None else step, evaluation.figures)
         if evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
-            predictions = evaluation.predictions
             write = self._must_write if final else self._may_write
-            write(path, lambda: write_predictions(path, predictions))
+            write(path, partial(write_predictions, path, evaluation.predictions))
         if final:
             self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
@@ -502,7 +502,9 @@ class FusionRunner(RunnerBase):
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
         folder = self.output_dir
-        self._must_write(folder, lambda: write_scores(folder, self._evaluations))
+        for split, evaluation in self._evaluations.items():
+            path = folder / f"{split}_scores.json"
+            self._must_write(path, partial(write_scores, path, evaluation))
         if figures:
             log.info("%s\n", figures_table(figures))
         reasons = {split: each.not_computed for split, each in self._evaluations.items()}
@@ -514,7 +516,7 @@ class FusionRunner(RunnerBase):
         if self.run.report and self._evaluations:
             self._must_write(folder / REPORT, self._write_report)
         # The last of all: a run that has it is finished, and isn't resumed.
-        self._must_write(folder / FIGURES, lambda: write_json(folder / FIGURES, figures))
+        self._must_write(folder / FIGURES, partial(write_json, folder / FIGURES, figures))
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:

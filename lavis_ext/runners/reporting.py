@@ -17,11 +17,10 @@ from lavis_ext.version import __version__
 REPORT = "report.html"
 
 
-def write_scores(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """``SPLIT_scores.json`` for each split with answers: figures with intervals and breakdowns."""
-    for split, evaluation in evaluations.items():
-        if evaluation.result is not None:
-            write_json(folder / f"{split}_scores.json", asdict(evaluation.result.scores))
+def write_scores(path: Path, evaluation: Evaluation) -> None:
+    """Figures of a split with answers, with intervals and breakdowns; of others, nothing."""
+    if evaluation.result is not None:
+        write_json(path, asdict(evaluation.result.scores))
 
 
 def write_run_report(
