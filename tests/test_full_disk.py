@@ -301,7 +301,9 @@ def test_too_little_room_is_said_before_training(
 TRAINS_ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=16m none {disk} || exit 77
 {train} > {disk}/said 2>&1 &
-while ! ls {disk}/output/here/state_*4.safetensors > {disk}/found 2>&1; do sleep 0.02; done
+while kill -0 $! && ! ls {disk}/output/here/state_*4.safetensors > {disk}/found 2>&1; do
+    sleep 0.02
+done
 cat /dev/zero > {disk}/ballast
 wait $!
 echo $?
@@ -320,7 +322,7 @@ def test_a_command_on_a_full_disk_ends_with_its_code_and_goes_on(
     disk, kept = tmp_path / "disk", tmp_path / "said"
     disk.mkdir()
     options = [*tiny_options, *TINY_MODEL, "run.name=here", "run.resume=auto"]
-    options += [f"run.output_dir={disk / 'output'}", "run.max_epoch=40", "run.max_steps=50"]
+    options += [f"run.output_dir={disk / 'output'}", "run.max_epoch=40", "run.max_steps=30"]
     options += ["run.save_every_steps=4", "run.patience=null", "run.report=false"]
     small = "projects/pnp-vqa/train/gqa_small.yaml"
     command = [sys.executable, "train.py", "--cfg-path", small, "--options", *options]
