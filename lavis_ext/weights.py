@@ -6,7 +6,6 @@ does not match has to be named in the config (``allow_missing``, ``allow_unexpec
 
 import hashlib
 import io
-import json
 import pickle
 import re
 import shutil
@@ -22,8 +21,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.errors import UserError, shortened
+from lavis_ext.files import parse_json, written_aside
 
 # One attempt of this length tells a missing network from a slow one.
 CONNECT_TIMEOUT_SECONDS = 10
@@ -31,6 +30,9 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".txt", ".zip")
 PACKAGED = "packaged:"
+SHARD_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
+MOST_GROWTH = 10
+"""How many times larger than an archive of weights what is in it may be: they hardly shrink."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -175,10 +177,24 @@ def _in_folder(folder: Path, filenames: Sequence[str], key: str) -> Path:
 
 
 def _shards(index: Path) -> list[str]:
+    """Names of the shards, which lie beside their index and nowhere else."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of sharded weights: {error!r}.") from error
+        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of sharded weights: {error!r:.120}.") from error
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or not SHARD_NAME.fullmatch(name)
+            or name.endswith(INDEX_SUFFIX)
+        ):
+            raise UserError(
+                f"{index} names the shard '{shortened(str(name))}', which is no file of weights "
+                "beside it."
+            )
+    if not names:
+        raise UserError(f"{index} is no index of sharded weights: it names none.")
+    return names
 
 
 def _download(url: str, key: str) -> Path:
@@ -277,16 +293,23 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} holds more than tensors: opening it would run code ({code[1]}). Open it "
                 "where you trust it and save its state dict alone, best as safetensors."
             ) from error
-        raise UserError(f"{path} is damaged or no weights file ({error!r:.120}).") from error
+        # Torch puts advice to load the code after all before what it found.
+        _, _, found = str(error).rpartition("WeightsUnpickler error: ")
+        reason = shortened((found.strip() or repr(error)).splitlines()[0], 120)
+        raise UserError(f"{path} is damaged or no weights file ({reason}).") from error
 
 
 def _unpacked(path: Path) -> IO[bytes]:
     """``path`` opened or, of an archive with one file in it, that file (EfficientSAM-S is a zip).
 
-    What torch writes is an archive too, of many files.
+    What torch writes is an archive too, of many files. Raises ValueError for an archive that would
+    come to many times its size: both are read into memory.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            size, unpacked = path.stat().st_size, sum(each.file_size for each in archive.infolist())
+            if unpacked > MOST_GROWTH * size:
+                raise ValueError(f"{unpacked:,} bytes are packed into {size:,}")
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) == 1:
                 return io.BytesIO(archive.read(names[0]))
@@ -304,7 +327,20 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds no named tensors.")
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise UserError(f"{path} is no state dict: not a tensor under '{others[0]}'.")
+    for key, value in content.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise UserError(
+                f"{path} is no state dict: no plain tensor under '{shortened(str(key))}'."
+            )
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that has its numbers one beside the other, and no other kind."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and not value.is_quantized
+        and not value.is_complex()
+    )

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.errors import UserError
 from lavis_ext.features.precision import bytes_a_token
-from lavis_ext.files import write_json, written_aside
+from lavis_ext.files import parse_json, write_json, written_aside
 from lavis_ext.locks import Lock
 
 FORMAT = 1
@@ -180,7 +180,7 @@ class FeatureStore:
         for path in self.files():
             try:
                 with safe_open(path, framework="pt") as file:
-                    listed = json.loads((file.metadata() or {})[METADATA])
+                    listed = parse_json((file.metadata() or {})[METADATA])
                 if listed["key"] != self.key:
                     raise ValueError("of another store")
                 images = tuple(ImageState(*each) for each in listed["images"])

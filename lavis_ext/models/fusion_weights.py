@@ -11,12 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.errors import UserError, shortened
+from lavis_ext.files import parse_json, written_aside
 from lavis_ext.version import __version__
 from lavis_ext.weights import PACKAGED, resolve
 
 FORMAT = "lavis_ext.fusion_weights.1"
+KINDS = {"metric": str | None, "value": int | float | None, "step": int}
+"""Facts beside the config and the vocabulary."""
+MOST_LEVELS = 20
+"""Of a config; those of this library have six."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,39 @@ class FusionWeights:
                 f"model.fusion_weights: {path} holds no fusion weights of this library; expected a "
                 "file that training wrote, such as fusion_encoder_best.safetensors."
             )
-        facts = json.loads(metadata["lavis_ext"])
-        vocabulary = facts["vocabulary"]
-        return cls(
-            state=state,
-            config=facts["config"],
-            vocabulary=AnswerVocabulary(**vocabulary) if vocabulary else None,
-            metric=facts["metric"],
-            value=facts["value"],
-            step=facts["step"],
-        )
+        try:
+            return cls(state=state, **_facts(parse_json(metadata["lavis_ext"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"model.fusion_weights: {path} is damaged: what it says of its run can't be used "
+                f"({shortened(repr(error), 120)})."
+            ) from None
+
+
+def _facts(told: Any) -> dict[str, Any]:
+    """What a file says beside its tensors. Raises KeyError, TypeError and ValueError."""
+    config, vocabulary = told["config"], told["vocabulary"]
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise TypeError("no config of a run")
+    _refuse_references(config)
+    if not all(isinstance(told[name], kind) for name, kind in KINDS.items()):
+        raise TypeError(f"{', '.join(KINDS)} of another kind")
+    return {
+        "config": config,
+        "vocabulary": None if vocabulary is None else AnswerVocabulary.from_dict(vocabulary),
+        **{name: told[name] for name in KINDS},
+    }
+
+
+def _refuse_references(config: Any, depth: int = 0) -> None:
+    """Refuse what a config's reader would put other values in place of, such as the environment's.
+
+    A run's config is resolved when it is saved, so there is nothing of the kind in it.
+    """
+    if depth > MOST_LEVELS:
+        raise ValueError("a config nested too deeply")
+    if isinstance(config, dict | list):
+        for each in [*config, *config.values()] if isinstance(config, dict) else config:
+            _refuse_references(each, depth + 1)
+    elif isinstance(config, str) and ("${" in config or config == "???"):
+        raise ValueError(f"its config refers to something outside of it: {config}")

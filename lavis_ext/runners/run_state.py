@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.errors import UserError, shortened
+from lavis_ext.files import parse_json, written_aside
 
 FORMAT = "lavis_ext.run_state.1"
 KEPT = 2
+MAPPINGS = ("progress", "log", "batches", "config", "versions")
 PREFIX, SUFFIX = "state_", ".safetensors"
 
 
@@ -115,8 +116,18 @@ class RunState:
             raise DamagedState(f"{path} holds no state of a run of this library.")
         if metadata.get("digest") != _digest(metadata.get("facts", ""), tensors):
             raise DamagedState(f"The state {path} is damaged: its checksum is another.")
-        facts = json.loads(metadata["facts"])
+        try:
+            return cls._of(parse_json(metadata["facts"]), tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedState(
+                f"The state {path} isn't one of this version: {shortened(repr(error), 120)}."
+            ) from None
+
+    @classmethod
+    def _of(cls, facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> "RunState":
         generators = facts.pop("generators")
+        if type(facts["step"]) is not int or not all(isinstance(facts[n], dict) for n in MAPPINGS):
+            raise TypeError(f"no step, or no {', '.join(MAPPINGS)}")
         parts: dict[str, dict[str, Tensor]] = {"model": {}}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
