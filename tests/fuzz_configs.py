@@ -19,10 +19,26 @@ YAMLS = sorted((PROJECT / "projects" / "pnp-vqa" / "train").glob("*.yaml"))
 WORDS = [
     *(b":", b" ", b"  ", b"\n", b"\t", b"- ", b"- - - ", b"{", b"}", b"[", b"]", b"'", b'"', b"#"),
     *(b"&a ", b"*a", b"<<: ", b"? ", b"|", b">", b"%", b"@", b"!", b"~", b"---\n", b"...\n"),
-    *(b"!!python/object/apply:os.system [x]", b"!!python/name:os.system", b"!!binary aGk=", b"!!set "),
+    *(
+        b"!!python/object/apply:os.system [x]",
+        b"!!python/name:os.system",
+        b"!!binary aGk=",
+        b"!!set ",
+    ),
     *(b"!!int ", b"!!timestamp 2024-99-99", b"!!float ", b"!!omap ", b"!!null x", b"2024-01-01"),
     *(b"${", b"}", b"${run.seed}", b"${oc.env:HOME}", b"${oc.decode:'[1'}", b"${model}", b"???"),
-    *(b"\xff", b"\x00", b"\xef\xbb\xbf", b"\xc2\x85", b"0x", b"0o", b"1_0", b"1:30", b".inf", b".nan"),
+    *(
+        b"\xff",
+        b"\x00",
+        b"\xef\xbb\xbf",
+        b"\xc2\x85",
+        b"0x",
+        b"0o",
+        b"1_0",
+        b"1:30",
+        b".inf",
+        b".nan",
+    ),
 ]
 odd_scalars: SearchStrategy[Any] = st.one_of(
     st.sampled_from(ODD_TEXTS),

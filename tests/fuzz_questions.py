@@ -19,11 +19,23 @@ from lavis_ext.evaluation.gqa.questions import answers_of, balanced_questions, e
 WORDS = [
     *(b'"question"', b'"imageId"', b'"answer"', b'"types"', b'"question_id"', b'"image"'),
     *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud83d", b"null", b"NaN", b"tru"),
-    *(b"\xef\xbb\xbf", b"\xff", b"\xf0\x9f\x98", b"\x00", b"\n", b"\xc2\xa0", b"1e", b"-", b"[" * 99),
+    *(
+        b"\xef\xbb\xbf",
+        b"\xff",
+        b"\xf0\x9f\x98",
+        b"\x00",
+        b"\n",
+        b"\xc2\xa0",
+        b"1e",
+        b"-",
+        b"[" * 99,
+    ),
 ]
 RECORDS: dict[str, Any] = {
     f"0{number}": {
-        "question": ["What is it?", "Is the dog red?", "¿Qué es?", "Who\tis  \U0001f600?"][number % 4],
+        "question": ["What is it?", "Is the dog red?", "¿Qué es?", "Who\tis  \U0001f600?"][
+            number % 4
+        ],
         "imageId": f"n{number // 3}",
         "answer": ["a cat", "no", "yes"][number % 3],
         "isBalanced": number % 4 > 0,
@@ -120,5 +132,3 @@ def _check(table: QuestionTable, source: Path) -> None:
     except UserError:
         return  # sound, but for scoring
     answers_of(table, entailed_ids(scored))
-
-

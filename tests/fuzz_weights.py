@@ -32,7 +32,15 @@ WORDS = [
     *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\x80\x02", b"}q\x00", b"cos\nsystem\n", b"R."),
     *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cbuiltins\neval\n", b"ctorch\nload\n", b"Q.", b"."),
     *(b"X\xff\xff\xff\x7f", b"\x8a\xff", b"T\xff\xff\xff\x7f", b"data.pkl", b"F32", b"F8_E4M3"),
-    *(b"I64", b"BOOL", b"C64", b'"shape":[1,-1]', b'"data_offsets":[0,0]', b"__metadata__", b"\x00"),
+    *(
+        b"I64",
+        b"BOOL",
+        b"C64",
+        b'"shape":[1,-1]',
+        b'"data_offsets":[0,0]',
+        b"__metadata__",
+        b"\x00",
+    ),
     *(b"\xff" * 8, b"\x00" * 8, b"{", b"}", b"[", b"]", b'"', b"null", b"1e999", b"9" * 30),
 ]
 
@@ -90,7 +98,10 @@ def _torch_files(draw: Any) -> tuple[str, bytes]:
     found = _saved(content, how)
     packed = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
     if how == "zip" and draw(st.booleans()):
-        todo, wanted = draw(deeds(WORDS)), draw(st.sampled_from(["pkl", "data/0", "order", "version"]))
+        todo, wanted = (
+            draw(deeds(WORDS)),
+            draw(st.sampled_from(["pkl", "data/0", "order", "version"])),
+        )
         found = _with_members(
             found, lambda name, each: damaged(each, todo, found) if wanted in name else each, packed
         )
@@ -142,7 +153,9 @@ def _fusion_weights() -> FusionWeights:
 
 def _run_state() -> RunState:
     ranks = [
-        RankState({"cpu": torch.arange(9).byte()}, {"loss": torch.ones(1)}, {"python": [3, [1], None]})
+        RankState(
+            {"cpu": torch.arange(9).byte()}, {"loss": torch.ones(1)}, {"python": [3, [1], None]}
+        )
         for _ in range(2)
     ]
     return RunState(
@@ -241,5 +254,3 @@ def read_weights(folder: Path, kind: str) -> None:
         tensors = read_state_dict(resolve(str(file), key="model.blip.weights"))
     assert tensors
     load_into(nn.Linear(3, 2), tensors, name="Linear")
-
-

@@ -31,7 +31,15 @@ def nested(depth: int) -> Raw:
 
 ODD_TEXTS = (
     *("", " ", "\x00", "\ud83d", "\U0001f600", "\u202e\u0627", "\x1b[2J", "a\nb", "\ufeff"),
-    *("../../etc/passwd", "/etc/passwd", "a/b.jpg", "C:\\x", "${oc.env:HOME}", "%s%n{0}", "x" * 999),
+    *(
+        "../../etc/passwd",
+        "/etc/passwd",
+        "a/b.jpg",
+        "C:\\x",
+        "${oc.env:HOME}",
+        "%s%n{0}",
+        "x" * 999,
+    ),
     *("<script>", "__proto__", "True", "null", "1e999", "packaged:../setup.py", "http://[", "???"),
 )
 ODD_NUMBERS = (
@@ -122,7 +130,9 @@ def written(tree: Tree, *, ascii_only: bool = True) -> str:
     if isinstance(tree, dict):
         tree = Pairs(tree.items())
     if isinstance(tree, Pairs):
-        inside = (f"{_text(name, ascii_only)}: {written(v, ascii_only=ascii_only)}" for name, v in tree)
+        inside = (
+            f"{_text(name, ascii_only)}: {written(v, ascii_only=ascii_only)}" for name, v in tree
+        )
         return "{" + ", ".join(inside) + "}"
     if isinstance(tree, list):
         return "[" + ", ".join(written(each, ascii_only=ascii_only) for each in tree) + "]"

@@ -4,14 +4,15 @@ import importlib
 import io
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
 from lavis_ext.door import LavisConfig, registry
@@ -54,14 +55,16 @@ class Config(LavisConfig):
         for source in sources:
             _refuse_unset(OmegaConf.to_container(source), path)
         given = merge(*sources)
-        _check_sections(given, path)
-        import_modules(OmegaConf.to_container(given).get("imports") or [])  # type: ignore[union-attr]
-        merged = _with_defaults(given)
+        with _interpolations_named(path):
+            _check_sections(given, path)
+            imports = OmegaConf.to_container(given).get("imports")  # type: ignore[union-attr]
+            import_modules(imports or [])
+            merged = _with_defaults(given)
+            runner = merged.run.get("runner", "fusion_runner")
         # The model first: the other sections take values from it.
         self.model: Any = typed(
             schema_of("model", merged.model.arch, "model.arch"), merged.model, "model"
         )
-        runner = merged.run.get("runner", "fusion_runner")
         self.run: Any = typed(schema_of("runner", runner, "run.runner"), merged.run, "run")
         self.datasets: dict[str, Any] = {
             name: typed(schema_of("builder", name, f"datasets.{name}"), section, f"datasets.{name}")
@@ -78,6 +81,16 @@ class Config(LavisConfig):
         look_up("task", self.run.task, "run.task")
         look_up("lr_scheduler", self.run.lr_sched, "run.lr_sched")
         registry.register("configuration", self)
+
+
+@contextmanager
+def _interpolations_named(path: str) -> Iterator[None]:
+    """Raise UserError for an interpolation in what chooses classes that leads nowhere."""
+    try:
+        yield
+    except InterpolationResolutionError as error:
+        reason = shortened(str(error).partition("\n")[0], 120)
+        raise UserError(f"{path}: {error.full_key}: {reason}.") from None
 
 
 def load_yaml(path: Path) -> DictConfig:
