@@ -90,7 +90,8 @@ def _interpolations_named(path: str) -> Iterator[None]:
         yield
     except InterpolationResolutionError as error:
         reason = shortened(str(error).partition("\n")[0], 120)
-        raise UserError(f"{path}: {error.full_key}: {reason}.") from None
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{path}: {key}{reason}.") from None
 
 
 def load_yaml(path: Path) -> DictConfig:

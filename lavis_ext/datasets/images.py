@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from lavis_ext.errors import UserError, shortened
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Whatever its suffix, a file is read as one of these. Pillow knows others by their first bytes,
 and starts Ghostscript for one of them, EPS."""
 
