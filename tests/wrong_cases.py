@@ -674,7 +674,11 @@ STATES = [
         lambda: [write(str(path), b"x") for path in state_paths(Path("output/before"))],
     ),
     Case(
-        "state", "another architecture", "train", going_on("model.fusion.lf=3"), "model.fusion.lf"
+        "state",
+        "another architecture",
+        "train",
+        going_on("model.fusion.dropout=0.3"),
+        "model.fusion.dropout",
     ),
     Case(
         "state", "another seed", "train", going_on("run.seed=7"), "run.seed: 42 when saved, now 7"

@@ -110,10 +110,10 @@ YAMLS: dict[str, tuple[str | bytes, str]] = {
     "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "not a YAML file (it isn't text)."),
     "python object": (
         TEXT.replace("max_epoch: 5", 'max_epoch: !!python/object/apply:os.system ["touch made"]'),
-        "python/object/apply:os.system makes more than a value",
+        "!!python/object/apply:os.system makes more than a value",
     ),
     "python name": (TEXT.replace("max_epoch: 5", "max_epoch: !!python/name:os.system"), "at line"),
-    "binary value": (f"{TEXT}  name: !!binary aGk=\n", "tag:yaml.org,2002:binary makes more than"),
+    "binary value": (f"{TEXT}  name: !!binary aGk=\n", "!!binary makes more than"),
     "no such date": (f"{TEXT}  name: !!timestamp 2024-99-99\n", "month must be in 1..12"),
     "endless": (f"{TEXT}  name: &a [*a]\n", "more than 10,000 values"),
     "a bomb of aliases": (
@@ -126,7 +126,10 @@ YAMLS: dict[str, tuple[str | bytes, str]] = {
         "more than 10,000 values",
     ),
     "nested without end": ("[" * 5000, "50 levels"),
-    "a number without end": (TEXT.replace("max_epoch: 5", f"max_epoch: {'9' * 5000}"), "limit"),
+    "a number without end": (
+        TEXT.replace("max_epoch: 5", f"max_epoch: {'9' * 5000}"),
+        "thousands of digits",
+    ),
     "a value to come": (TEXT.replace("max_epoch: 5", "max_epoch: ???"), "run.max_epoch is ???"),
     "half an interpolation": (TEXT.replace("max_epoch: 5", "max_epoch: ${run."), "not a config"),
     "no data sets": (

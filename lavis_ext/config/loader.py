@@ -167,8 +167,9 @@ def _refuse_more_than_values(text: str) -> None:
         if left < 0 or level > MOST_LEVELS:
             raise yaml.MarkedYAMLError(problem=TOO_MUCH, problem_mark=node.start_mark)
         if node.tag not in PLAIN_TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             raise yaml.MarkedYAMLError(
-                problem=f"the tag {node.tag} makes more than a value", problem_mark=node.start_mark
+                problem=f"{tag} makes more than a value", problem_mark=node.start_mark
             )
         for each in node.value if isinstance(node, yaml.CollectionNode) else ():
             for inner in each if isinstance(each, tuple) else [each]:
@@ -187,6 +188,8 @@ def _problem(error: Exception) -> str:
     if isinstance(error, LookupError):
         return "a value isn't of the kind that its tag says"
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    if "integer string conversion" in problem:  # Python's limit
+        return "a number of thousands of digits"
     return shortened(str(problem), 120)
 
 

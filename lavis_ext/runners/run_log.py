@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, printable
 from lavis_ext.runners.config import RunConfig, WandbConfig
 from lavis_ext.runners.run_folder import LINES
 
@@ -79,6 +79,14 @@ class RunLog:
             self._wandb.finish(exit_code=int(failed))
 
 
+class Printable(logging.Formatter):
+    """Lets nothing through that would steer a terminal: ids and answers come from data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return printable(super().format(record))
+
+
 def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
     """Messages to the terminal and, with a folder, to its ``log.txt``; quiet: warnings alone.
 
@@ -88,11 +96,11 @@ def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(Printable("%(message)s"))
     log.addHandler(terminal)
     if folder:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(Printable("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 
 
