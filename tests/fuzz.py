@@ -139,9 +139,16 @@ class _Fault(Exception):
 def _try(target: Target, case: tuple[Files, Any], tally: Tally, out: Path, ends: float) -> None:
     if time.monotonic() >= ends:
         return
-    files, how = case
     # Where a crash of the interpreter leaves the files that caused it.
     folder = Path(tempfile.mkdtemp(prefix="example-", dir=out))
+    try:
+        _read(target, case, tally, folder, out)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _read(target: Target, case: tuple[Files, Any], tally: Tally, folder: Path, out: Path) -> None:
+    files, how = case
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -159,12 +166,9 @@ def _try(target: Target, case: tuple[Files, Any], tally: Tally, out: Path, ends:
     else:
         tally.accepted += 1
     tally.slowest = max(tally.slowest, time.perf_counter() - started)
-    try:
-        if (after := _contents(folder)) != before:
-            changed = sorted(before.items() ^ after.items())
-            _keep(Left(f"{changed[0][0]} was left or changed"), folder, out, how, tally)
-    finally:
-        shutil.rmtree(folder)
+    if (after := _contents(folder)) != before:
+        changed = sorted(before.items() ^ after.items())
+        _keep(Left(f"{changed[0][0]} was left or changed"), folder, out, how, tally)
 
 
 def _keep(error: BaseException, folder: Path, out: Path, how: Any, tally: Tally) -> None:

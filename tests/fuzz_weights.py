@@ -62,7 +62,6 @@ def _torch_contents() -> list[Any]:
         {**TENSORS, "other": nn.Parameter(torch.ones(2))},
         {"weight": torch.ones(2, 3).to_sparse(), "bias": torch.ones(2)},
         {"weight": torch.empty(2, 3, device="meta"), "bias": torch.ones(2)},
-        {"weight": torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)},
         {"weight": torch.ones(1).expand(2, 3), "bias": torch.ones(2, dtype=torch.complex64)},
         {"weight": torch.ones(2, 3, dtype=torch.bool), 3: torch.ones(1)},
         [1, 2],

@@ -41,6 +41,9 @@ IMAGES = 40
 NOWHERE = "http://127.0.0.1:9"
 """Nothing listens there."""
 
+INSIDES = ("OmegaConf", "ListConfig", "DictConfig", "AnyNode", "full_key", "NoneType")
+"""Words that no message has any use for."""
+
 Damage: TypeAlias = Callable[[], object]
 """Makes something wrong in the working directory."""
 
@@ -163,6 +166,12 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
         found.append("there is a traceback")
     if case.says not in outcome.message:
         found.append(f"it doesn't say '{case.says}' but: {outcome.message}")
+    if len(outcome.message.partition("There are:")[0]) > 600 or not re.search(
+        r"[.?)]$", outcome.message
+    ):
+        found.append(f"it isn't one or two sentences: {outcome.message}")
+    if insides := [word for word in INSIDES if word in outcome.message]:
+        found.append(f"it speaks of {', '.join(insides)}: {outcome.message}")
     own = "output/" if case.begins else None
     left = [name for name in outcome.changed if own is None or not name.startswith(own)]
     if left:
