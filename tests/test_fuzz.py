@@ -29,7 +29,8 @@ def test_a_fault_is_found_made_small_and_kept(tmp_path: Path) -> None:
             raise KeyError("a list is taken for an object")
 
     tally = fuzz.fuzz(Target(TARGETS["questions"].cases, read), 0, 60, tmp_path, most=100)
-    assert list(tally.faults) == ["KeyError in test_fuzz.py:36"]
+    (where,) = tally.faults
+    assert where.startswith("KeyError in test_fuzz.py:")
     assert tally.accepted
     (kept,) = tmp_path.iterdir()
     assert "Traceback" in (kept / "fault.txt").read_text()
