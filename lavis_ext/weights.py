@@ -174,7 +174,9 @@ def _listed(kind: str, names: Sequence[str], first: int = 3) -> str:
     if not names:
         return ""
     rest = f" and {len(names) - first} more" if len(names) > first else ""
-    return f"; {len(names)} {kind}: {', '.join(names[:first])}{rest}"
+    return (
+        f"; {len(names)} {kind}: {', '.join(shortened(name, 120) for name in names[:first])}{rest}"
+    )
 
 
 def _in_folder(folder: Path, filenames: Sequence[str], key: str) -> Path:
@@ -354,7 +356,7 @@ def _read_pickle(path: Path) -> Any:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
             raise UserError(
-                f"{path} holds more than tensors: opening it would run code ({code[1]}). Open it "
+                f"{path} holds more than tensors: opening it would run code ({shortened(code[1])}). Open it "
                 "where you trust it and save its state dict alone, best as safetensors."
             ) from error
         # Torch puts advice to load the code after all before what it found.

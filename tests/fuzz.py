@@ -42,6 +42,8 @@ SECONDS_AN_EXAMPLE = 10.0
 BYTES_MORE = 6 * 2**30
 """Address space beyond what is mapped when fuzzing begins; most of it is torch's."""
 EXAMPLES_A_ROUND = 400
+LONGEST_MESSAGE = 1500
+"""Characters; paths and names of keys are as long as they are."""
 
 Files: TypeAlias = Mapping[str, bytes]
 
@@ -72,6 +74,10 @@ class Hang(BaseException):
 
 class Left(AssertionError):
     """Reading left or changed files."""
+
+
+class Unclear(AssertionError):
+    """A message that says nothing, or more than anybody reads."""
 
 
 @dataclass
@@ -159,8 +165,10 @@ def _read(target: Target, case: tuple[Files, Any], tally: Tally, folder: Path, o
             warnings.simplefilter("ignore")
             target.read(folder, how)
     except UserError as error:
-        _refuse_unclear(str(error))
-        tally.refusals[_kind(str(error), folder)] += 1
+        message = str(error)
+        if not 0 < len(message.strip()) < LONGEST_MESSAGE:
+            _keep(Unclear(message).with_traceback(error.__traceback__), folder, out, how, tally)
+        tally.refusals[_kind(message, folder)] += 1
     except (Exception, Hang, SystemExit) as error:
         _keep(error, folder, out, how, tally)
     else:
@@ -196,11 +204,6 @@ def _kind(message: str, folder: Path) -> str:
     """A message without what comes from the example, to tell how many ways there are."""
     words = message.replace(str(folder), "").split()
     return " ".join(word for word in words if word.isalpha() and word.isascii())[:60]
-
-
-def _refuse_unclear(message: str) -> None:
-    assert message.strip(), "an empty message"
-    assert len(message) < 2000, f"a message of {len(message)} characters"
 
 
 def _contents(folder: Path) -> dict[str, int]:

@@ -141,7 +141,7 @@ def _parse_option(entry: str) -> DictConfig:
     key, equals, _ = entry.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(
-            f"--options: '{entry}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
+            f"--options: '{shortened(entry)}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
         )
     try:
         _refuse_more_than_values(entry.partition("=")[2])

@@ -49,13 +49,15 @@ class StoredStream:
         self._shards = shards.indices.to_numpy()
         self._rows = index["row"].to_numpy()
         self._index = index
-        whole = {shard.path.name for shard in store.shards()[0]}
-        for name in self._names:
-            if name not in whole:
-                raise UserError(
-                    f"{store.folder / name}: the shard is missing or damaged. Make it anew with "
-                    "python -m lavis_ext.features.extract --rebuild and the run's config."
-                )
+        held = {shard.path.name: len(shard.images) for shard in store.shards()[0]}
+        sizes = np.array([held.get(name, 0) for name in self._names], dtype=np.int32)
+        outside = (self._rows < 0) | (self._rows >= sizes[self._shards])
+        if outside.any():
+            name = self._names[int(self._shards[outside.argmax()])]
+            raise UserError(
+                f"{store.folder / name}: the shard is missing or damaged. Make it anew with "
+                "python -m lavis_ext.features.extract --rebuild and the run's config."
+            )
 
     def refuse_missing(self, wanted: Iterable[str], images: ImageFolder) -> None:
         """Raise IncompleteStore for images that aren't in the store as they are now."""

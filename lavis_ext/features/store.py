@@ -224,9 +224,11 @@ class FeatureStore:
     def index(self) -> pa.Table | None:
         """The index (``INDEX_SCHEMA``), by image; None where there is none, or a damaged one."""
         try:
-            return pa.ipc.open_file(pa.memory_map(str(self.folder / INDEX))).read_all()
-        except (OSError, pa.ArrowInvalid):
+            index = pa.ipc.open_file(pa.memory_map(str(self.folder / INDEX))).read_all()
+            index.validate(full=True)  # Arrow believes what it maps
+        except (OSError, pa.ArrowException):
             return None
+        return index if index.schema == INDEX_SCHEMA else None
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """In what a store of these ``facts`` differs from this one, as lines for a message."""
