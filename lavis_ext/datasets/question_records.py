@@ -23,8 +23,8 @@ def read_rows(file: RecordFile) -> Iterator[Row]:
             name = _listed_id(record, place, path)
         if not isinstance(record, dict):
             raise UserError(
-                f"{path}: question {shortened(name)} is {kind(record)}, not an object with `question` and "
-                "`imageId`."
+                f"{path}: question {shortened(name)} is {kind(record)}, not an object with "
+                "`question` and `imageId`."
             )
         types = record.get("types") or {}
         if not isinstance(types, dict):
@@ -52,8 +52,8 @@ def _refuse_half_characters(row: Row, file: Path) -> None:
         "".join(value or "" for value in row).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{file}: question '{shortened(row[0])}' holds half of a character (a lone surrogate such as "
-            "\\ud83d); write the file again."
+            f"{file}: question '{shortened(row[0])}' holds half of a character (a lone surrogate "
+            "such as \\ud83d); write the file again."
         ) from None
 
 

@@ -40,7 +40,8 @@ def read_predictions(*paths: Path) -> dict[str, str]:
         for name, prediction in read_by_question(path, "prediction", "prediction file", FORMAT):
             if not isinstance(prediction, str):
                 raise UserError(
-                    f"{path}: `prediction` of question {shortened(name)} is {kind(prediction)}, not a text."
+                    f"{path}: `prediction` of question {shortened(name)} is {kind(prediction)}, "
+                    "not a text."
                 )
             if name in predictions:
                 repeated[name] = None

@@ -26,7 +26,8 @@ def read_choices(path: Path) -> Iterator[tuple[str, AnswerChoices]]:
         valid, plausible = choices.get("valid"), choices.get("plausible")
         if not (isinstance(valid, list) and isinstance(plausible, list)):
             raise UserError(
-                f"{path}: expected {CHOICES_FORMAT}, but question {shortened(name)} has no such lists."
+                f"{path}: expected {CHOICES_FORMAT}, but question {shortened(name)} has no such "
+                "lists."
             )
         yield name, AnswerChoices(valid, plausible)
 
@@ -40,9 +41,9 @@ def read_attentions(path: Path, object_features: bool) -> Iterator[tuple[str, At
     size: tuple[int, ...] | None = None
     expected = REGIONS_FORMAT if object_features else MAPS_FORMAT
     for name, value in read_by_question(path, "attention", "file of attentions", expected):
-        attention = _numbers(value, name, path, expected)
+        attention = _numbers(value, shortened(name), path, expected)
         if object_features:
-            _check_regions(attention, name, path)
+            _check_regions(attention, shortened(name), path)
             yield name, attention
             continue
         size = size or attention.shape
@@ -57,36 +58,34 @@ def read_attentions(path: Path, object_features: bool) -> Iterator[tuple[str, At
 def _numbers(value: Any, name: str, path: Path, expected: str) -> Attention:
     if not isinstance(value, list):
         raise UserError(
-            f"{path}: expected {expected}, but `attention` of question {shortened(name)} is {kind(value)}."
+            f"{path}: expected {expected}, but `attention` of question {name} is {kind(value)}."
         )
     try:
         numbers = np.asarray(value)
     except ValueError:
         raise UserError(
-            f"{path}: `attention` of question {shortened(name)} is of uneven size: its rows differ in length."
+            f"{path}: `attention` of question {name} is of uneven size: its rows differ in length."
         ) from None
     if numbers.ndim != 2 or not numbers.size or numbers.dtype.kind not in "fiu":
         raise UserError(
-            f"{path}: expected {expected}, but `attention` of question {shortened(name)} is not rows of "
+            f"{path}: expected {expected}, but `attention` of question {name} is not rows of "
             "numbers."
         )
     if not np.isfinite(numbers).all():
-        raise UserError(
-            f"{path}: `attention` of question {shortened(name)} has values that aren't finite."
-        )
+        raise UserError(f"{path}: `attention` of question {name} has values that aren't finite.")
     return numbers.astype(np.float64)
 
 
 def _check_regions(regions: Attention, name: str, path: Path) -> None:
     if regions.shape[1] != 5:
         raise UserError(
-            f"{path}: a region of question {shortened(name)} has {regions.shape[1]} numbers, not 5 (x0, y0, "
+            f"{path}: a region of question {name} has {regions.shape[1]} numbers, not 5 (x0, y0, "
             "x1, y1, attention); spatial maps go without --objectFeatures."
         )
     boxes = regions[:, :4]
     if boxes.min() < 0 or boxes.max() > 1 or (boxes[:, :2] >= boxes[:, 2:]).any():
         raise UserError(
-            f"{path}: a region of question {shortened(name)} isn't 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
+            f"{path}: a region of question {name} isn't 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
             "in shares of the image's sides."
         )
 
