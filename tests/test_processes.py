@@ -58,6 +58,36 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert by_id[0].keys() == by_id[1].keys()
 
 
+def test_two_processes_train_compiled_as_one_does_uncompiled(
+    tiny_options: list[str], tmp_path: Path
+) -> None:
+    losses = []
+    compiled = ["run.compile=true", "run.compile_backend=eager"]
+    for processes, options in ((1, []), (2, compiled)):
+        output = tmp_path / str(processes)
+        done = train(
+            processes,
+            [
+                *tiny_options,
+                *TINY_MODEL,
+                f"run.batch_size_train={16 // processes}",
+                "run.max_steps=3",
+                "run.patience=null",
+                "run.valid_splits=[]",
+                "run.test_splits=[]",
+                "run.log_freq=1",
+                f"run.output_dir={output}",
+                *options,
+            ],
+        )
+        assert done.returncode == 0, done.stderr
+        (folder,) = output.iterdir()
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_a_mistake_ends_all_processes_with_its_message(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
