@@ -357,8 +357,8 @@ def _read_pickle(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and code:
             raise UserError(
                 f"{path} holds more than tensors: opening it would run code "
-                f"({shortened(code[1])}). Open it where you trust it and save its state dict alone, "
-                "best as safetensors."
+                f"({shortened(code[1])}). Open it where you trust it and save its state dict "
+                "alone, best as safetensors."
             ) from error
         # Torch puts advice to load the code after all before what it found.
         _, _, found = str(error).rpartition("WeightsUnpickler error: ")
