@@ -241,7 +241,8 @@ def read_weights(folder: Path, kind: str) -> None:
     if kind == "state":
         state = RunState.load(file)
         assert isinstance(state.step, int)
-        check_fits(state, state.config, state.batches)
+        now = _run_state()
+        check_fits(state, now.config, now.batches)
         return
     if kind == "fusion":
         saved = FusionWeights.load(file)
