@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 from unittest.mock import patch
 
+import torch
 from gqa_rule import write_files
 from omegaconf import OmegaConf
 from test_runner import TINY_MODEL
@@ -149,10 +150,10 @@ def run(case: Case, folder: Path) -> Outcome:
 
 
 def shown(text: str, folder: Path) -> str:
-    """A text without the paths of this machine, or what another release of a package says."""
+    """A text without the paths of this machine, and the hashes of files made in another second."""
     for path, name in ((folder.resolve(), "."), (folder, "."), (PROJECT, "<project>")):
         text = text.replace(str(path), name)
-    return text
+    return re.sub(r"[0-9a-f]{16,64}", "HASH", text)
 
 
 def faults(case: Case, outcome: Outcome) -> list[str]:
@@ -194,6 +195,7 @@ def isolated(folder: Path) -> Iterator[None]:
         stack.enter_context(patch.object(constants, "ENDPOINT", NOWHERE))
         stack.enter_context(patch.object(downloads, "FIRST_WAIT_SECONDS", 0.0))
         stack.enter_context(patch.object(sys, "path", [*sys.path]))
+        stack.enter_context(patch.object(torch.cuda, "is_available", lambda: False))
         yield
 
 
@@ -263,6 +265,11 @@ def row(case: Case, outcome: Outcome) -> str:
     called = f"{case.command} {' '.join(case.arguments)}"
     cells = (case.kind, cut(case.wrong), f"<code>{escaped(cut(called))}</code>")
     return f"| {' | '.join([*map(escaped, cells[:2]), cells[2], escaped(outcome.message)])} |"
+
+
+def without_reasons(line: str) -> str:
+    """A row without what stands in brackets: the words of Python, a package or the system."""
+    return re.sub(r"\([^()]*\)", "()", line)
 
 
 def cut(text: str, most: int = 110) -> str:
