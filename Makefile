@@ -9,13 +9,17 @@ STAMP := $(VENV)/.installed
 # other faults go by it.
 N ?= 50
 
-.PHONY: help setup lint test torture demo bench miniature clean distclean
+# Seconds of `make fuzz` for each of its three targets.
+SECONDS ?= 600
+
+.PHONY: help setup lint test torture fuzz demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
 	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
+	@echo "make fuzz       damage question files, configs and weights, SECONDS=600 of each"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
 	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
@@ -46,6 +50,9 @@ test: setup
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
 		--corrupts $$(( $(N) / 5 )) --fills $$(( $(N) / 5 )) --stalls $$(( $(N) / 5 ))
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS)
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh

@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            "hypothesis>=6.130",
             "mypy>=2.4",
             "pytest>=8.3.1",
             "pytest-timeout>=2.3.1",

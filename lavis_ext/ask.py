@@ -19,7 +19,7 @@ from lavis_ext.config.loader import import_modules, merge, parse_options
 from lavis_ext.config.typed import A_MAPPING, shown, typed
 from lavis_ext.datasets.gqa import FusionSamples
 from lavis_ext.datasets.images import read_image
-from lavis_ext.errors import UserError, command
+from lavis_ext.errors import UserError, command, printable
 from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
         return
     for answer in answers:
-        print(_as_text(answer), end="\n\n")
+        print(printable(_as_text(answer)), end="\n\n")
     print(f"Picture: {out}")
 
 
@@ -230,7 +230,7 @@ def _device(name: str) -> torch.device:
 
 
 def _say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def _say_what_is_untrained(section: PnpVqaFusionConfig) -> None:

@@ -1,6 +1,7 @@
 """The error type for what a user can mend: a wrong config, file, record or option."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +20,20 @@ class UserError(Exception):
     """
 
 
+# Controls but for tab and end of line, halves of characters, and what turns the direction of text.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal or a log: what would steer a terminal, or can't be encoded, escaped.
+
+    Questions, answers and ids come from files that anybody may have written.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     match = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
@@ -27,13 +42,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """The first three of ``names`` for a message: ``"a, b, c, ..."``."""
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{', '.join(map(shortened, names[:3]))}{', ...' if len(names) > 3 else ''}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """``text`` in a line of at most ``most`` characters, for a message."""
+    line = printable(text).replace("\n", "\\n")
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def exit_with(error: UserError) -> NoReturn:
     """Print ``error`` on stderr and end the process with code 2."""
     with suppress(OSError):  # it may go to a file on a full disk
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

@@ -40,6 +40,14 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for any other text, however it is made."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON."""
     with written_aside(path) as aside:

@@ -1,22 +1,36 @@
 """A run's config: the model type's defaults, the data set's, the YAML and ``--options``, merged."""
 
 import importlib
+import io
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
 from lavis_ext.door import LavisConfig, registry
-from lavis_ext.errors import UserError, nearest
+from lavis_ext.errors import UserError, nearest, shortened
 
 SECTIONS = ("model", "datasets", "run", "imports")
+MOST_VALUES = 10_000
+"""Of a YAML file, with aliases written out; a run's config has some two hundred."""
+MOST_LEVELS = 50
+TOO_MUCH = f"more than {MOST_VALUES:,} values, or {MOST_LEVELS} levels of them"
+PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp", "value")
+)
+
+
+MISVALUED = (ValueError, LookupError, OverflowError)
+"""What PyYAML raises for numbers, dates and texts that aren't any."""
 
 
 class Config(LavisConfig):
@@ -41,14 +55,16 @@ class Config(LavisConfig):
         for source in sources:
             _refuse_unset(OmegaConf.to_container(source), path)
         given = merge(*sources)
-        _check_sections(given, path)
-        import_modules(OmegaConf.to_container(given).get("imports") or [])  # type: ignore[union-attr]
-        merged = _with_defaults(given)
+        with _interpolations_named(path):
+            _check_sections(given, path)
+            imports = OmegaConf.to_container(given).get("imports")  # type: ignore[union-attr]
+            import_modules(imports or [])
+            merged = _with_defaults(given)
+            runner = merged.run.get("runner", "fusion_runner")
         # The model first: the other sections take values from it.
         self.model: Any = typed(
             schema_of("model", merged.model.arch, "model.arch"), merged.model, "model"
         )
-        runner = merged.run.get("runner", "fusion_runner")
         self.run: Any = typed(schema_of("runner", runner, "run.runner"), merged.run, "run")
         self.datasets: dict[str, Any] = {
             name: typed(schema_of("builder", name, f"datasets.{name}"), section, f"datasets.{name}")
@@ -67,18 +83,30 @@ class Config(LavisConfig):
         registry.register("configuration", self)
 
 
+@contextmanager
+def _interpolations_named(path: str) -> Iterator[None]:
+    """Raise UserError for an interpolation in what chooses classes that leads nowhere."""
+    try:
+        yield
+    except InterpolationResolutionError as error:
+        reason = shortened(str(error).partition("\n")[0], 120)
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{path}: {key}{reason}.") from None
+
+
 def load_yaml(path: Path) -> DictConfig:
     """A YAML file as a mapping. Raises UserError naming the file, and the line that isn't YAML."""
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        _refuse_more_than_values(text)
+        config = OmegaConf.load(io.StringIO(text))
     except OSError as error:
         reason = error.strerror or "it isn't a mapping of keys to values"  # OmegaConf's own
         raise UserError(f"{path}: the config can't be read ({reason}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, *MISVALUED) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it isn't text"
-        raise UserError(f"{path}: not a YAML file{where} ({problem}).") from None
+        raise UserError(f"{path}: not a YAML file{where} ({_problem(error)}).") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: not a config ({str(error).splitlines()[0]}).") from None
     if not isinstance(config, DictConfig) or not config:
@@ -113,13 +141,56 @@ def _parse_option(entry: str) -> DictConfig:
     key, equals, _ = entry.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(
-            f"--options: '{entry}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
+            f"--options: '{shortened(entry)}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
         )
     try:
+        _refuse_more_than_values(entry.partition("=")[2])
         return OmegaConf.from_dotlist([entry])
-    except (*MISFITS, yaml.YAMLError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"--options: the value in '{entry}' isn't YAML ({problem}).") from None
+    except (*MISFITS, yaml.YAMLError, *MISVALUED) as error:
+        raise UserError(
+            f"--options: the value in '{shortened(entry)}' isn't YAML ({_problem(error)})."
+        ) from None
+
+
+def _refuse_more_than_values(text: str) -> None:
+    """Refuse YAML that makes anything but plain values, or far more of them than it has letters.
+
+    With its aliases written out a text may have no end. Raises YAMLError.
+    """
+    left = MOST_VALUES
+
+    def check(node: yaml.Node | None, level: int) -> None:
+        nonlocal left
+        left -= 1
+        if node is None:
+            return
+        if left < 0 or level > MOST_LEVELS:
+            raise yaml.MarkedYAMLError(problem=TOO_MUCH, problem_mark=node.start_mark)
+        if node.tag not in PLAIN_TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(
+                problem=f"{tag} makes more than a value", problem_mark=node.start_mark
+            )
+        for each in node.value if isinstance(node, yaml.CollectionNode) else ():
+            for inner in each if isinstance(each, tuple) else [each]:
+                check(inner, level + 1)
+
+    try:
+        check(yaml.compose(text, Loader=yaml.SafeLoader), 0)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem=TOO_MUCH) from None
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML text, for a message."""
+    if isinstance(error, UnicodeError):
+        return "it isn't text"
+    if isinstance(error, LookupError):
+        return "a value isn't of the kind that its tag says"
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    if "integer string conversion" in problem:  # Python's limit
+        return "a number of thousands of digits"
+    return shortened(str(problem), 120)
 
 
 def _refuse_list_for_mapping(defaults: Any, given: Any, where: str) -> None:
@@ -163,7 +234,10 @@ def import_modules(names: Any) -> None:
 
     Raises UserError for anything but a list of names, and for a module that can't be imported.
     """
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+        for name in names
+    ):
         raise UserError(f"imports is {shown(names)}; it must be a list of names of modules.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

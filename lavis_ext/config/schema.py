@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from lavis_ext.errors import UserError, nearest
+from lavis_ext.errors import UserError, nearest, shortened
 
 Schema = TypeVar("Schema")
 
@@ -64,7 +64,7 @@ def _check_value(value: Any, key: str, limits: Any) -> None:
     if choices is not None and value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
         hint = nearest(str(value), map(str, choices))
-        raise UserError(f"{key} is '{value}'; it must be one of: {listed}.{hint}")
+        raise UserError(f"{key} is '{shortened(str(value))}'; it must be one of: {listed}.{hint}")
     at_least, at_most, above = (limits.get(name) for name in ("at_least", "at_most", "above"))
     for number in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(number, int | float):

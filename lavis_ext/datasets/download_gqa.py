@@ -15,7 +15,6 @@ is complete, and a part that is complete is left alone without a look at the net
 
 import argparse
 import hashlib
-import json
 import shutil
 import stat
 import struct
@@ -28,7 +27,7 @@ from typing import Any
 
 from lavis_ext.downloads import CHUNK, GB, Progress, Remote, ask, download, partial_of, say, size_of
 from lavis_ext.errors import UserError, command
-from lavis_ext.files import room_in, write_json
+from lavis_ext.files import parse_json, room_in, write_json
 
 BASE_URL = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 RECORDS = "downloads.json"
@@ -134,7 +133,7 @@ def _read_records(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Delete it and run again.") from None
     if not isinstance(content, dict) or not all(

@@ -1,12 +1,12 @@
 """GQA's questions with the objects that they name."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import UserError
+from lavis_ext.files import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,26 @@ def read_grounded_questions(path: Path) -> dict[str, list[GroundedQuestion]]:
     """
     grouped: dict[str, list[GroundedQuestion]] = defaultdict(list)
     for question_id, record in _records(path).items():
-        annotations = record.get("annotations") or {}
-        named = [annotations.get(part) or {} for part in ("question", "answer", "fullAnswer")]
-        grouped[record["imageId"]].append(
-            GroundedQuestion(
-                id=question_id,
-                text=record["question"].lower(),
-                answer=record["answer"],
-                spans=tuple(_span(key) for key in named[0]),
-                asked=frozenset(named[0].values()),
-                objects=frozenset(name for names in named for name in names.values()),
-            )
-        )
+        try:
+            grouped[record["imageId"]].append(_grounded(question_id, record))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: question {question_id} has no annotations of GQA's form ({error!r})."
+            ) from None
     return dict(grouped)
+
+
+def _grounded(question_id: str, record: dict[str, Any]) -> GroundedQuestion:
+    annotations = record.get("annotations") or {}
+    named = [annotations.get(part) or {} for part in ("question", "answer", "fullAnswer")]
+    return GroundedQuestion(
+        id=question_id,
+        text=record["question"].lower(),
+        answer=record["answer"],
+        spans=tuple(_span(key) for key in named[0]),
+        asked=frozenset(named[0].values()),
+        objects=frozenset(name for names in named for name in names.values()),
+    )
 
 
 def _span(key: str) -> tuple[int, int]:
@@ -55,7 +62,7 @@ def _span(key: str) -> tuple[int, int]:
 
 def _records(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: the questions can't be read ({error.strerror}).") from None
     except ValueError as error:

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""Whatever its suffix, a file is read as one of these. Pillow knows others by their first bytes,
+and starts Ghostscript for one of them, EPS."""
 
 
 class ImageFolder:
@@ -58,17 +61,21 @@ class ImageFolder:
 def read_image(path: Path) -> Image.Image:
     """A picture as RGB, 8 bits a channel; grayscale, CMYK, palette and 16-bit are converted.
 
-    Raises UserError naming the file if it is missing, empty, truncated or not an image.
+    Raises UserError naming the file if it is missing, empty, truncated, of too many pixels
+    (Pillow's limit, 179 million) or not an image of the ``FORMATS``.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
-        raise UserError(f"{path}: {'an empty file' if empty else 'not an image'}.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: the image can't be read ({reason}).") from None
+        known = f"not an image that is read here ({', '.join(FORMATS)})"
+        raise UserError(f"{path}: {'an empty file' if empty else known}.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes raise whatever the decoder stumbles over
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        raise UserError(f"{path}: the image can't be read ({shortened(reason, 120)}).") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -77,6 +77,11 @@ class RecordFile:
             raise UserError(
                 f"{self.path}: the {self._what} can't be read ({error.strerror})."
             ) from None
+        except ValueError:  # of whole numbers with thousands of digits
+            raise UserError(
+                f"{self.path}: a number in record {self._records} (counted from 0) of the "
+                f"{self._what} has too many digits."
+            ) from None
         except RecursionError:
             raise UserError(f"{self.path}: nested too deeply to be a {self._what}.") from None
 

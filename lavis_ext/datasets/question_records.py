@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.datasets.json_records import RecordFile, kind
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
 
 Row = tuple[str, str, str, str | None, str | None, str | None, str | None, str]
 """The columns of ``question_table.SCHEMA``, and the record as it stands in its file."""
@@ -23,12 +23,14 @@ def read_rows(file: RecordFile) -> Iterator[Row]:
             name = _listed_id(record, place, path)
         if not isinstance(record, dict):
             raise UserError(
-                f"{path}: question {name} is {kind(record)}, not an object with `question` and "
-                "`imageId`."
+                f"{path}: question {shortened(name)} is {kind(record)}, not an object with "
+                "`question` and `imageId`."
             )
         types = record.get("types") or {}
         if not isinstance(types, dict):
-            raise UserError(f"{path}: `types` of question {name} is {kind(types)}, not an object.")
+            raise UserError(
+                f"{path}: `types` of question {shortened(name)} is {kind(types)}, not an object."
+            )
         row = (
             name,
             _image_id(record, name, path),
@@ -50,8 +52,8 @@ def _refuse_half_characters(row: Row, file: Path) -> None:
         "".join(value or "" for value in row).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{file}: question {row[0]!a} holds half of a character (a lone surrogate such as "
-            "\\ud83d); write the file again."
+            f"{file}: question '{shortened(row[0])}' holds half of a character (a lone surrogate "
+            "such as \\ud83d); write the file again."
         ) from None
 
 
@@ -73,7 +75,7 @@ def _image_id(record: dict[str, Any], name: str, file: Path) -> str:
 def _required(record: dict[str, Any], key: str, name: str, file: Path) -> str:
     value = _optional(record, key, name, file)
     if value is None:
-        raise UserError(f"{file}: question {name} has no `{key}`.")
+        raise UserError(f"{file}: question {shortened(name)} has no `{key}`.")
     return value
 
 
@@ -84,5 +86,7 @@ def _optional(record: dict[str, Any], key: str, name: str, file: Path) -> str | 
     if isinstance(value, list) and len(value) == 1:  # LAVIS's lists of answers
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise UserError(f"{file}: `{key}` of question {name} is {kind(value)}, not a text.")
+        raise UserError(
+            f"{file}: `{key}` of question {shortened(name)} is {kind(value)}, not a text."
+        )
     return str(value) if value is not None and str(value).strip() else None

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from lavis_ext.datasets.question_conversion import Progress, Stamp, convert, stamps
 from lavis_ext.datasets.question_table import QuestionStore
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
 from lavis_ext.files import room_in, size_in_words, written_aside
 from lavis_ext.locks import Lock, Regularly
 
@@ -129,10 +129,13 @@ class _Stored:
         if not (questions.exists() and records.exists()):
             return None
         try:
-            return QuestionStore(questions, records)
-        except (pa.ArrowInvalid, OSError) as error:  # after a loss of power, say
-            log.warning("%s is damaged and will be written again (%s).", questions, error)
+            store = QuestionStore(questions, records)
+            store.check()
+        except (pa.ArrowException, OSError) as error:  # after a loss of power, say
+            reason = shortened(str(error), 120)
+            log.warning("%s is damaged and will be written again (%s).", questions, reason)
             return None
+        return store
 
     def locked(self) -> Lock:
         """The lock of this store, once it is taken; meanwhile it says how far its holder is.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
 
 SCHEMA = pa.schema(
     [
@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
 )
 """Columns of a question table; ``answer`` and the three types are null where a record has none."""
 
+CODES = ("question_code", "record")
+"""Columns of a store that follow those, and ``form``: numbers below that of its rows."""
 CONTENTS = b"contents"
 """Key of the schema's metadata under which a store has the names and sizes of its files."""
 LEADING_WORDS_OF_A_FORM = 3
@@ -62,6 +64,23 @@ class QuestionStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return QuestionStore, (self._questions, self._records)
 
+    def check(self) -> None:
+        """Raise pyarrow.ArrowException for rows that would be read from outside of the file.
+
+        Arrow believes what it maps; a bit that flipped on the disk would end the process.
+        """
+        self.table.validate(full=True)
+        if self.table.schema.names != [*SCHEMA.names, "form", *CODES]:
+            raise pa.ArrowInvalid("other columns than a store has")
+        for name in CODES:
+            ends = pc.min_max(self.table[name])
+            if len(self.table) and not 0 <= ends["min"].as_py() <= ends["max"].as_py() < len(self):
+                raise pa.ArrowInvalid(f"a {name} that there isn't")
+        self.release()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
     @property
     def contents(self) -> bytes:
         """Equal for stores of the same files, on whatever machine and at whatever time."""
@@ -70,11 +89,18 @@ class QuestionStore:
 
     def record(self, place: int) -> dict[str, Any]:
         """The record at ``place``. Records that follow each other are read quickest in order."""
-        size = self._records_a_batch
-        if self._batch[0] != place // size:
-            batch = self._reader.get_batch(place // size)
-            self._batch = place // size, batch.column(0)
-        record: dict[str, Any] = json.loads(self._batch[1][place % size].as_py())
+        try:
+            size = self._records_a_batch
+            if self._batch[0] != place // size:
+                batch = self._reader.get_batch(place // size)
+                batch.validate(full=True)
+                self._batch = place // size, batch.column(0)
+            record: dict[str, Any] = json.loads(self._batch[1][place % size].as_py())
+        except (pa.ArrowException, OSError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise UserError(
+                f"{self._records}: the converted questions are damaged ({shortened(str(error))}). "
+                "Remove the file; it is made again."
+            ) from None
         return record
 
     def matching(self, pattern: str) -> npt.NDArray[np.bool_]:

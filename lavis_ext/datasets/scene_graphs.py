@@ -1,6 +1,5 @@
 """Scene graphs in GQA's format, and mini-GQA's masks of the objects in them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lavis_ext.errors import UserError
+from lavis_ext.files import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def read_scene_graphs(path: Path) -> dict[str, SceneGraph]:
     damaged or of another shape.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: the scene graphs can't be read ({error.strerror}).") from None
     except ValueError as error:
@@ -54,7 +54,7 @@ def read_scene_graphs(path: Path) -> dict[str, SceneGraph]:
     for image_id, graph in content.items():
         try:
             graphs[image_id] = _scene_graph(graph)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{path}: image {image_id} has no scene graph of GQA's form ({error!r})."
             ) from None
@@ -72,9 +72,12 @@ def _scene_graph(graph: dict) -> SceneGraph:
         )
         for object_id, item in graph["objects"].items()
     )
+    width, height = int(graph["width"]), int(graph["height"])
+    if width < 1 or height < 1:
+        raise ValueError(f"a size of {width}x{height} pixels")
     return SceneGraph(
-        width=int(graph["width"]),
-        height=int(graph["height"]),
+        width=width,
+        height=height,
         place=graph.get("location"),
         weather=graph.get("weather"),
         objects=objects,
@@ -87,8 +90,8 @@ def read_object_masks(path: Path, count: int) -> npt.NDArray[np.bool_]:
     Raises UserError naming the file if it can't be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             indexes = np.asarray(image)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the mask can't be read ({error}).") from None
     return indexes[None] == np.arange(1, count + 1)[:, None, None]

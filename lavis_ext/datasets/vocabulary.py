@@ -63,6 +63,15 @@ class AnswerVocabulary:
             by_form={form: _most_frequent_first(counts)[0] for form, counts in by_form.items()},
         )
 
+    @classmethod
+    def from_dict(cls, given: Any) -> "AnswerVocabulary":
+        """What ``as_dict`` gave. Raises KeyError and TypeError for anything else."""
+        answers, overall, by_form = (given[name] for name in ("answers", "overall", "by_form"))
+        texts = [*answers, overall, *by_form, *(by_form[form] for form in by_form)]
+        if not isinstance(answers, list | tuple) or not all(isinstance(t, str) for t in texts):
+            raise TypeError("a vocabulary that isn't of texts")
+        return cls(answers, overall, dict(by_form))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain containers from which the constructor makes an equal vocabulary."""
         return {"answers": self.answers, "overall": self.overall, "by_form": self.by_form}

@@ -273,6 +273,7 @@ def read_tokenizer(source: str, key: str) -> transformers.BertTokenizer:
             tokenizer = transformers.BertTokenizer.from_pretrained(path.parent)
         else:
             tokenizer = transformers.BertTokenizer(vocab=str(path))
+        tokenizer("a")  # one that lacks [UNK] is made all the same
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise UserError(f"{key}: {path} is no BERT tokenizer ({error!r:.120}).") from error
     missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(tokenizer.get_vocab())

@@ -22,7 +22,10 @@ from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRETRAINING_SIDE = 224  # pixels; SAMI pretraining, whose position embeddings the checkpoints keep
-AUTHORS_TINY = "https://github.com/yformer/EfficientSAM/raw/main/weights/efficient_sam_vitt.pt"
+AUTHORS_TINY = (
+    "https://github.com/yformer/EfficientSAM/raw/d525f622e6f640acf5a0fc37c7ca1f243da5bde0/weights/"
+    "efficient_sam_vitt.pt#gitsha1=af883c49e33c68f01107be52df0ecad26a48355f"
+)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.datasets.json_records import RecordFile, kind
-from lavis_ext.errors import UserError, listed
+from lavis_ext.errors import UserError, listed, shortened
 from lavis_ext.files import written_aside
 
 FORMAT = 'a list of {"questionId": ..., "prediction": ...}'
@@ -40,7 +40,8 @@ def read_predictions(*paths: Path) -> dict[str, str]:
         for name, prediction in read_by_question(path, "prediction", "prediction file", FORMAT):
             if not isinstance(prediction, str):
                 raise UserError(
-                    f"{path}: `prediction` of question {name} is {kind(prediction)}, not a text."
+                    f"{path}: `prediction` of question {shortened(name)} is {kind(prediction)}, "
+                    "not a text."
                 )
             if name in predictions:
                 repeated[name] = None

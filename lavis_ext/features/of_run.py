@@ -17,7 +17,7 @@ from lavis_ext.features.extraction import GIB, Extraction, damage
 from lavis_ext.features.reader import IncompleteStore, RandomFeatures, StoredFeatures, StoredStream
 from lavis_ext.features.store import FACTS, FeatureStore
 from lavis_ext.features.streams import ImageStream
-from lavis_ext.files import room_in
+from lavis_ext.files import parse_json, room_in
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,6 @@ class RunFeatures:
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}

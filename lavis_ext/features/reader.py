@@ -51,10 +51,11 @@ class StoredStream:
         self._shards = shards.indices.to_numpy()
         self._rows = index["row"].to_numpy()
         self._index = index
-        whole = {shard.path.name for shard in store.shards()[0]}
-        for name in self._names:
-            if name not in whole:
-                raise _damaged(store.folder / name)
+        held = {shard.path.name: len(shard.images) for shard in store.shards()[0]}
+        sizes = np.array([held.get(name, 0) for name in self._names], dtype=np.int32)
+        outside = (self._rows < 0) | (self._rows >= sizes[self._shards])
+        if outside.any():
+            raise _damaged(store.folder / self._names[int(self._shards[outside.argmax()])])
 
     def refuse_missing(self, wanted: Iterable[str], images: ImageFolder) -> None:
         """Raise IncompleteStore for images that aren't in the store as they are now."""

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.errors import UserError
 from lavis_ext.features.precision import bytes_a_token
-from lavis_ext.files import write_json, written_aside
+from lavis_ext.files import parse_json, write_json, written_aside
 from lavis_ext.locks import Lock
 
 FORMAT = 2
@@ -185,7 +185,7 @@ class FeatureStore:
         for path in self.files():
             try:
                 with safe_open(path, framework="pt") as file:
-                    listed = json.loads((file.metadata() or {})[METADATA])
+                    listed = parse_json((file.metadata() or {})[METADATA])
                 if listed["key"] != self.key:
                     raise ValueError("of another store")
                 images = tuple(ImageState(*each) for each in listed["images"])
@@ -229,9 +229,11 @@ class FeatureStore:
     def index(self) -> pa.Table | None:
         """The index (``INDEX_SCHEMA``), by image; None where there is none, or a damaged one."""
         try:
-            return pa.ipc.open_file(pa.memory_map(str(self.folder / INDEX))).read_all()
-        except (OSError, pa.ArrowInvalid):
+            index = pa.ipc.open_file(pa.memory_map(str(self.folder / INDEX))).read_all()
+            index.validate(full=True)  # Arrow believes what it maps
+        except (OSError, pa.ArrowException):
             return None
+        return index if index.schema == INDEX_SCHEMA else None
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """In what a store of these ``facts`` differs from this one, as lines for a message."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
+from lavis_ext.files import parse_json
 from lavis_ext.tensor_files import (
     DIGEST,
     DamagedTensors,
@@ -23,6 +24,10 @@ from lavis_ext.weights import PACKAGED, resolve
 FORMAT = "lavis_ext.fusion_weights.1"
 FACTS = "lavis_ext"
 """What isn't a tensor, in the metadata."""
+KINDS = {"metric": str | None, "value": int | float | None, "step": int}
+"""Facts beside the config and the vocabulary."""
+MOST_LEVELS = 20
+"""Of a config; those of this library have six."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,39 @@ class FusionWeights:
         # What was written before there were checksums has none; a damaged name of one isn't that.
         if not metadata.keys() <= {"format", FACTS, DIGEST} or FACTS not in metadata:
             raise UserError(f"model.fusion_weights: {path} is damaged; copy or train it again.")
-        facts = json.loads(metadata[FACTS])
-        vocabulary = facts["vocabulary"]
-        return cls(
-            state=state,
-            config=facts["config"],
-            vocabulary=AnswerVocabulary(**vocabulary) if vocabulary else None,
-            metric=facts["metric"],
-            value=facts["value"],
-            step=facts["step"],
-        )
+        try:
+            return cls(state=state, **_facts(parse_json(metadata[FACTS])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"model.fusion_weights: {path} is damaged: what it says of its run can't be used "
+                f"({shortened(repr(error), 120)})."
+            ) from None
+
+
+def _facts(told: Any) -> dict[str, Any]:
+    """What a file says beside its tensors. Raises KeyError, TypeError and ValueError."""
+    config, vocabulary = told["config"], told["vocabulary"]
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise TypeError("no config of a run")
+    _refuse_references(config)
+    if not all(isinstance(told[name], kind) for name, kind in KINDS.items()):
+        raise TypeError(f"{', '.join(KINDS)} of another kind")
+    return {
+        "config": config,
+        "vocabulary": None if vocabulary is None else AnswerVocabulary.from_dict(vocabulary),
+        **{name: told[name] for name in KINDS},
+    }
+
+
+def _refuse_references(config: Any, depth: int = 0) -> None:
+    """Refuse what a config's reader would put other values in place of, such as the environment's.
+
+    A run's config is resolved when it is saved, so there is nothing of the kind in it.
+    """
+    if depth > MOST_LEVELS:
+        raise ValueError("a config nested too deeply")
+    if isinstance(config, dict | list):
+        for each in [*config, *config.values()] if isinstance(config, dict) else config:
+            _refuse_references(each, depth + 1)
+    elif isinstance(config, str) and ("${" in config or config == "???"):
+        raise ValueError(f"its config refers to something outside of it: {config}")

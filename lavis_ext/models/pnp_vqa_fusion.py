@@ -150,10 +150,13 @@ class PnpVqaFusion(BaseModel):
         if given.get("fusion_weights"):
             path = str(given.fusion_weights)
             defaults = OmegaConf.create(FusionWeights.load(path, tensors=False).config["model"])
-            if str(given.get("model_type") or defaults.model_type) != defaults.model_type:
+            if not OmegaConf.is_dict(defaults.get("fusion")) or "name" not in defaults.fusion:
+                raise UserError(f"model.fusion_weights: {path} was trained without a fusion.")
+            trained_as = str(defaults.get("model_type"))
+            if str(given.get("model_type") or trained_as) != trained_as:
                 raise UserError(
                     f"model.model_type is {given.model_type}, but {path} was trained as "
-                    f"{defaults.model_type}. Leave model_type out, or name other weights."
+                    f"{trained_as}. Leave model_type out, or name other weights."
                 )
         elif given.get("model_type"):
             defaults = load_yaml(Path(cls.default_config_path(str(given.model_type)))).model

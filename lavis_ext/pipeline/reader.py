@@ -269,10 +269,11 @@ def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBas
     path = resolve(source, key=key, filenames=("tokenizer.json", "spiece.model"))
     try:
         tokenizer = _tokenizer(path)
+        ids = tokenizer("a")["input_ids"]
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise UserError(f"{key}: {path} is no T5 tokenizer ({error!r:.120}).") from error
     missing = {"<pad>", "</s>", "<unk>"} - set(tokenizer.get_vocab())
-    if missing or tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+    if missing or ids[-1] != tokenizer.eos_token_id:
         raise UserError(
             f"{key}: {path} is no T5 tokenizer; its vocabulary must have <pad>, </s> and <unk>, "
             "and texts must end with </s>."

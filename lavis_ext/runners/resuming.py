@@ -132,11 +132,11 @@ def check_fits(state: RunState, config: Mapping[str, Any], batches: Mapping[str,
             + "\n  ".join(fixed)
             + "\nSet these back, or start a new run (run.resume=null)."
         )
-    if state.batches["layout"] != batches["layout"]:
+    if state.batches.get("layout") != batches["layout"]:
         differing = [
-            f"{name}: {state.batches[name]} when saved, now {batches[name]}"
+            f"{name}: {_shown(state.batches, name)} when saved, now {batches[name]}"
             for name in batches
-            if name != "layout" and state.batches[name] != batches[name]
+            if name != "layout" and state.batches.get(name) != batches[name]
         ]
         raise UserError(
             "run.resume: the batches of an epoch would not be those of the saved run, so that "

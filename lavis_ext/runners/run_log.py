@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, printable
 from lavis_ext.files import Appended
 from lavis_ext.runners.config import RunConfig, WandbConfig
 from lavis_ext.runners.retries import Retries, unwritable
@@ -188,6 +188,14 @@ class _TextFile(logging.Handler):
         super().close()
 
 
+class Printable(logging.Formatter):
+    """Lets nothing through that would steer a terminal: ids and answers come from data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return printable(super().format(record))
+
+
 def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
     """Messages to the terminal and, with a folder, to its ``log.txt``; quiet: warnings alone.
 
@@ -200,11 +208,11 @@ def set_up_logging(folder: Path | None, *, quiet: bool) -> None:
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     terminal = _Terminal(sys.stdout)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(Printable("%(message)s"))
     log.addHandler(terminal)
     if folder:
         file = _TextFile(folder / "log.txt")
-        file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(Printable("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
+from lavis_ext.files import parse_json
 from lavis_ext.tensor_files import (
     DIGEST,
     DamagedTensors,
@@ -25,6 +26,7 @@ from lavis_ext.tensor_files import (
 
 FORMAT = "lavis_ext.run_state.2"
 KEPT = 2
+MAPPINGS = ("progress", "log", "batches", "config", "versions")
 PREFIX, SUFFIX = "state_", ".safetensors"
 
 
@@ -116,8 +118,18 @@ class RunState:
             raise DamagedState(f"The state {path} {error}.") from None
         if metadata.get("format") != FORMAT or DIGEST not in metadata:
             raise DamagedState(f"{path} holds no state of a run of this version of lavis_ext.")
-        facts = json.loads(metadata["facts"])
+        try:
+            return cls._of(parse_json(metadata["facts"]), tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedState(
+                f"The state {path} isn't one of this version: {shortened(repr(error), 120)}."
+            ) from None
+
+    @classmethod
+    def _of(cls, facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> "RunState":
         generators = facts.pop("generators")
+        if type(facts["step"]) is not int or not all(isinstance(facts[n], dict) for n in MAPPINGS):
+            raise TypeError(f"no step, or no {', '.join(MAPPINGS)}")
         parts: dict[str, dict[str, Tensor]] = {"model": {}}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -19,6 +19,7 @@ from lavis_ext.datasets.mini_gqa.questions import Question, ask
 from lavis_ext.datasets.mini_gqa.rendering import render, visible_boxes
 from lavis_ext.datasets.mini_gqa.scenes import sample_scene, scene_graph
 from lavis_ext.errors import UserError
+from lavis_ext.files import parse_json
 
 # To be raised with every change of the files that the same arguments give.
 GENERATOR_VERSION = 1
@@ -109,7 +110,7 @@ def _existing(out: Path, arguments: dict[str, Any]) -> MiniGqaSummary | None:
             f"Cannot read {out}: {error.strerror}. Name a folder that can be read and written."
         ) from error
     try:
-        metadata = json.loads((out / METADATA).read_text())
+        metadata = parse_json((out / METADATA).read_text())
         found = {key: metadata.get(key) for key in arguments}
     except (OSError, ValueError, AttributeError):
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.datasets.json_records import RecordFile, kind
-from lavis_ext.errors import UserError
+from lavis_ext.errors import UserError, shortened
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.grounding import Attention, map_cells
 from lavis_ext.evaluation.predictions import read_by_question
@@ -26,7 +26,8 @@ def read_choices(path: Path) -> Iterator[tuple[str, AnswerChoices]]:
         valid, plausible = choices.get("valid"), choices.get("plausible")
         if not (isinstance(valid, list) and isinstance(plausible, list)):
             raise UserError(
-                f"{path}: expected {CHOICES_FORMAT}, but question {name} has no such lists."
+                f"{path}: expected {CHOICES_FORMAT}, but question {shortened(name)} has no such "
+                "lists."
             )
         yield name, AnswerChoices(valid, plausible)
 
@@ -43,9 +44,9 @@ def read_attentions(
     size: tuple[int, ...] | None = None
     expected = REGIONS_FORMAT if object_features else MAPS_FORMAT
     for name, value in read_by_question(path, "attention", "file of attentions", expected):
-        attention = _numbers(value, name, path, expected)
+        attention = _numbers(value, shortened(name), path, expected)
         if object_features:
-            _check_regions(attention, name, path)
+            _check_regions(attention, shortened(name), path)
             yield name, attention
             continue
         if map_size is not None and attention.shape != (map_size, map_size):
@@ -56,7 +57,7 @@ def read_attentions(
         size = size or attention.shape
         if attention.shape != size:
             raise UserError(
-                f"{path}: the maps are of uneven size: question {name} has "
+                f"{path}: the maps are of uneven size: question {shortened(name)} has "
                 f"{_size(attention.shape)}, those before it {_size(size)}. Bring them to one size."
             )
         yield name, map_cells(attention)

@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.datasets.questions import read_questions
 from lavis_ext.datasets.scene_graphs import read_scene_graphs
-from lavis_ext.errors import UserError, listed
+from lavis_ext.errors import UserError, listed, shortened
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores
@@ -202,7 +202,7 @@ def covering(
     seen = set()
     for name, item in items:
         if name in seen:
-            raise UserError(f"{path}: question {name} has {what} more than once.")
+            raise UserError(f"{path}: question {shortened(name)} has {what} more than once.")
         seen.add(name)
         yield name, item
     refuse_missing(str(path), [question.id for question in questions], seen, what)

@@ -102,7 +102,7 @@ def _question(
             entailed=None if entailed is None else _others(entailed, question_id),
             objects=_objects(record.get("annotations")),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
         raise UserError(
             f"question {question_id} has `semantic`, `types`, `groups`, `entailed` or `annotations`"
             f" of another form than GQA's ({error!r})."
@@ -118,6 +118,7 @@ def _steps(program: list[dict[str, Any]] | None) -> int | None:
 
 
 def _others(entailed: list[str], question_id: str) -> tuple[str, ...]:
+    "".join(entailed).encode()  # raises for what is no text, or holds half of a character
     return tuple(name for name in entailed if name != question_id)
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from lavis_ext.errors import shortened
 from lavis_ext.evaluation.gqa.outcomes import LOWER_IS_BETTER, METRICS
 from lavis_ext.evaluation.gqa.scores import Figure, GqaScores
 
+WIDEST = 100
 BREAKDOWN_TITLES = {
     "structural": "accuracy by structural type",
     "semantic": "accuracy by semantic type",
@@ -37,6 +39,7 @@ def scores_table(scores: GqaScores) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length as text, the first column to the left and all others to the right."""
+    rows = [[shortened(cell, WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  "

@@ -1,10 +1,11 @@
 """Curves of a training run, from the lines of its log."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.evaluation.figures import ACCURACY, is_share
+from lavis_ext.files import parse_json
 
 MOST_POINTS = 400
 MOST_CHARTS = 8
@@ -59,12 +60,16 @@ def _entries(log: Path) -> list[dict[str, Any]]:
     if not log.is_file():
         return []
     entries = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and "kind" in entry:
+        if (
+            isinstance(entry, dict)
+            and isinstance(entry.get("step"), int)
+            and isinstance(entry.get("kind"), str)
+        ):
             entries.append(entry)
     return entries
 
@@ -85,7 +90,7 @@ def _points(steps: dict[int, dict[str, Any]], name: str) -> list[list[float]]:
     return [
         [step, entry[name]]
         for step, entry in sorted(steps.items())
-        if isinstance(entry.get(name), int | float)
+        if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])
     ]
 
 

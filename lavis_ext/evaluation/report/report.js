@@ -373,7 +373,7 @@ function heatCanvas(heat, label) {
 }
 
 function panel(example, label, heat) {
-  const uri = content.images[example.image];
+  const uri = Object.hasOwn(content.images, example.image) ? content.images[example.image] : null;
   const picture = element("span", { class: "picture" });
   if (uri) picture.append(element("img", { src: uri, class: heat ? "heated" : null, alt: heat ? "" : `image ${example.image}`, decoding: "async" }));
   if (heat) picture.append(heatCanvas(heat, label));
