@@ -1,6 +1,5 @@
 """Stored tokens as the data set reads them, in place of images."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, restored
 from lavis_ext.features.store import METADATA, ROWS, FeatureStore, ImageState, row_checksum
 from lavis_ext.features.streams import ImageStream
+from lavis_ext.files import parse_json
 
 
 class IncompleteStore(UserError):
@@ -106,12 +106,14 @@ class StoredStream:
             path = self.store.folder / self._names[number]
             try:
                 file = safe_open(path, framework="pt")
-                checksums = json.loads(file.metadata()[METADATA])[ROWS]
+                checksums = parse_json(file.metadata()[METADATA])[ROWS]
                 self._opened[number] = {
                     name: (file.get_slice(name), rows) for name, rows in checksums.items()
                 }
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: the shard can't be read ({error}).") from None
+            except (KeyError, TypeError, AttributeError, ValueError):  # of its metadata
+                raise _damaged(path) from None
         return self._opened[number]
 
     @cached_property

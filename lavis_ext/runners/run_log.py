@@ -3,11 +3,8 @@
 A disk that is full is no reason to end: what a file can't take waits in memory, in its order.
 """
 
-import io
 import json
 import logging
-import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +17,7 @@ from lavis_ext.files import Appended
 from lavis_ext.runners.config import RunConfig, WandbConfig
 from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_folder import LINES
+from lavis_ext.runners.tensorboard_file import TensorboardFile
 
 log = logging.getLogger("lavis_ext")
 
@@ -108,55 +106,6 @@ class RunLog:
                     sink.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(failed))
-
-
-class TensorboardFile:
-    """Scalars for TensorBoard. Its own writer gives up for good where a disk is full.
-
-    Args:
-        folder: where its file goes.
-        purge: scalars of this step and later, in files of before, are of no use any more.
-
-    Raises UserError where TensorBoard isn't installed, OSError where the file can't be made.
-    """
-
-    def __init__(self, folder: Path, purge: int) -> None:
-        try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError:
-            raise UserError(
-                "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave "
-                "it out of the config."
-            ) from None
-        self._events, self._summaries, self._records = event_pb2, summary_pb2, RecordWriter
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = Appended(folder / name)
-        self._append(file_version="brain.Event:2")
-        self._append(step=purge, session_log=event_pb2.SessionLog(status="START"))
-
-    def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Scalars of a step by name."""
-        values = [
-            self._summaries.Summary.Value(tag=name, simple_value=value)
-            for name, value in numbers.items()
-        ]
-        self._append(step=step, summary=self._summaries.Summary(value=values))
-
-    def flush(self) -> None:
-        """Write what waits. Raises OSError where it goes on waiting."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _append(self, **event: Any) -> None:
-        content = self._events.Event(wall_time=time.time(), **event).SerializeToString()
-        record = io.BytesIO()
-        self._records(record).write(content)
-        with suppress(OSError):  # the log's lines tell of it
-            self._file.append(record.getvalue())
 
 
 class _Terminal(logging.StreamHandler):

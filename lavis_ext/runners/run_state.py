@@ -167,8 +167,8 @@ def best_steps(folder: Path) -> set[int | None]:
     """The ``best_step`` of each state in a run's folder that can be read, unchecked."""
     found = set()
     for path in state_paths(folder):
-        with suppress(DamagedTensors, KeyError, ValueError):
-            found.add(json.loads(read_metadata(path)["facts"])["best_step"])
+        with suppress(DamagedTensors, KeyError, TypeError, ValueError):
+            found.add(parse_json(read_metadata(path)["facts"])["best_step"])
     return found
 
 
