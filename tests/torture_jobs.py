@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.util import _exit_function
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,9 @@ def _fork(options: list[str], rank: int, world: int, port: int, messages: Path) 
     finally:
         # What Python does at exit: a loader worker that doesn't end would keep it waiting.
         _exit_function()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)
 
 
