@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lavis_ext.config.schema import option
+from lavis_ext.datasets.data_faults import DataFaultsConfig
 from lavis_ext.errors import UserError
 from lavis_ext.evaluation.figures import lower_is_better
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES
@@ -137,6 +138,7 @@ class RunConfig:
     tensorboard: bool = option(False, "Write TensorBoard's files.")
     wandb: WandbConfig | None = field(default=None)
     features: FeaturesConfig | None = field(default=None)
+    data_faults: DataFaultsConfig = field(default_factory=DataFaultsConfig)
 
     def check_together(self, where: str) -> None:
         """Rules between splits, and between rates."""

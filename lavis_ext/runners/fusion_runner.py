@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lavis_ext import distributed
 from lavis_ext.config import loader as config_loader
 from lavis_ext.datasets.batches import EvalBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.datasets.loading import Loader, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
@@ -35,6 +36,7 @@ from lavis_ext.runners.run_state import RunState, remove_later_states
 from lavis_ext.runners.skipped_steps import SkippedSteps
 from lavis_ext.runners.stepper import Stepper, autocast, grouped
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
+from lavis_ext.runners.unreadable import LeftOut, Unseen
 from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
 
@@ -172,7 +174,7 @@ class FusionRunner(RunnerBase):
         self.plan.batches.epoch = epoch
         done = self.steps % self.plan.steps_an_epoch
         self.plan.batches.start = done * self.run.accum_grad_iters
-        batches = self.progress.waiting_for(sound(self._train_loader))
+        batches = self.progress.waiting_for(self._train_loader)
         for group in grouped(batches, self.run.accum_grad_iters):
             on_device = [to_device(samples, self.device) for samples in group]
             skipped = self._stepper.step(on_device, epoch, self.steps)
@@ -180,6 +182,7 @@ class FusionRunner(RunnerBase):
             self.progress.step()
             asked = [question for samples in group for question in samples.get("question_id", [])]
             self._skipped.note(self.steps, skipped, asked)
+            self._left_out.note(self.steps, group)
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
                 self._log_training(epoch)
             self._after_step()
@@ -251,18 +254,20 @@ class FusionRunner(RunnerBase):
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        loader = make_loader(dataset, batches, self.run.num_workers)
+        loader = Loader(dataset, batches, self.run.num_workers, self.run.data_faults)
+        unseen = Unseen(self.run_log)
         self.model.eval()
         self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
-        samples: Iterator[FusionSamples] = (to_device(s, self.device) for s in sound(loader))
-        if self.signals.watching:
-            samples = self._until_stopped(samples, len(batches))
+        samples = map(partial(to_device, device=self.device), unseen.noted(loader))
+        stoppable = self._until_stopped(samples, len(batches)) if self.signals.watching else samples
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
-            result = self.task.evaluation(self.model, samples)
+            result = self.task.evaluation(self.model, stoppable)
         evaluation = self.task.after_evaluation(result, dataset=dataset, model=self.model)
         train_mode(self.model)
-        self.run_log.write(split_name, self.steps if step is None else step, evaluation.figures)
+        step = self.steps if step is None else step
+        unseen.tell(split_name, step)
+        self.run_log.write(split_name, step, evaluation.figures)
         if distributed.is_main_process() and evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
             write_predictions(path, evaluation.predictions)
@@ -314,10 +319,15 @@ class FusionRunner(RunnerBase):
                 )
 
     def _start_training(self) -> None:
-        self._train_loader = make_loader(
-            self.datasets["train"], self.plan.batches, self.run.num_workers, persistent=True
+        self._train_loader = Loader(
+            self.datasets["train"],
+            self.plan.batches,
+            self.run.num_workers,
+            self.run.data_faults,
+            persistent=True,
         )
         self._skipped = SkippedSteps(self.run.max_skipped_steps, self.run_log)
+        self._left_out = LeftOut(self.run.data_faults.most_skipped, self.run_log)
         self._validated_at = -1
         self._saved = (-1, -1)
         self._saved_time = time.monotonic()
@@ -338,6 +348,7 @@ class FusionRunner(RunnerBase):
         self._validated_at = state.validated_at
         self._skipped.total = state.skipped
         self._skipped.in_a_row = state.skipped_in_a_row
+        self._left_out.total = state.left_out
         self._saved = (state.step, state.validated_at)
         self.progress.resume(state.step, state.progress)
         if state.versions != versions():
@@ -347,7 +358,7 @@ class FusionRunner(RunnerBase):
 
     def _save(self) -> None:
         """Save the run's state, unless it is that of the file already."""
-        self._skipped.settle()
+        self._settle()
         now = (self.steps, self._validated_at)
         if self._saved == now:
             return
@@ -364,6 +375,7 @@ class FusionRunner(RunnerBase):
                 waited=self.early_stopping.waited,
                 skipped=self._skipped.total,
                 skipped_in_a_row=self._skipped.in_a_row,
+                left_out=self._left_out.total,
                 progress=self.progress.facts(),
                 log=self.run_log.position(),
                 batches=self._batch_facts(),
@@ -372,9 +384,14 @@ class FusionRunner(RunnerBase):
             ).save(self.output_dir)
         self._saved, self._saved_time = now, time.monotonic()
 
+    def _settle(self) -> None:
+        """Count what was noted of the steps since the last call."""
+        self._skipped.settle()
+        self._left_out.settle()
+
     def _log_training(self, epoch: int) -> None:
         """A line on the steps since the last one, over all processes."""
-        self._skipped.settle()
+        self._settle()
         figures, questions = self._stepper.window()
         window = self.progress.window(questions)
         learning_rate = self._stepper.learning_rate

@@ -58,6 +58,8 @@ def prepared(
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
         datasets = task.build_datasets(cfg, list(splits))
+        for dataset in datasets.values():
+            dataset.faults = cfg.run.data_faults
         model = task.build_model(cfg, load_weights=load_weights)
         if "train" in datasets:
             # Before the optimizer and DDP exist, which take stock of what is trainable.

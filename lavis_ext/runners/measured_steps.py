@@ -11,7 +11,7 @@ import torch
 from lavis_ext import distributed
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.datasets.loading import Loader, to_device
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.stepper import Stepper, grouped
 
@@ -85,7 +85,7 @@ def measure_steps(
             return True
         return sum(seconds) < budget and (at_most is None or len(seconds) < at_most)
 
-    loader = make_loader(dataset, batches, run.num_workers, persistent=True)
+    loader = Loader(dataset, batches, run.num_workers, run.data_faults, persistent=True)
     groups = grouped(_without_end(loader, batches), run.accum_grad_iters)
     while distributed.from_main_process(unfinished):
         started = time.perf_counter()
@@ -106,9 +106,9 @@ def measure_steps(
     )
 
 
-def _without_end(loader: object, batches: TrainBatches) -> Iterator[FusionSamples]:
+def _without_end(loader: Loader, batches: TrainBatches) -> Iterator[FusionSamples]:
     while True:
-        yield from sound(loader)  # type: ignore[arg-type]
+        yield from loader
         batches.epoch += 1
 
 
