@@ -1,6 +1,7 @@
 """The error type for what a user can mend: a wrong config, file, record or option."""
 
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
@@ -28,10 +29,19 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def exit_with(error: UserError) -> NoReturn:
-    """Print ``error`` on stderr and end the process with code 2."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+def exit_with(error: BaseException) -> NoReturn:
+    """Print ``error`` on stderr, one of the user's without a traceback, and end the process.
+
+    The code is 2 for the user's errors, 130 for an interrupt from the keyboard, else 1.
+    """
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    if isinstance(error, KeyboardInterrupt):
+        raise SystemExit(130) from None
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    raise SystemExit(1) from None
 
 
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -44,9 +54,7 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             main(*args, **kwargs)
-        except UserError as error:
+        except (UserError, KeyboardInterrupt) as error:
             exit_with(error)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
 
     return run

@@ -17,6 +17,8 @@ ORDER = [
     "environment",
     "door",
     "weights",
+    "companions",
+    "watchdog",
     "distributed",
     "config",
     # The data's way.

@@ -113,6 +113,11 @@ class RunConfig:
     process_group_timeout_minutes: float = option(
         10.0, "Minutes after which a process stops waiting for the others.", above=0
     )
+    watchdog_seconds: float = option(
+        120.0,
+        "Seconds without progress after which a warning says which process is at what.",
+        above=0,
+    )
     output_dir: str = option("output", "Each run makes a folder of its own in this one.")
     name: str | None = option(
         None, "The name of that folder; by default the config's name, with date and time."

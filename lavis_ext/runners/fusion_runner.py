@@ -4,7 +4,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lavis_ext import distributed
+from lavis_ext.companions import COMPUTING, ENDING, EVALUATING, LOADING, SAVING
 from lavis_ext.config import loader as config_loader
 from lavis_ext.datasets.batches import EvalBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
@@ -175,7 +175,9 @@ class FusionRunner(RunnerBase):
         done = self.steps % self.plan.steps_an_epoch
         self.plan.batches.start = done * self.run.accum_grad_iters
         batches = self.progress.waiting_for(self._train_loader)
+        distributed.at(LOADING, self.steps + 1)
         for group in grouped(batches, self.run.accum_grad_iters):
+            distributed.at(COMPUTING, self.steps + 1)
             on_device = [to_device(samples, self.device) for samples in group]
             skipped = self._stepper.step(on_device, epoch, self.steps)
             self.steps += 1
@@ -188,6 +190,7 @@ class FusionRunner(RunnerBase):
             self._after_step()
             if self._finished:
                 break
+            distributed.at(LOADING, self.steps + 1)
 
     def _after_step(self) -> None:
         """What is due between two steps: weights to keep, a validation, a state, an end."""
@@ -256,9 +259,10 @@ class FusionRunner(RunnerBase):
         )
         loader = Loader(dataset, batches, self.run.num_workers, self.run.data_faults)
         unseen = Unseen(self.run_log)
+        distributed.at(EVALUATING, self.steps)
         self.model.eval()
         self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
-        samples = map(partial(to_device, device=self.device), unseen.noted(loader))
+        samples = map(self._begun, unseen.noted(loader))
         stoppable = self._until_stopped(samples, len(batches)) if self.signals.watching else samples
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
@@ -275,6 +279,11 @@ class FusionRunner(RunnerBase):
             self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
         return figures
+
+    def _begun(self, samples: FusionSamples) -> FusionSamples:
+        """A batch of an evaluation, on the device."""
+        distributed.at(EVALUATING, self.steps)
+        return to_device(samples, self.device)
 
     def _until_stopped(
         self, batches: Iterator[FusionSamples], count: int
@@ -362,6 +371,7 @@ class FusionRunner(RunnerBase):
         now = (self.steps, self._validated_at)
         if self._saved == now:
             return
+        distributed.at(SAVING, self.steps)
         ranks = distributed.gather([self._stepper.rank_state()])
         if distributed.is_main_process():
             model, optimizer = self._stepper.tensors()
@@ -462,6 +472,7 @@ class FusionRunner(RunnerBase):
         return figures
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
+        distributed.at(ENDING, self.steps)
         if distributed.is_main_process():
             write_scores(self.output_dir, self._evaluations)
         if figures:

@@ -53,7 +53,8 @@ def prepared(
     Without ``load_weights`` the model is random, and none are fetched.
     """
     device = distributed.choose_device(cfg.run.device)
-    with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
+    patience = cfg.run.process_group_timeout_minutes, cfg.run.watchdog_seconds
+    with distributed.process_group(device, *patience):
         set_up_logging(None, quiet=not distributed.is_main_process())
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)

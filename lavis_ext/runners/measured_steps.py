@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lavis_ext import distributed
+from lavis_ext.companions import COMPUTING
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
 from lavis_ext.datasets.loading import Loader, to_device
@@ -88,6 +89,7 @@ def measure_steps(
     loader = Loader(dataset, batches, run.num_workers, run.data_faults, persistent=True)
     groups = grouped(_without_end(loader, batches), run.accum_grad_iters)
     while distributed.from_main_process(unfinished):
+        distributed.at(COMPUTING, len(seconds) + 1)
         started = time.perf_counter()
         group = next(groups)
         waiting.append(time.perf_counter() - started)
