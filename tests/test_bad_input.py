@@ -31,6 +31,7 @@ OPTIONS: dict[str, str] = {
     "run.data_faults.then=skp": "then is 'skp'; it must be one of: stop, skip. Did you mean 'skip'",
     "run.data_faults.most_skipped=-1": "most_skipped is -1; it must be at least 0.",
     "run.data_faults.stall_seconds=0": "stall_seconds is 0.0; it must be above 0.",
+    "run.watchdog_seconds=0": "run.watchdog_seconds is 0.0; it must be above 0.",
     "run.data_faults=null": "run.data_faults",
     "run.max_skipped_steps=0": "run.max_skipped_steps is 0; it must be at least 1.",
     "run.name=a/b": "run.name is 'a/b'; it must be the name of a folder.",

@@ -2,6 +2,7 @@
 
     make torture N=200
     python tests/torture.py --kills 50 --terms 20 --processes 1 2 --seed 0
+    python tests/torture.py --one-killed 10
 
 Each series runs a tiny model on mini-GQA to its end once, undisturbed, then again and again with
 SIGKILL at random moments, every second one in the middle of writing a state, and with SIGTERM.
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tiny import BLIP, EFFICIENT_SAM
+from torture_one_killed import one_killed
 
 import lavis_ext.runners.launch  # noqa: F401  (before the first fork)
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
@@ -299,6 +301,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="by SIGKILL, in all")
     parser.add_argument("--terms", type=int, default=20, help="by SIGTERM, in all")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--one-killed", type=int, help="instead: kill one of torchrun's two ranks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="a mini-GQA of 40 images; made if not given")
     arguments = parser.parse_args()
@@ -308,6 +311,12 @@ def main() -> None:
         data = arguments.data or Path(temporary) / "mini_gqa"
         if not data.exists():
             make_mini_gqa(data, images=IMAGES)
+        if arguments.one_killed:
+            given = [*OPTIONS, f"datasets.gqa_fusion.mini_gqa.root={data}"]
+            folder = Path(temporary)
+            raise SystemExit(
+                min(1, one_killed(arguments.one_killed, given, folder, arguments.seed))
+            )
         share = len(arguments.processes)
         for place, processes in enumerate(arguments.processes):
             folder = Path(temporary) / f"{processes}_processes"
