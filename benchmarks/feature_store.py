@@ -1,6 +1,6 @@
 """Kill an extraction at random moments, resume it, and compare it with an undisturbed one.
 
-python benchmarks/feature_store.py OUT                  # 10 kills, 1,500 images, about 3 min
+python -m benchmarks.feature_store OUT                  # 10 kills, 1,500 images, about 3 min
 
 Each process is killed (SIGKILL, with its workers) at a moment drawn from the seconds after it
 starts to write; the next one goes on. Prints a JSON object; exits with 1 where a byte differs.
@@ -13,36 +13,33 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[1]
+from benchmarks.processes import PROJECT, command, environment
+
 CONFIG = "projects/pnp-vqa/train/mini_train.yaml"
 SECONDS_A_LOOK = 0.002
 
 
 def extraction(out: Path, root: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Start an extraction into ``root``."""
-    program = ["-m", "lavis_ext.features.extract"]
-    if options.processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        program = [*launcher, f"--nproc_per_node={options.processes}", *program]
+    program = [
+        *("-m", "lavis_ext.features.extract", "--cfg-path", CONFIG, "--options"),
+        f"datasets.gqa_fusion.mini_gqa.root={out / 'mini_gqa'}",
+        f"datasets.gqa_fusion.mini_gqa.images={options.images}",
+        f"run.features.root={root}",
+        f"run.features.images_per_shard={options.images_per_shard}",
+        "run.features.batch_size=8",
+        "run.small_val_size=null",
+        "run.num_workers=1",
+        "run.device=cpu",
+    ]
     return subprocess.Popen(
-        [
-            *(sys.executable, *program, "--cfg-path", CONFIG, "--options"),
-            f"datasets.gqa_fusion.mini_gqa.root={out / 'mini_gqa'}",
-            f"datasets.gqa_fusion.mini_gqa.images={options.images}",
-            f"run.features.root={root}",
-            f"run.features.images_per_shard={options.images_per_shard}",
-            "run.features.batch_size=8",
-            "run.small_val_size=null",
-            "run.num_workers=1",
-            "run.device=cpu",
-        ],
+        command(program, options.processes),
         cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        env=environment(threads=1),
         stdout=subprocess.DEVNULL,
     )
 

@@ -1,6 +1,6 @@
 """Measure ``python -m lavis_ext.evaluation.gqa`` on as many questions as GQA validates on.
 
-    python benchmarks/gqa_scoring.py output/gqa_scoring
+    python -m benchmarks.gqa_scoring output/gqa_scoring
 
 Writes synthetic questions in GQA's format below the folder, with predictions, choices, scene graphs
 and attention maps (they are used again), scores them in processes of their own, and prints seconds

@@ -1,6 +1,6 @@
 """Measure the miniature on mini-GQA: fusions by seeds, pointing, masks, and patches by captions.
 
-    python benchmarks/miniature.py output/bench
+    python -m benchmarks.miniature output/bench
 
 Every figure comes from ``train.py`` and ``evaluate.py`` as a user would call them. The folder keeps
 all runs, ``figures.json`` and ``tables.md``; a call that is interrupted goes on where it was.
@@ -8,16 +8,15 @@ all runs, ``figures.json`` and ``tables.md``; a call that is interrupted goes on
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
+from benchmarks.processes import PROJECT, command, environment
+
 RECIPES = "projects/pnp-vqa"
 FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
 OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
@@ -25,7 +24,6 @@ PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
 COMPARED = 100
 """Questions answered again in other batches and by two processes."""
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 WEIGHTS = "fusion_encoder_best.safetensors"
 
 Figures = dict[str, float]
@@ -58,16 +56,16 @@ class Bench:
     def same_answers(self, fusion: str, seed: int) -> Figures:
         """How many answers of ``COMPARED`` differ with other batches and processes."""
         variants = {
-            "batches-of-16": (["run.batch_size_eval=16"], ()),
-            "batches-of-1": (["run.batch_size_eval=1"], ()),
-            "two-processes": (["run.batch_size_eval=16"], TORCHRUN),
+            "batches-of-16": (["run.batch_size_eval=16"], 1),
+            "batches-of-1": (["run.batch_size_eval=1"], 1),
+            "two-processes": (["run.batch_size_eval=16"], 2),
         }
         answers = {}
-        for name, (options, launcher) in variants.items():
+        for name, (options, processes) in variants.items():
             where = self.out / "same" / name
             options = [f"run.small_test_size={COMPARED}", *options, *self._weights(fusion, seed)]
             run = self._run(
-                "evaluate.py", f"{RECIPES}/eval/mini_eval.yaml", where, options, launcher
+                "evaluate.py", f"{RECIPES}/eval/mini_eval.yaml", where, options, processes
             )
             (path,) = run.glob("*/testdev_predictions.json")
             records = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +102,7 @@ class Bench:
         recipe: str,
         where: Path,
         options: list[str],
-        launcher: Sequence[str] = (),
+        processes: int = 1,
     ) -> Path:
         if list(where.glob("*/metrics.json")):
             return where
@@ -112,9 +110,9 @@ class Bench:
         with (where / "output.txt").open("w", encoding="utf-8") as output:
             arguments = ["--cfg-path", recipe, "--options", f"run.output_dir={where}"]
             subprocess.run(
-                [sys.executable, *launcher, program, *arguments, *options, *self.options],
+                command([program, *arguments, *options, *self.options], processes),
                 cwd=PROJECT,
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                env=environment(self.threads),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=True,

@@ -1,6 +1,6 @@
 """Measure the question store: conversion, opening, and memory of a process with loader workers.
 
-    python benchmarks/question_store.py output/question_store --records 14300000
+    python -m benchmarks.question_store output/question_store --records 14300000
 
 Writes synthetic records in GQA's format into ten shards below the folder (some 11 GB for as many as
 GQA's ``train_all_questions`` has; they are used again), converts them anew and prints the figures
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.processes import command, environment
 from lavis_ext.datasets.batches import BatchRows, TrainBatches
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import QuestionTable
@@ -214,7 +215,8 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for name in ("convert", "open", "load", "load_few"):
         done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--only", name],
+            command(["-m", "benchmarks.question_store", *sys.argv[1:], "--only", name]),
+            env=environment(threads=1),
             check=True,
             stdout=subprocess.PIPE,
         )

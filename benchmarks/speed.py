@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from benchmarks import plots
+from benchmarks.processes import PROJECT, command, environment
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext import distributed
 from lavis_ext.config.loader import Config
@@ -46,7 +47,6 @@ from lavis_ext.runners.measured_steps import measure_steps
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.stepper import Stepper
 
-PROJECT = Path(__file__).resolve().parents[1]
 RECIPE = "projects/pnp-vqa/train/gqa_train.yaml"
 QUESTIONS_AN_IMAGE = 32
 PICTURE = (500, 375)
@@ -308,14 +308,10 @@ def in_child(
     given: Namespace, arguments: Sequence[str], *, processes: int = 1, threads: int | None = None
 ) -> Any:
     """What ``--only`` prints, in a process of its own, or in several that train together."""
-    launcher: list[str] = []
-    if processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    threads = threads or max(1, given.threads // processes)
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, "benchmarks.speed", *arguments],
+        command(["-m", "benchmarks.speed", *arguments], processes),
         cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(PROJECT)},
+        env=environment(threads or max(1, given.threads // processes)),
         check=True,
         stdout=subprocess.PIPE,
         text=True,

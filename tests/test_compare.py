@@ -55,6 +55,24 @@ def test_differences_have_paired_intervals_and_name_the_questions(
     assert line.split()[2:] == [str(queries), "0", "0"]
 
 
+def test_grounding_is_compared_where_attentions_are_given(
+    files: tuple[Path, Path, Path], mini_gqa: Path, tmp_path: Path
+) -> None:
+    questions, a, b = files
+    maps = json.loads((tmp_path / "maps.json").read_text())
+    for each in maps:
+        each["attention"] = [[value / 2 for value in row] for row in each["attention"]]
+    (tmp_path / "half.json").write_text(json.dumps(maps))
+    comparison = compared(
+        *(tmp_path, a, b, f"--questions={questions}"),
+        f"--scenes={mini_gqa / 'sceneGraphs' / 'train_sceneGraphs.json'}",
+        *("--attentions", str(tmp_path / "maps.json"), str(tmp_path / "half.json")),
+    )
+    grounding = comparison["metrics"]["grounding"]
+    assert grounding["b"] == pytest.approx(grounding["a"] / 2)
+    assert grounding["low"] < grounding["difference"] < grounding["high"] < 0
+
+
 def test_pairing_makes_intervals_narrower_than_those_of_each(
     files: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

@@ -172,6 +172,11 @@ def test_attentions_that_are_no_maps(refused: Refused, attention: Any, words: st
     assert words in refused(attentions=[{"questionId": "1", "attention": attention}])
 
 
+def test_maps_of_another_size_than_was_asked_for(refused: Refused) -> None:
+    said = refused("--mapSize=9", attentions=[{"questionId": "1", "attention": [[0.5, 0.5]]}])
+    assert "the map of question 1 is 1x2, not 9x9 (--mapSize)" in said
+
+
 @pytest.mark.parametrize(
     ("region", "words"),
     [

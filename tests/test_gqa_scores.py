@@ -98,6 +98,43 @@ def test_regions_follow_the_formula_of_maps(mini_gqa: Path, files: Path, tmp_pat
     assert grounding["low"] is None
 
 
+def test_command_lines_of_the_authors_script_work(
+    mini_gqa: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, path in {
+        "train_all_questions": mini_gqa / "questions" / "train_all_questions.json",
+        "train_choices": mini_gqa / "choices" / "train_choices.json",
+        "train_sceneGraphs": mini_gqa / "sceneGraphs" / "train_sceneGraphs.json",
+        "train_attentions": files / "maps.json",
+        "mine_train": files / "predictions.json",
+    }.items():
+        (tmp_path / f"{name}.json").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    theirs = ["--tier=train", "--predictions=mine_{tier}.json", "--consistency"]
+    main([*theirs, "--grounding", "--mapSize=7", "--json=s.json"])
+    metrics = json.loads((tmp_path / "s.json").read_text())["metrics"]
+    assert metrics.keys() == AUTHORS["metrics"].keys()
+    assert 100 * metrics["grounding"]["value"] == pytest.approx(AUTHORS["metrics"]["grounding"])
+    main([*theirs, "--json=s.json"])
+    assert "grounding" not in json.loads((tmp_path / "s.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--questions=q.json"], "--predictions is needed, or --tier"),
+        (["--questions=q.json", "--predictions=p.json", "--grounding"], "--grounding needs --sce"),
+    ],
+)
+def test_files_that_are_not_named_are_asked_for(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_what_is_missing_is_said_with_its_reason(
     mini_gqa: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

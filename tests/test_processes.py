@@ -75,6 +75,36 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert by_id[0].keys() == by_id[1].keys()
 
 
+def test_two_processes_train_compiled_as_one_does_uncompiled(
+    tiny_options: list[str], tmp_path: Path
+) -> None:
+    losses = []
+    compiled = ["run.compile=true", "run.compile_backend=eager"]
+    for processes, options in ((1, []), (2, compiled)):
+        output = tmp_path / str(processes)
+        done = train(
+            processes,
+            [
+                *tiny_options,
+                *TINY_MODEL,
+                f"run.batch_size_train={16 // processes}",
+                "run.max_steps=3",
+                "run.patience=null",
+                "run.valid_splits=[]",
+                "run.test_splits=[]",
+                "run.log_freq=1",
+                f"run.output_dir={output}",
+                *options,
+            ],
+        )
+        assert done.returncode == 0, done.stderr
+        (folder,) = output.iterdir()
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def in_rank(monkeypatch: pytest.MonkeyPatch, rank: int, step: int, do: Callable[[], Any]) -> None:
     """Lets one process of the jobs to come ``do`` something when it begins a step."""
     take = Stepper.step
@@ -114,21 +144,20 @@ def job(
         with capfd.disabled():
             codes = Job(given, 2, messages).end()
         said = messages.read_text()
-        assert not left_over(str(tmp_path)), said
+        assert not left_over(messages), said
         return codes, said
 
     return run
 
 
-def left_over(argument: str) -> list[str]:
-    """Command lines of other processes that have this argument and live on."""
+def left_over(messages: Path) -> list[str]:
+    """Processes that live on and write there: ranks, and their workers."""
     time.sleep(0.5)
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
         with suppress(OSError):
-            line = (process / "cmdline").read_text().replace("\0", " ")
-            if argument in line and int(process.name) != os.getpid():
-                found.append(line)
+            if output.readlink() == messages:
+                found.append(output.parts[2])
     return found
 
 

@@ -1,4 +1,4 @@
-"""``python -m lavis_ext.evaluation.compare A B --questions F [--choices F] [--consistency]``.
+"""``python -m lavis_ext.evaluation.compare A B --questions F [--choices F] [--consistency] ...``.
 
 Two files of predictions for the same questions: what B gains over A, and where.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from lavis_ext.errors import command
 from lavis_ext.evaluation.gqa.bootstrap import RESAMPLES, percentile_interval
 from lavis_ext.evaluation.gqa.inputs import (
+    ATTENTIONS_HELP,
+    add_grounding_options,
     add_question_options,
     check_options,
     read_outcomes,
@@ -180,14 +182,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(
             name, type=Path, help='a list of {"questionId": ..., "prediction": ...}'
         )
+    parser.add_argument(
+        "--attentions", type=Path, nargs=2, metavar=("A", "B"), help=f"of each, a {ATTENTIONS_HELP}"
+    )
+    add_grounding_options(parser)
     add_question_options(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_options(arguments)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
     a, b = (
-        read_outcomes(reference, path, choices=arguments.choices)
-        for path in (arguments.A, arguments.B)
+        read_outcomes(
+            reference,
+            path,
+            choices=arguments.choices,
+            scenes=arguments.scenes,
+            attentions=attentions,
+            object_features=arguments.object_features,
+            map_size=arguments.map_size,
+        )
+        for path, attentions in zip(
+            (arguments.A, arguments.B), arguments.attentions or (None, None), strict=True
+        )
     )
     comparison = compare(a, b, arguments.resamples, arguments.seed)
     print(comparison_table(comparison))

@@ -1,9 +1,13 @@
-"""``python -m lavis_ext.evaluation.gqa --questions F --predictions F [--choices F] ...``."""
+"""``python -m lavis_ext.evaluation.gqa --questions F --predictions F [--choices F] ...``.
+
+Command lines of the authors' script work as they are: ``--tier val --consistency --grounding``.
+"""
 
 import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from lavis_ext.errors import command
 from lavis_ext.evaluation.gqa.inputs import (
@@ -17,11 +21,27 @@ from lavis_ext.evaluation.gqa.scores import score
 from lavis_ext.evaluation.gqa.tables import scores_table
 from lavis_ext.files import write_json
 
+AUTHORS_FILES = {
+    "questions": "{tier}_all_questions.json",
+    "predictions": "{tier}_predictions.json",
+    "choices": "{tier}_choices.json",
+    "scenes": "{tier}_sceneGraphs.json",
+    "attentions": "{tier}_attentions.json",
+}
+OF_GROUNDING = ("scenes", "attentions")
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Score predictions by all of GQA's metrics that the files given allow."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _name_files(arguments)
+    for name in ("questions", "predictions"):
+        if getattr(arguments, name) is None:
+            parser.error(f"--{name} is needed, or --tier, which names GQA's files")
+    if arguments.grounding and (arguments.scenes is None or arguments.attentions is None):
+        parser.error("--grounding needs --scenes and --attentions, or --tier, which names them")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_options(arguments)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
@@ -32,13 +52,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(arguments.json, asdict(scores))
 
 
+def _name_files(arguments: argparse.Namespace) -> None:
+    """Put the tier into names of files, and name those that the authors' script would read."""
+    if arguments.tier is None:
+        return
+    for option, name in AUTHORS_FILES.items():
+        given = getattr(arguments, option)
+        if given is None and (option not in OF_GROUNDING or arguments.grounding):
+            given = Path(name)
+        if given is not None:
+            setattr(arguments, option, Path(str(given).replace("{tier}", arguments.tier)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.evaluation.gqa",
         description="Score predictions on GQA as its authors' evaluation script does.",
     )
-    add_prediction_options(parser)
-    add_question_options(parser)
+    add_prediction_options(parser, required=False)
+    add_question_options(parser, required=False)
+    parser.add_argument(
+        "--tier",
+        help="a split of GQA, such as val: files that aren't named are VAL_all_questions.json and "
+        "so on in this folder, and {tier} in a name is the split",
+    )
+    parser.add_argument(
+        "--grounding",
+        action="store_true",
+        help="with --tier: read attentions and scene graphs too, by their names",
+    )
     return parser
 
 

@@ -31,9 +31,12 @@ def read_choices(path: Path) -> Iterator[tuple[str, AnswerChoices]]:
         yield name, AnswerChoices(valid, plausible)
 
 
-def read_attentions(path: Path, object_features: bool) -> Iterator[tuple[str, Attention]]:
+def read_attentions(
+    path: Path, object_features: bool, map_size: int | None = None
+) -> Iterator[tuple[str, Attention]]:
     """Id and attended regions [R, 5] of each question.
 
+    Spatial maps must all be of one size, and square with the side ``map_size`` where it is given.
     Raises UserError for a file of another shape, spatial maps of uneven size, and values that can't
     be attentions.
     """
@@ -45,6 +48,11 @@ def read_attentions(path: Path, object_features: bool) -> Iterator[tuple[str, At
             _check_regions(attention, name, path)
             yield name, attention
             continue
+        if map_size is not None and attention.shape != (map_size, map_size):
+            raise UserError(
+                f"{path}: the map of question {name} is {_size(attention.shape)}, not "
+                f"{map_size}x{map_size} (--mapSize). Leave the option out for maps of any size."
+            )
         size = size or attention.shape
         if attention.shape != size:
             raise UserError(

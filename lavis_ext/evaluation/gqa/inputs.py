@@ -12,7 +12,7 @@ from lavis_ext.datasets.scene_graphs import read_scene_graphs
 from lavis_ext.errors import UserError, listed
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
-from lavis_ext.evaluation.gqa.grounding import grounding_scores
+from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores
 from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge, missing_answers
 from lavis_ext.evaluation.gqa.questions import (
     GqaQuestion,
@@ -25,6 +25,11 @@ from lavis_ext.evaluation.predictions import (
     read_predictions,
     refuse_missing,
     refuse_unknown,
+)
+
+ATTENTIONS_HELP = (
+    'list of {"questionId": ..., "attention": ...}, for grounding: spatial maps of any one size, '
+    "the first index running from left to right"
 )
 
 Item = TypeVar("Item")
@@ -104,6 +109,7 @@ def read_outcomes(
     scenes: Path | None = None,
     attentions: Path | None = None,
     object_features: bool = False,
+    map_size: int | None = None,
 ) -> Outcomes:
     """Judge one file of predictions by these files.
 
@@ -114,6 +120,7 @@ def read_outcomes(
         scenes: scene graphs.
         attentions: a list of ``questionId`` and ``attention`` (see ``grounding.Attention``).
         object_features: whether attentions are of regions, not spatial maps.
+        map_size: the side that spatial maps must have; None for any.
 
     Raises UserError for a file that can't be read, is of another shape or of other questions, and
     for one that lacks some.
@@ -137,7 +144,8 @@ def read_outcomes(
     elif all(question.objects is None for question in questions):
         reasons["grounding"] = "the questions have no annotations of the objects that they name"
     else:
-        grounding = _grounding(reference, scenes, attentions, object_features)
+        items = read_attentions(attentions, object_features, map_size)
+        grounding = _grounding(reference, scenes, attentions, items)
     judged = None
     if choices is None:
         reason = "it needs a choices file (--choices)"
@@ -155,7 +163,7 @@ def read_outcomes(
 
 
 def _grounding(
-    reference: Reference, scenes: Path, path: Path, object_features: bool
+    reference: Reference, scenes: Path, path: Path, items: Items[Attention]
 ) -> dict[str, float]:
     graphs = read_scene_graphs(scenes)
     images = {question.image_id: None for question in reference.questions}
@@ -165,8 +173,8 @@ def _grounding(
             f"{scenes}: no scene graph for {len(without):,} of {len(images):,} images "
             f"({listed(without)}); is it of another split?"
         )
-    attentions = _known(read_attentions(path, object_features), path, reference)
-    complete = covering(attentions, path, reference.questions, "attention")
+    known = _known(items, path, reference)
+    complete = covering(known, path, reference.questions, "attention")
     try:
         return grounding_scores(reference.questions, graphs, complete)
     except KeyError as error:
@@ -209,36 +217,46 @@ def outcomes_of(reference: Reference, arguments: argparse.Namespace) -> Outcomes
         scenes=arguments.scenes,
         attentions=arguments.attentions,
         object_features=arguments.object_features,
+        map_size=arguments.map_size,
     )
 
 
-def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+def add_prediction_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The options that name one set of predictions and what its grounding is computed from."""
     parser.add_argument(
         "--predictions",
         type=Path,
-        required=True,
+        required=required,
         help='list of {"questionId": ..., "prediction": ...}',
     )
+    parser.add_argument("--attentions", type=Path, help=ATTENTIONS_HELP)
+    add_grounding_options(parser)
+
+
+def add_grounding_options(parser: argparse.ArgumentParser) -> None:
+    """The options that grounding needs besides attentions."""
     parser.add_argument("--scenes", type=Path, help="scene graphs, for grounding")
-    parser.add_argument(
-        "--attentions",
-        type=Path,
-        help='list of {"questionId": ..., "attention": ...}, for grounding: spatial maps of any '
-        "one size, the first index running from left to right",
-    )
     parser.add_argument(
         "--objectFeatures",
         dest="object_features",
         action="store_true",
         help="attentions are of regions, [x0, y0, x1, y1, attention] each",
     )
+    parser.add_argument(
+        "--mapSize",
+        dest="map_size",
+        type=int,
+        help="refuse spatial maps of another side than this",
+    )
 
 
-def add_question_options(parser: argparse.ArgumentParser) -> None:
+def add_question_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The options that name what predictions are held against."""
     parser.add_argument(
-        "--questions", type=Path, required=True, help="questions of the split, a file or a folder"
+        "--questions",
+        type=Path,
+        required=required,
+        help="questions of the split, a file or a folder",
     )
     parser.add_argument("--choices", type=Path, help="choices file, for validity and plausibility")
     parser.add_argument(
