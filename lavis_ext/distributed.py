@@ -4,12 +4,15 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from lavis_ext.errors import UserError
+from lavis_ext.companions import GRACE_SECONDS, Companions, end_within
+from lavis_ext.errors import UserError, exit_with
+from lavis_ext.watchdog import Watchdog
 
 Item = TypeVar("Item")
 
@@ -42,26 +45,77 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+class _Job:
+    """What a process knows of the job that it is part of, for the time of its process group."""
+
+    companions: Companions | None = None
+    watchdog: Watchdog | None = None
+
+
+def at(stage: int, step: int) -> None:
+    """Tell the watchdog and the other processes what this one begins: a stage of ``companions``."""
+    if _Job.watchdog is not None:
+        _Job.watchdog.progress(stage, step)
+
+
+def is_broken() -> bool:
+    """Whether a process of the job has ended, so that no collective will be complete any more."""
+    return _Job.companions is not None and _Job.companions.ended is not None
+
+
 @contextmanager
-def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None]:
+def process_group(
+    device: torch.device, timeout_minutes: float, watchdog_seconds: float
+) -> Iterator[None]:
     """The process group for the time of the block: gloo, nccl for what is on GPUs, none for one.
 
     torchrun sets the environment that is read here, on one machine or several. The group is ended
-    at the end of the block, and where all ranks leave it together by SystemExit. After an error it
-    is not: the other ranks don't come, and torchrun ends them.
+    at the end of the block, and where all ranks leave it together by SystemExit. After an error of
+    one rank all end: the first one to fail shows its error, the others say in a line why they end.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
+        with Watchdog(watchdog_seconds, None) as _Job.watchdog:
+            yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, own_rank, size = _store(timeout)
+    companions = Companions(own_rank, size, store, os.environ["MASTER_ADDR"])
+    _Job.companions = companions
+    with Watchdog(watchdog_seconds, companions) as _Job.watchdog:
+        try:
+            _init(device, store, own_rank, size, timeout)
+            yield
+            barrier()
+        except SystemExit:
+            companions.leave()
+            dist.destroy_process_group()
+            raise
+        except BaseException as error:
+            _end_with(error, companions, _Job.watchdog, timeout_minutes)
+        companions.leave()
+    dist.destroy_process_group()
+
+
+def _store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """The job's store, this process's rank and the number of processes."""
     store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         # After a restart torchrun's store still has the addresses of the processes that died, and
         # who is quick takes them for the new ones. Of several machines each counts for itself.
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"restart_{restart}", store)
+    return store, own_rank, size
+
+
+def _init(
+    device: torch.device,
+    store: dist.Store,
+    own_rank: int,
+    size: int,
+    timeout: datetime.timedelta,
+) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -69,13 +123,35 @@ def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None
         world_size=size,
         timeout=timeout,
     )
+
+
+def _end_with(
+    error: BaseException, companions: Companions, watchdog: Watchdog, timeout_minutes: float
+) -> NoReturn:
+    """End this process because of ``error``: its own, or what the end of another has caused."""
+    # What a collective raises; the CUDA allocator's error is one of these by its type alone.
+    lost = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    first = companions.first_end() if lost else None
+    if first is None:
+        if lost and "timed out" in str(error).lower():
+            error = UserError(
+                f"{watchdog.told()}. No process waits longer than {timeout_minutes:g} minutes for "
+                "the others (run.process_group_timeout_minutes); this one ends."
+            )
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        first = companions.end(reason)
+        lost = lost or first == (first.rank, reason)
+    end_within(GRACE_SECONDS)
+    if first.rank != companions.rank and lost:
+        companions.wait_until_told()
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+    # torchrun shows this file's content in its summary, as the root cause.
+    in_short = error.with_traceback(None) if isinstance(error, UserError) else error
     try:
-        yield
-    except SystemExit:
-        dist.destroy_process_group()
-        raise
-    barrier()
-    dist.destroy_process_group()
+        raise in_short
+    except BaseException:
+        get_error_handler().record_exception(error)
+    exit_with(error)
 
 
 def barrier() -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -51,11 +52,19 @@ def shortened(text: str, most: int = 60) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def exit_with(error: UserError) -> NoReturn:
-    """Print ``error`` on stderr and end the process with code 2."""
+def exit_with(error: BaseException) -> NoReturn:
+    """Print ``error`` on stderr, one of the user's without a traceback, and end the process.
+
+    The code is 2 for the user's errors, 130 for an interrupt from the keyboard, else 1.
+    """
+    code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     with suppress(OSError):  # it may go to a file on a full disk
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+        if code == 2:
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        elif code == 1:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+    raise SystemExit(code) from None
 
 
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -68,10 +77,8 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             main(*args, **kwargs)
-        except UserError as error:
+        except (UserError, KeyboardInterrupt) as error:
             exit_with(error)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
         finally:
             _drop_unwritable_output()
 

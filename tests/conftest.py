@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets import data_faults
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 
 # Tiny models gain nothing from threads, and lose much where other programs want the cores.
@@ -23,6 +24,12 @@ def mini_gqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "mini_gqa"
     make_mini_gqa(folder, images=MINI_IMAGES)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be read is tried again at once."""
+    monkeypatch.setattr(data_faults, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture

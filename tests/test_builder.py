@@ -15,8 +15,9 @@ from PIL import Image
 
 from lavis_ext.datasets.batches import BatchRows, EvalBatches, TrainBatches
 from lavis_ext.datasets.builder import GqaFusionBuilder
+from lavis_ext.datasets.data_faults import DataFaultsConfig
 from lavis_ext.datasets.gqa import DataFault, FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.datasets.loading import Loader, to_device
 from lavis_ext.door import registry
 from lavis_ext.errors import UserError
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
@@ -205,8 +206,8 @@ def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) 
     batches = TrainBatches(
         train.table.codes("image_id"), batch_size=40, questions_per_image=8, seed=1
     )
-    inside = list(sound(make_loader(train, batches, workers=0)))
-    outside = list(sound(make_loader(train, batches, workers=1)))
+    inside = list(Loader(train, batches, 0, DataFaultsConfig()))
+    outside = list(Loader(train, batches, 1, DataFaultsConfig()))
     assert len(inside) == len(outside) == len(batches)
     for one, other in zip(inside, outside, strict=True):
         assert one.keys() == other.keys()
@@ -224,7 +225,7 @@ def test_a_broken_image_reaches_the_user_without_a_worker_traceback(
     file.write_bytes(file.read_bytes()[:700])
     batches = EvalBatches(dataset.table.codes("image_id"), batch_size=8)
     with pytest.raises(UserError) as caught:
-        list(sound(make_loader(dataset, batches, workers)))
+        list(Loader(dataset, batches, workers, DataFaultsConfig()))
     assert str(caught.value).startswith(f"{file}: the image can't be read")
     assert "Traceback" not in str(caught.value)
     with pytest.raises(UserError, match="the image can't be read"):

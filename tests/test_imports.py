@@ -18,6 +18,8 @@ ORDER = [
     "environment",
     "door",
     "weights",
+    "companions",
+    "watchdog",
     "distributed",
     "config",
     # The data's way.

@@ -1,12 +1,29 @@
 """Several processes train as one does, and end by themselves."""
 
 import json
+import os
+import re
+import signal
+import socket
 import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from launching import torchrun
-from test_runner import TINY_MODEL
+from test_runner import TINY_MODEL, UNVALIDATED
+from torture_jobs import Job
+
+from lavis_ext.companions import COMPUTING, LOADING, At, Companions, Heard
+from lavis_ext.datasets.batches import BatchRows
+from lavis_ext.datasets.gqa import GqaFusionDataset
+from lavis_ext.distributed import at, process_group
+from lavis_ext.errors import UserError
+from lavis_ext.runners.stepper import Stepper
 
 PROJECT = Path(__file__).parents[1]
 STEPS = 10
@@ -88,11 +105,184 @@ def test_two_processes_train_compiled_as_one_does_uncompiled(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_mistake_ends_all_processes_with_its_message(
+def in_rank(monkeypatch: pytest.MonkeyPatch, rank: int, step: int, do: Callable[[], Any]) -> None:
+    """Lets one process of the jobs to come ``do`` something when it begins a step."""
+    take = Stepper.step
+
+    def watched(self: Stepper, group: Any, epoch: int, steps: int) -> torch.Tensor:
+        if steps == step - 1 and int(os.environ.get("RANK", 0)) == rank:
+            do()
+        return take(self, group, epoch, steps)
+
+    monkeypatch.setattr(Stepper, "step", watched)
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def do() -> None:
+        raise error
+
+    return do
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def job(
+    tiny_options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[list[int], str]]:
+    """``job("run.max_steps=9")``: exit codes of two processes, not torchrun's, and what they say.
+
+    Their workers' included, no process is left.
+    """
+
+    def run(*options: str) -> tuple[list[int], str]:
+        messages = tmp_path / "messages.txt"
+        given = [*tiny_options, *TINY_MODEL, "run.max_epoch=99", "run.num_workers=1", *options]
+        given += ["run.batch_size_train=8", *UNVALIDATED, "run.test_splits=[]"]
+        with capfd.disabled():
+            codes = Job(given, 2, messages).end()
+        said = messages.read_text()
+        assert not left_over(messages), said
+        return codes, said
+
+    return run
+
+
+def left_over(messages: Path) -> list[str]:
+    """Processes that live on and write there: ranks, and their workers."""
+    time.sleep(0.5)
+    found = []
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
+        with suppress(OSError):
+            if output.readlink() == messages:
+                found.append(output.parts[2])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rank", "do", "code", "shown", "told"),
+    [
+        (0, killed, -signal.SIGKILL, "", "without a word, as if killed"),
+        (1, killed, -signal.SIGKILL, "", "without a word, as if killed"),
+        (1, raising(UserError("Wrong.")), 2, "error: Wrong.", "(Wrong.)"),
+        (0, raising(KeyError("bug")), 1, "KeyError: 'bug'", "(KeyError: 'bug')"),
+        (1, raising(RuntimeError("bug")), 1, "RuntimeError: bug", "(RuntimeError: bug)"),
+        (1, raising(MemoryError("full")), 1, "MemoryError: full", "(MemoryError: full)"),
+        (0, raising(torch.OutOfMemoryError("GPU")), 1, "OutOfMemoryError: GPU", "Error: GPU)"),
+    ],
+    ids=["killed", "other killed", "user", "bug", "runtime", "memory", "GPU memory"],
+)
+def test_one_process_that_ends_ends_the_job_with_its_error_first(
+    job: Callable[..., tuple[list[int], str]],
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    do: Callable[[], None],
+    code: int,
+    shown: str,
+    told: str,
+) -> None:
+    in_rank(monkeypatch, rank, 2, do)
+    started = time.monotonic()
+    codes, said = job()
+    assert time.monotonic() - started < 60
+    assert codes == [code, 1] if rank == 0 else [1, code]
+    (line,) = re.findall(r"^rank . has ended .*", said, re.MULTILINE)
+    assert line.startswith(f"rank {rank} has ended ")
+    assert f"{told}; this process (rank {1 - rank}) ends too, " in line
+    assert said.index(shown) < said.index(line)
+    assert said.count("Traceback") == (code == 1)
+    assert "gloo" not in said
+
+
+def test_an_error_that_all_processes_raise_is_shown_once(
+    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stepper, "step", lambda *_: raising(UserError("All wrong."))())
+    codes, said = job()
+    assert codes == [2, 2]
+    assert said.count("error: All wrong.") == 1
+
+
+def test_a_process_that_is_late_is_named_and_waited_for_no_longer_than_the_timeout(
+    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_rank(monkeypatch, 1, 2, lambda: time.sleep(10))
+    codes, said = job("run.watchdog_seconds=2", "run.process_group_timeout_minutes=0.1")
+    assert codes == [2, 1]
+    assert re.search(r"^rank 0 has been computing step 2 for \d s", said, re.MULTILINE)
+    assert "(run.process_group_timeout_minutes); this one ends." in said
+    assert "Traceback" not in said
+
+
+def test_a_worker_that_is_late_makes_its_rank_the_one_that_holds_up_the_others(
+    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = GqaFusionDataset.__getitems__
+
+    def slow(self: GqaFusionDataset, batch: BatchRows) -> Any:
+        if batch.training and os.environ.get("RANK") == "1" and batch.epoch == 1:
+            time.sleep(4)
+        return get(self, batch)
+
+    monkeypatch.setattr(GqaFusionDataset, "__getitems__", slow)
+    codes, said = job("run.watchdog_seconds=1.5", "run.max_steps=4")
+    assert codes == [0, 0]
+    assert re.search(
+        r"rank 0 has been computing step 4 for \d s, waiting for rank 1, which has been loading "
+        r"data for step 4 for \d s",
+        said,
+    )
+
+
+def test_the_watchdog_warns_in_one_process_and_never_raises(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level("WARNING"), process_group(torch.device("cpu"), 10, 0.2):
+        at(LOADING, 7)
+        time.sleep(0.5)
+        at(COMPUTING, 7)
+        time.sleep(0.05)
+    assert "this process has been loading data for step 7 for 0 s" in caplog.text
+    assert "computing" not in caplog.text
+
+
+def test_a_process_that_is_stopped_is_told_from_one_that_is_slow() -> None:
+    now = time.monotonic()
+    assert "has been loading data for step 3 for 5 s" in str(Heard(At(3, LOADING, now - 5), now))
+    stopped = Heard(At(3, LOADING, now - 60), now - 50)
+    assert "was loading data for step 3 when it was last heard of, 50 s ago" in str(stopped)
+
+
+def test_a_stranger_that_connects_ends_nothing() -> None:
+    store = torch.distributed.HashStore()
+    first = Companions(0, 2, store, "127.0.0.1")
+    port, _ = store.get("companions").decode().split()
+    for message in (b"hello\n", b'{"rank": 1, "token": "guessed"}\n', b"\xff\n", b"[1]\n"):
+        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+            stranger.sendall(message)
+            assert stranger.recv(99) == b""
+    second = Companions(1, 2, store, "127.0.0.1")
+    second.at = At(4, COMPUTING, time.monotonic())
+    first.at = At(3, LOADING, time.monotonic())
+    deadline = time.monotonic() + 10
+    while not (first.behind() and second.behind()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(first.behind()) == list(second.behind()) == [0]
+    second.leave()
+    first.leave()
+    time.sleep(0.3)
+    assert first.ended is second.ended is None
+
+
+def test_a_mistake_ends_all_processes_with_its_message_which_torchruns_summary_has_too(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
     done = train(2, [*tiny_options, *TINY_MODEL, "run.trainable=[fision.*]"])
     assert done.returncode != 0
-    ours = done.stderr[: done.stderr.index("Traceback")]  # torchrun adds its own
-    assert "error: run.trainable: no parameter matches 'fision.*'. Did you mean 'fusion.*'?" in ours
+    ours, _, torchruns = done.stderr.partition("Traceback")
+    told = "run.trainable: no parameter matches 'fision.*'. Did you mean 'fusion.*'?"
+    assert ours.count(f"error: {told}") == 1
+    assert told in torchruns[torchruns.index("Root Cause") :]
     assert not (tmp_path / "output").exists()

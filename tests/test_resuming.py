@@ -466,7 +466,8 @@ def test_loader_workers_live_through_signals_for_all_and_end_with_an_error(tmp_p
 
 LOADS = """
 import signal, time
-from lavis_ext.datasets.loading import make_loader
+from lavis_ext.datasets.data_faults import DataFaultsConfig
+from lavis_ext.datasets.loading import Loader
 
 class Slow:
     def __getitems__(self, rows):
@@ -478,7 +479,7 @@ class Slow:
 
 for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, lambda *_: None)
-loader = make_loader(Slow(), [[row] for row in range(9)], 1, persistent=True)
+loader = Loader(Slow(), [[row] for row in range(9)], 1, DataFaultsConfig(), persistent=True)
 for (row,) in loader:
     print(row, flush=True)
     if row == 3:

@@ -16,7 +16,6 @@ from tiny import BLIP, EFFICIENT_SAM
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.batches import BatchRows, TrainBatches
 from lavis_ext.datasets.gqa import GqaFusionDataset
-from lavis_ext.datasets.loading import sound
 from lavis_ext.errors import UserError
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners import run_log
@@ -333,10 +332,3 @@ def test_the_logger_of_others_is_left_alone(config: Configured) -> None:
     handlers = list(logging.getLogger().handlers)
     run_log.set_up_logging(None, quiet=True)
     assert logging.getLogger().handlers == handlers
-
-
-def test_a_fault_in_a_batch_is_raised_as_the_users_error() -> None:
-    from lavis_ext.datasets.gqa import DataFault
-
-    with pytest.raises(UserError, match="broken"):
-        list(sound([DataFault("broken.jpg: broken")]))

@@ -2,6 +2,7 @@
 
     make torture N=200
     python tests/torture.py --kills 50 --terms 20 --corrupts 10 --fills 10 --stalls 10 --seed 0
+    python tests/torture.py --one-killed 10
 
 Each series runs a tiny model on mini-GQA to its end once, undisturbed, then again and again with
 faults at random moments (``torture_faults.py``). After each death every state has to be readable;
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from torture_faults import FAULTS, LEFT_OUT, Life, check_states, log_size, newest
 from torture_jobs import IMAGES, OPTIONS, Job, differences, left_by
+from torture_one_killed import one_killed
 
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 
@@ -108,6 +110,7 @@ def main() -> None:
         told = (fault.__doc__ or "").splitlines()[0]
         parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=told)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--one-killed", type=int, help="instead: kill one of torchrun's two ranks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="a mini-GQA of 40 images; made if not given")
     arguments = parser.parse_args()
@@ -117,6 +120,12 @@ def main() -> None:
         data = arguments.data or Path(temporary) / "mini_gqa"
         if not data.exists():
             make_mini_gqa(data, images=IMAGES)
+        if arguments.one_killed:
+            given = [*OPTIONS, f"datasets.gqa_fusion.mini_gqa.root={data}"]
+            folder = Path(temporary)
+            raise SystemExit(
+                min(1, one_killed(arguments.one_killed, given, folder, arguments.seed))
+            )
         share = len(arguments.processes)
         for place, processes in enumerate(arguments.processes):
             folder = Path(temporary) / f"{processes}_processes"

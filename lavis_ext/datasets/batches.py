@@ -24,12 +24,14 @@ class BatchRows:
     """One process's share of a global batch.
 
     ``global_size`` counts the questions of all processes: losses are divided by it, so that
-    processes with unequal shares weigh each question the same.
+    processes with unequal shares weigh each question the same. In ``training``, and only there,
+    questions may be left out.
     """
 
     rows: Rows
     epoch: int
     global_size: int
+    training: bool = False
 
 
 class TrainBatches(Sampler[BatchRows]):
@@ -95,7 +97,8 @@ class TrainBatches(Sampler[BatchRows]):
                 by_image[ends[group] - self._sizes[group] : ends[group]]
                 for group in share[share != NOTHING]
             ]
-            yield BatchRows(np.concatenate(rows), self.epoch, int(self._sizes[groups].sum()))
+            size = int(self._sizes[groups].sum())
+            yield BatchRows(np.concatenate(rows), self.epoch, size, training=True)
 
     @cached_property
     def layout(self) -> str:

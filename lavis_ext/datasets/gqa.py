@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lavis_ext.datasets.batches import BatchRows
+from lavis_ext.datasets.batches import BatchRows, Rows
+from lavis_ext.datasets.data_faults import DataFaultsConfig, UnreadableImage, patiently
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.mismatched import MismatchedQuestions
 from lavis_ext.datasets.question_table import Codes, QuestionTable
@@ -51,6 +52,11 @@ class FusionSamples(TypedDict, total=False):
     """[Q]."""
     global_size: int
     """Questions in the batch over all processes; losses are divided by it."""
+    unreadable: list[UnreadableImage]
+    """Images that couldn't be read, where there are such: in training their questions are left out,
+    in evaluation they are asked about a black image."""
+    stand_in: bool
+    """Whether nothing of the batch could be read, and what stands here is to count for nothing."""
 
 
 class ImageFeatures(Protocol):
@@ -58,6 +64,9 @@ class ImageFeatures(Protocol):
 
     def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
         """The tokens of these images, by their names in :class:`FusionSamples`."""
+
+    def blank(self, count: int) -> dict[str, Any]:
+        """The same of so many images of which nothing is known: zeros."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         text_processor: question to question.
         mismatched: draws mismatched questions; None for none.
 
-    Set ``features`` to have stored tokens read in place of the images.
+    Set ``features`` to have stored tokens read in place of the images, and ``faults`` to say what
+    becomes of images that can't be read.
     """
 
     def __init__(
@@ -101,6 +111,7 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         self.text_processor = text_processor
         self.mismatched = mismatched
         self.features: ImageFeatures | None = None
+        self.faults = DataFaultsConfig()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -129,21 +140,64 @@ class GqaFusionDataset(Dataset[FusionSamples]):
 
     def _samples(self, batch: BatchRows) -> FusionSamples:
         rows = batch.rows
-        ids, image_ids_of_rows, questions, answers = self.table.texts(
+        (about,) = self.table.texts(rows, "image_id")
+        images, seen, reasons = self._readable(np.unique(about).tolist(), batch.epoch)
+        faults: FusionSamples = {}
+        if reasons:
+            faults["unreadable"] = self._unreadable(rows, reasons)
+            if batch.training and images:
+                rows = rows[np.isin(about, images)]
+            elif batch.training:
+                # The other processes' batches may be sound, and all have to take the step together.
+                faults["stand_in"] = True
+                rows, images, seen = rows[:1], about[:1], self._blank(1)
+            else:
+                images, seen = [*images, *reasons], _joined(seen, self._blank(len(reasons)))
+        place = {image: index for index, image in enumerate(images)}
+        ids, about, questions, answers = self.table.texts(
             rows, "question_id", "image_id", "question", "answer"
         )
-        image_ids, image_index = np.unique(image_ids_of_rows, return_inverse=True)
         drawn = [r for row in rows for r in self._mismatched_rows(int(row), batch.epoch)]
         (mismatched,) = self.table.texts(drawn, "question")
         return {
-            **self._seen(image_ids.tolist(), batch.epoch),
-            "image_index": torch.from_numpy(image_index.reshape(-1)),
+            **seen,
+            "image_index": torch.tensor([place[image] for image in about]),
             "text_input": [self.text_processor(q) for q in questions],
             "mismatched_input": [self.text_processor(q) for q in mismatched],
             "answer": answers,
             "question_id": ids,
             "global_size": batch.global_size,
+            **faults,
         }
+
+    def _readable(
+        self, images: list[str], epoch: int
+    ) -> tuple[list[str], FusionSamples, dict[str, str]]:
+        """Those of the images that can be read, what is seen of them, and why others can't be.
+
+        Raises UserError for these, where the run is to stop.
+        """
+        try:
+            return images, patiently(lambda: self._seen(images, epoch), self.faults), {}
+        except UserError:
+            if self.faults.then == "stop":
+                raise
+        reasons = {}
+        for image in images:
+            try:
+                self._seen([image], epoch)
+            except UserError as error:
+                reasons[image] = str(error)
+        kept = [image for image in images if image not in reasons]
+        return kept, self._seen(kept, epoch) if kept else {}, reasons
+
+    def _unreadable(self, rows: Rows, reasons: dict[str, str]) -> list[UnreadableImage]:
+        ids, about = self.table.texts(rows, "question_id", "image_id")
+        asked: dict[str, list[str]] = {image: [] for image in reasons}
+        for question, image in zip(ids, about, strict=True):
+            if image in asked:
+                asked[image].append(question)
+        return [UnreadableImage(image, reasons[image], asked[image]) for image in reasons]
 
     def _seen(self, images: list[str], epoch: int) -> FusionSamples:
         """What a batch holds of its images; a processor's randomness follows image and epoch."""
@@ -153,10 +207,32 @@ class GqaFusionDataset(Dataset[FusionSamples]):
         for image in images:
             with seeded(image, epoch):
                 seen.append(self.vis_processor(self.images.read(image)))
-        return {
-            "grid_image": torch.stack([each["grid_image"] for each in seen]),
-            "segmentation_image": torch.stack([each["segmentation_image"] for each in seen]),
-        }
+        return _stacked(seen)
+
+    def _blank(self, count: int) -> FusionSamples:
+        """The same of so many black images."""
+        if self.features is not None:
+            return self.features.blank(count)  # type: ignore[return-value]
+        with seeded("black"):
+            return _stacked([self.vis_processor(Image.new("RGB", (64, 64)))] * count)
 
     def _mismatched_rows(self, row: int, epoch: int) -> list[int]:
         return self.mismatched.draw(row, epoch) if self.mismatched else []
+
+
+def _stacked(seen: list[dict[str, torch.Tensor]]) -> FusionSamples:
+    return {
+        "grid_image": torch.stack([each["grid_image"] for each in seen]),
+        "segmentation_image": torch.stack([each["segmentation_image"] for each in seen]),
+    }
+
+
+def _joined(first: FusionSamples, second: FusionSamples) -> FusionSamples:
+    """The images of both, one after another."""
+    if not first:
+        return second
+    joined: Any = {
+        name: torch.cat([first[name], value]) if isinstance(value, torch.Tensor) else value  # type: ignore[literal-required]
+        for name, value in second.items()
+    }
+    return joined

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lavis_ext import distributed
+from lavis_ext.companions import STORING
 from lavis_ext.datasets.gqa import DataFault
 from lavis_ext.datasets.images import ImageFolder
 from lavis_ext.datasets.seeds import seeded
@@ -167,6 +168,7 @@ class Extraction:
         total, done = sum(len(images) for images, _ in jobs), 0
         started, line = time.monotonic(), Regularly()
         for first in range(0, len(jobs), world):
+            distributed.at(STORING, 0)
             fault = None
             if first + rank < len(jobs):
                 images, places = jobs[first + rank]
@@ -216,6 +218,7 @@ class Extraction:
         states: list[ImageState] = []
         parts: dict[int, list[dict[str, Tensor]]] = {place: [] for place in places}
         while len(states) < len(images):
+            distributed.at(STORING, 0)
             batch = next(batches)
             if isinstance(batch, DataFault):
                 raise UserError(batch.message)

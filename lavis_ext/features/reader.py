@@ -146,6 +146,7 @@ class StoredFeatures:
         self._streams = streams
         self._token_dropout = config.token_dropout if augment else 0.0
         self._noise = config.noise if augment else 0.0
+        self._dtype = config.dtype
 
     def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
         """For each stream S: ``S_tokens`` [I, T, C], ``S_scales`` [I, T] if any, ``S_shape``.
@@ -159,6 +160,17 @@ class StoredFeatures:
             name = stream.store.stream
             found |= {f"{name}_{part}": tensor for part, tensor in stored.items()}
             found[f"{name}_shape"] = stream.grid
+        return found
+
+    def blank(self, count: int) -> dict[str, Any]:
+        """As :meth:`read`, of so many images: zeros."""
+        found: dict[str, Any] = {}
+        for stream in self._streams:
+            zeros = torch.zeros(stream.store.tokens, stream.store.width)
+            stored = compressed(zeros, self._dtype)
+            if self._noise:
+                stored = {"tokens": restored(**stored)}
+            found |= _repeated(stream.store.stream, stream.grid, stored, count)
         return found
 
     def _augmented(
@@ -196,11 +208,19 @@ class RandomFeatures:
 
     def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
         """As :meth:`StoredFeatures.read`."""
+        return self.blank(len(images))
+
+    def blank(self, count: int) -> dict[str, Any]:
+        """As :meth:`StoredFeatures.blank`, but for the zeros."""
         found: dict[str, Any] = {}
         for name, grid, stored in self._streams:
-            found |= {
-                f"{name}_{part}": torch.stack([tensor] * len(images))
-                for part, tensor in stored.items()
-            }
-            found[f"{name}_shape"] = grid
+            found |= _repeated(name, grid, stored, count)
         return found
+
+
+def _repeated(
+    stream: str, grid: tuple[int, int], stored: dict[str, Tensor], count: int
+) -> dict[str, Any]:
+    """The same of a stream for so many images."""
+    parts = {f"{stream}_{part}": torch.stack([each] * count) for part, each in stored.items()}
+    return {**parts, f"{stream}_shape": grid}

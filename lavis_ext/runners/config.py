@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lavis_ext.config.schema import option
+from lavis_ext.datasets.data_faults import DataFaultsConfig
 from lavis_ext.errors import UserError
 from lavis_ext.evaluation.figures import lower_is_better
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES
@@ -112,6 +113,11 @@ class RunConfig:
     process_group_timeout_minutes: float = option(
         10.0, "Minutes after which a process stops waiting for the others.", above=0
     )
+    watchdog_seconds: float = option(
+        120.0,
+        "Seconds without progress after which a warning says which process is at what.",
+        above=0,
+    )
     output_dir: str = option("output", "Each run makes a folder of its own in this one.")
     name: str | None = option(
         None, "The name of that folder; by default the config's name, with date and time."
@@ -137,6 +143,7 @@ class RunConfig:
     tensorboard: bool = option(False, "Write TensorBoard's files.")
     wandb: WandbConfig | None = field(default=None)
     features: FeaturesConfig | None = field(default=None)
+    data_faults: DataFaultsConfig = field(default_factory=DataFaultsConfig)
 
     def check_together(self, where: str) -> None:
         """Rules between splits, and between rates."""

@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from lavis_ext import distributed
+from lavis_ext.companions import COMPUTING, ENDING, EVALUATING, LOADING, SAVING
 from lavis_ext.config import loader as config_loader
 from lavis_ext.datasets.batches import EvalBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.datasets.loading import Loader, to_device
 from lavis_ext.door import RunnerBase, registry
 from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
@@ -38,6 +39,7 @@ from lavis_ext.runners.run_state import RankState, RunState, remove_later_states
 from lavis_ext.runners.skipped_steps import SkippedSteps
 from lavis_ext.runners.stepper import Stepper, autocast, grouped
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
+from lavis_ext.runners.unreadable import LeftOut, Unseen
 from lavis_ext.tasks.base import Evaluation
 from lavis_ext.weights import load_into
 
@@ -200,19 +202,23 @@ class FusionRunner(RunnerBase):
         self.plan.batches.epoch = epoch
         done = self.steps % self.plan.steps_an_epoch
         self.plan.batches.start = done * self.run.accum_grad_iters
-        batches = self.progress.waiting_for(sound(self._train_loader))
+        batches = self.progress.waiting_for(self._train_loader)
+        distributed.at(LOADING, self.steps + 1)
         for group in grouped(batches, self.run.accum_grad_iters):
+            distributed.at(COMPUTING, self.steps + 1)
             on_device = [to_device(samples, self.device) for samples in group]
             skipped = self._stepper.step(on_device, epoch, self.steps)
             self.steps += 1
             self.progress.step()
             asked = [question for samples in group for question in samples.get("question_id", [])]
             self._skipped.note(self.steps, skipped, asked)
+            self._left_out.note(self.steps, group)
             if self.steps % self.run.log_freq == 0 or self.steps == self.plan.steps:
                 self._log_training(epoch)
             self._after_step()
             if self._finished:
                 break
+            distributed.at(LOADING, self.steps + 1)
 
     def _after_step(self) -> None:
         """What is due between two steps: weights to keep, a validation, a state, an end."""
@@ -283,18 +289,21 @@ class FusionRunner(RunnerBase):
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        loader = make_loader(dataset, batches, self.run.num_workers)
+        loader = Loader(dataset, batches, self.run.num_workers, self.run.data_faults)
+        unseen = Unseen(self.run_log)
+        distributed.at(EVALUATING, self.steps)
         self.model.eval()
         self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
-        samples: Iterator[FusionSamples] = (to_device(s, self.device) for s in sound(loader))
-        if self.signals.watching:
-            samples = self._until_stopped(samples, len(batches))
+        samples = map(self._begun, unseen.noted(loader))
+        stoppable = self._until_stopped(samples, len(batches)) if self.signals.watching else samples
         # Programs are for training's few shapes; evaluation has a shape for each batch.
         with autocast(self.run, self.device), torch.compiler.set_stance("force_eager"):
-            result = self.task.evaluation(self.model, samples)
+            result = self.task.evaluation(self.model, stoppable)
         evaluation = self.task.after_evaluation(result, dataset=dataset, model=self.model)
         train_mode(self.model)
-        self.run_log.write(split_name, self.steps if step is None else step, evaluation.figures)
+        step = self.steps if step is None else step
+        unseen.tell(split_name, step)
+        self.run_log.write(split_name, step, evaluation.figures)
         if evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
             write = self._must_write if final else self._may_write
@@ -303,6 +312,11 @@ class FusionRunner(RunnerBase):
             self._evaluations[split_name] = evaluation
         figures: dict[str, float] = evaluation.figures
         return figures
+
+    def _begun(self, samples: FusionSamples) -> FusionSamples:
+        """A batch of an evaluation, on the device."""
+        distributed.at(EVALUATING, self.steps)
+        return to_device(samples, self.device)
 
     def _until_stopped(
         self, batches: Iterator[FusionSamples], count: int
@@ -347,10 +361,15 @@ class FusionRunner(RunnerBase):
                 )
 
     def _start_training(self) -> None:
-        self._train_loader = make_loader(
-            self.datasets["train"], self.plan.batches, self.run.num_workers, persistent=True
+        self._train_loader = Loader(
+            self.datasets["train"],
+            self.plan.batches,
+            self.run.num_workers,
+            self.run.data_faults,
+            persistent=True,
         )
         self._skipped = SkippedSteps(self.run.max_skipped_steps, self.run_log)
+        self._left_out = LeftOut(self.run.data_faults.most_skipped, self.run_log)
         self._validated_at = -1
         self._saved = (-1, -1)
         self._saved_time = time.monotonic()
@@ -368,6 +387,7 @@ class FusionRunner(RunnerBase):
         self._validated_at = state.validated_at
         self._skipped.total = state.skipped
         self._skipped.in_a_row = state.skipped_in_a_row
+        self._left_out.total = state.left_out
         self._saved = (state.step, state.validated_at)
         self.progress.resume(state.step, state.progress)
         if state.versions != versions():
@@ -380,10 +400,11 @@ class FusionRunner(RunnerBase):
 
         Where it can't be written, the one before it stands, and training goes on.
         """
-        self._skipped.settle()
+        self._settle()
         now = (self.steps, self._validated_at)
         if self._saved == now:
             return True
+        distributed.at(SAVING, self.steps)
         ranks = distributed.gather([self._stepper.rank_state()])
         if failure := distributed.from_main_process(lambda: self._written_state(ranks)):
             self._saving.failed(
@@ -410,6 +431,7 @@ class FusionRunner(RunnerBase):
                 waited=self.early_stopping.waited,
                 skipped=self._skipped.total,
                 skipped_in_a_row=self._skipped.in_a_row,
+                left_out=self._left_out.total,
                 progress=self.progress.facts(),
                 log=self.run_log.position(),
                 batches=self._batch_facts(),
@@ -427,9 +449,14 @@ class FusionRunner(RunnerBase):
         paths = state_paths(self.output_dir)
         return paths[0].name if paths else "no state"
 
+    def _settle(self) -> None:
+        """Count what was noted of the steps since the last call."""
+        self._skipped.settle()
+        self._left_out.settle()
+
     def _log_training(self, epoch: int) -> None:
         """A line on the steps since the last one, over all processes."""
-        self._skipped.settle()
+        self._settle()
         figures, questions = self._stepper.window()
         window = self.progress.window(questions)
         learning_rate = self._stepper.learning_rate
@@ -501,6 +528,7 @@ class FusionRunner(RunnerBase):
         return figures
 
     def _report(self, figures: dict[str, dict[str, float]]) -> None:
+        distributed.at(ENDING, self.steps)
         folder = self.output_dir
         for split, evaluation in self._evaluations.items():
             path = folder / f"{split}_scores.json"

@@ -56,11 +56,14 @@ def prepared(
     Without ``load_weights`` the model is random, and none are fetched.
     """
     device = distributed.choose_device(cfg.run.device)
-    with distributed.process_group(device, cfg.run.process_group_timeout_minutes):
+    patience = cfg.run.process_group_timeout_minutes, cfg.run.watchdog_seconds
+    with distributed.process_group(device, *patience):
         set_up_logging(None, quiet=not distributed.is_main_process())
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
         datasets = task.build_datasets(cfg, list(splits))
+        for dataset in datasets.values():
+            dataset.faults = cfg.run.data_faults
         model = task.build_model(cfg, load_weights=load_weights)
         if "train" in datasets:
             # Before the optimizer and DDP exist, which take stock of what is trainable.

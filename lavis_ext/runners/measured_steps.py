@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from lavis_ext import distributed
+from lavis_ext.companions import COMPUTING
 from lavis_ext.datasets.batches import TrainBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import make_loader, sound, to_device
+from lavis_ext.datasets.loading import Loader, to_device
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.stepper import Stepper, grouped
 
@@ -85,9 +86,10 @@ def measure_steps(
             return True
         return sum(seconds) < budget and (at_most is None or len(seconds) < at_most)
 
-    loader = make_loader(dataset, batches, run.num_workers, persistent=True)
+    loader = Loader(dataset, batches, run.num_workers, run.data_faults, persistent=True)
     groups = grouped(_without_end(loader, batches), run.accum_grad_iters)
     while distributed.from_main_process(unfinished):
+        distributed.at(COMPUTING, len(seconds) + 1)
         started = time.perf_counter()
         group = next(groups)
         waiting.append(time.perf_counter() - started)
@@ -106,9 +108,9 @@ def measure_steps(
     )
 
 
-def _without_end(loader: object, batches: TrainBatches) -> Iterator[FusionSamples]:
+def _without_end(loader: Loader, batches: TrainBatches) -> Iterator[FusionSamples]:
     while True:
-        yield from sound(loader)  # type: ignore[arg-type]
+        yield from loader
         batches.epoch += 1
 
 

@@ -28,7 +28,8 @@ MAY_CHANGE = (
     *(f"run.{name}" for name in ("amp", "compile*", "patience", "min_gain", "val_every_steps")),
     *(f"run.{name}" for name in ("test_splits*", "small_test_size", "batch_size_eval")),
     *(f"run.{name}" for name in ("full_metrics", "resamples", "report*")),
-    "run.process_group_timeout_minutes",
+    *(f"run.{name}" for name in ("process_group_timeout_minutes", "watchdog_seconds")),
+    "run.data_faults.*",
     "run.batch_size_train",  # what it means depends on the number of processes, see `batches`
     *(f"run.features.{name}" for name in ("root", "make", "batch_size", "images_per_shard")),
     *(f"datasets.*.{name}" for name in ("root", "images", "questions.*", "question_store")),

@@ -67,6 +67,7 @@ class RunState:
         waited: validations since the best.
         skipped: skipped steps of the run.
         skipped_in_a_row: those since the last step that wasn't.
+        left_out: questions left out of the run, because their images couldn't be read.
         progress: times in seconds, of ``Progress``.
         log: where the log stands, of ``RunLog``.
         batches: what the order of the batches depends on, by name.
@@ -84,6 +85,7 @@ class RunState:
     waited: int
     skipped: int
     skipped_in_a_row: int
+    left_out: int
     progress: dict[str, float]
     log: dict[str, Any]
     batches: dict[str, Any]

@@ -99,12 +99,13 @@ class Stepper:
             with nullcontext() if waits else self._wrapped.no_sync():
                 with autocast(self._run, self._device):
                     output = self._task.train_step(self._wrapped, samples)
+                counts = not samples.get("stand_in", False)
                 # DDP takes the mean over processes, the loss is this process's part of the sum.
-                share = samples["global_size"] * distributed.world_size() / questions
+                share = counts * samples["global_size"] * distributed.world_size() / questions
                 # 1 or, for a loss that isn't finite, NaN: then all gradients are, everywhere.
                 finite = output["loss"].detach() * 0 + 1
                 (output["loss"] * (share * finite)).backward()
-            self._count(output["report"], output["count"], finite == 1)
+            self._count(output["report"], output["count"], (finite == 1) & counts)
         parameters = list(self._parameters.values())
         if self._run.max_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, self._run.max_grad_norm)
@@ -164,9 +165,9 @@ class Stepper:
         if rank < len(ranks):
             set_random_states(dict(ranks[rank].random), ranks[rank].generators, self._device)
 
-    def _count(self, report: dict[str, Tensor], questions: int, finite: Tensor) -> None:
+    def _count(self, report: dict[str, Tensor], questions: int, counts: Tensor) -> None:
         sums = {**report, "questions": torch.tensor(float(questions), device=self._device)}
-        self._add({n: torch.where(finite, v, torch.zeros_like(v)) for n, v in sums.items()})
+        self._add({n: torch.where(counts, v, torch.zeros_like(v)) for n, v in sums.items()})
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:
         for name, value in sums.items():

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Self
 
+from lavis_ext import distributed
 from lavis_ext.runners.run_log import log
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -61,8 +62,8 @@ class StopSignals:
         with told:
             while signums := told.recv(64):
                 for signum in signums:
-                    if signum not in SIGNALS:
-                        continue
+                    if signum not in SIGNALS or distributed.is_broken():
+                        continue  # a job that can't go on ends by itself; torchrun signals that
                     if not self.received:
                         first = time.monotonic()
                         self.received = signum
