@@ -1,18 +1,16 @@
 """The runner ``fusion_runner``: trains, validates, keeps the best weights, and comes to an end."""
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from lavis_ext import distributed
-from lavis_ext.companions import COMPUTING, ENDING, EVALUATING, LOADING, SAVING
+from lavis_ext.companions import COMPUTING, ENDING, EVALUATING, LOADING
 from lavis_ext.config import loader as config_loader
 from lavis_ext.datasets.batches import EvalBatches
 from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
@@ -22,7 +20,6 @@ from lavis_ext.errors import UserError, nearest
 from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline, reasons_list
 from lavis_ext.files import write_json
-from lavis_ext.locks import Lock
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.best_weights import BestWeights
 from lavis_ext.runners.config import RunConfig
@@ -31,12 +28,12 @@ from lavis_ext.runners.freezing import parts_table, train_mode
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.progress import Progress
 from lavis_ext.runners.reporting import REPORT, write_run_report, write_scores
-from lavis_ext.runners.resuming import Place, check_fits, find_place
-from lavis_ext.runners.retries import Retries, unwritable
-from lavis_ext.runners.run_folder import FIGURES, describe_run, make_run_folder, versions
-from lavis_ext.runners.run_log import RunLog, duration, log
-from lavis_ext.runners.run_state import RankState, RunState, remove_later_states, state_paths
+from lavis_ext.runners.run_files import RunFiles
+from lavis_ext.runners.run_folder import FIGURES, versions
+from lavis_ext.runners.run_log import duration, log
+from lavis_ext.runners.run_state import RankState, RunState
 from lavis_ext.runners.skipped_steps import SkippedSteps
+from lavis_ext.runners.state_saver import StateSaver
 from lavis_ext.runners.stepper import Stepper, autocast, grouped
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
 from lavis_ext.runners.unreadable import LeftOut, Unseen
@@ -102,58 +99,11 @@ class FusionRunner(RunnerBase):
 
     def setup_output_dir(self) -> None:
         """The run's own folder under ``run.output_dir``: a new one or, to go on, an old one."""
-        self._lock: Lock | None = None
-        self._resumed: RunState | None = None
-        self.output_dir, path = distributed.from_main_process(self._make_place)
-        if path is not None and self._resumed is None:
-            self._resumed = RunState.load(path)
+        trains = "train" in self.datasets
+        self.files = RunFiles(self.config, self.job_id, self._batch_facts if trains else None)
+        self.output_dir, self.run_log = self.files.folder, self.files.log
         if distributed.is_main_process():
             self._best = BestWeights(self.output_dir, self._model.weights_name)
-        else:
-            self.run_log = RunLog(None, self.run, self._resolved)
-        distributed.from_main_process(self._open_log)
-
-    def _open_log(self) -> None:
-        at = None if self._resumed is None else (self._resumed.log, self._resumed.step)
-        try:
-            self.run_log = RunLog(self.output_dir, self.run, self._resolved, at)
-        except UserError:
-            self._leave()
-            if self._resumed is None:
-                shutil.rmtree(self.output_dir)
-            raise
-
-    def _make_place(self) -> tuple[Path, Path | None]:
-        if "train" not in self.datasets:
-            if self.run.resume is not None:
-                raise UserError("run.resume: an evaluation isn't saved, so none can go on.")
-            folder = make_run_folder(Path(self.run.output_dir), self.job_id, self.run.name)
-            place = Place(folder, None, None, None)
-        else:
-            place = find_place(self.run, self.job_id)
-        self._lock, self._resumed = place.lock, place.state
-        if place.state is not None:
-            try:
-                check_fits(place.state, self._resolved, self._batch_facts())
-            except UserError:
-                self._leave()
-                raise
-            remove_later_states(place.folder, place.state.step)
-        try:
-            describe_run(place.folder, self.config.config)
-        except OSError as error:
-            self._leave()
-            if place.state is None:
-                shutil.rmtree(place.folder)
-            raise UserError(
-                f"{unwritable(place.folder, error)}. Make room, or name another folder with "
-                "run.output_dir."
-            ) from None
-        return place.folder, place.path
-
-    @property
-    def _resolved(self) -> dict[str, Any]:
-        return OmegaConf.to_container(self.config.config)  # type: ignore[return-value]
 
     def _batch_facts(self) -> dict[str, Any]:
         world = distributed.world_size()
@@ -192,8 +142,8 @@ class FusionRunner(RunnerBase):
                         "%s: the run stopped at step %d, and %s. %s stands.",
                         stop,
                         self.steps,
-                        self._saving.failure,
-                        self._standing,
+                        self._saver.failure,
+                        self.files.newest_state,
                     )
                 raise SystemExit(128 + stop.signum) from None
 
@@ -231,13 +181,7 @@ class FusionRunner(RunnerBase):
         due = self.steps % every == 0 if every else not within
         if due and self.run.valid_splits and self._validated_at != self.steps:
             self.validate()
-        minutes = self.run.save_every_minutes
-        late = minutes is not None and time.monotonic() - self._saved_time >= 60 * minutes
-        every = self.run.save_every_steps
-        due = late or (every is not None and self.steps % every == 0)
-        if self._saving.failure is not None:  # all processes know
-            due = self._saving.due
-        if self._heed_signals(due):
+        if self._heed_signals(self._saver.due(self.steps)):
             self._save()
 
     def _heed_signals(self, due: bool = False) -> bool:
@@ -306,7 +250,7 @@ class FusionRunner(RunnerBase):
         self.run_log.write(split_name, step, evaluation.figures)
         if evaluation.predictions:
             path = self.output_dir / f"{split_name}_predictions.json"
-            write = self._must_write if final else self._may_write
+            write = self.files.must_write if final else self.files.may_write
             write(path, partial(write_predictions, path, evaluation.predictions))
         if final:
             self._evaluations[split_name] = evaluation
@@ -338,12 +282,7 @@ class FusionRunner(RunnerBase):
 
     def close(self, *, failed: bool = False) -> None:
         """Close the logs, and leave the run's folder to others."""
-        self.run_log.close(failed=failed)
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self.files.close(failed=failed)
 
     def _check_metric(self, task: Any, model: Any, datasets: dict[str, GqaFusionDataset]) -> None:
         for split in self.run.valid_splits:
@@ -371,13 +310,11 @@ class FusionRunner(RunnerBase):
         self._skipped = SkippedSteps(self.run.max_skipped_steps, self.run_log)
         self._left_out = LeftOut(self.run.data_faults.most_skipped, self.run_log)
         self._validated_at = -1
-        self._saved = (-1, -1)
-        self._saved_time = time.monotonic()
-        self._saving = Retries()
+        self._saver = StateSaver(self.run, self.files)
         self._stepper = Stepper(self.task, self.model, self.run, self.plan.steps, self.device)
-        if self._resumed is not None:
-            self._go_on_from(self._resumed)
-            self._resumed = None
+        if self.files.state is not None:
+            self._go_on_from(self.files.state)
+            self.files.state = None  # it is as large as the model and the optimizer
 
     def _go_on_from(self, state: RunState) -> None:
         """Be what ``state`` was taken of."""
@@ -388,7 +325,7 @@ class FusionRunner(RunnerBase):
         self._skipped.total = state.skipped
         self._skipped.in_a_row = state.skipped_in_a_row
         self._left_out.total = state.left_out
-        self._saved = (state.step, state.validated_at)
+        self._saver.found((state.step, state.validated_at))
         self.progress.resume(state.step, state.progress)
         if state.versions != versions():
             log.info("the state was saved by %s; now these are %s", state.versions, versions())
@@ -401,53 +338,32 @@ class FusionRunner(RunnerBase):
         Where it can't be written, the one before it stands, and training goes on.
         """
         self._settle()
-        now = (self.steps, self._validated_at)
-        if self._saved == now:
-            return True
-        distributed.at(SAVING, self.steps)
-        ranks = distributed.gather([self._stepper.rank_state()])
-        if failure := distributed.from_main_process(lambda: self._written_state(ranks)):
-            self._saving.failed(
-                failure, f"Training goes on and tries again; {self._standing} stands."
-            )
-            return False
-        self._saving.worked(f"the state of step {self.steps} is saved: it can be written again")
-        self._saved, self._saved_time = now, time.monotonic()
-        return True
+        moment = (self.steps, self._validated_at)
+        return self._saver.save(moment, self._stepper.rank_state, self._write_state)
 
-    def _written_state(self, ranks: list[RankState]) -> str | None:
-        """Write the state, and what it goes with; what has failed, if something has."""
+    def _write_state(self, ranks: list[RankState]) -> None:
+        """Write the state, and the weights that it goes with."""
         model, optimizer = self._stepper.tensors()
-        try:
-            self._best.write()
-            RunState(
-                step=self.steps,
-                model=model,
-                optimizer=optimizer,
-                ranks=ranks,
-                validated_at=self._validated_at,
-                best=self.early_stopping.best,
-                best_step=self._best.step,
-                waited=self.early_stopping.waited,
-                skipped=self._skipped.total,
-                skipped_in_a_row=self._skipped.in_a_row,
-                left_out=self._left_out.total,
-                progress=self.progress.facts(),
-                log=self.run_log.position(),
-                batches=self._batch_facts(),
-                config=self._resolved,
-                versions=versions(),
-            ).save(self.output_dir)
-            self._best.tidy()
-        except OSError as error:
-            return unwritable(f"the state of step {self.steps} in {self.output_dir}", error)
-        return None
-
-    @property
-    def _standing(self) -> str:
-        """The newest state, for messages."""
-        paths = state_paths(self.output_dir)
-        return paths[0].name if paths else "no state"
+        self._best.write()
+        RunState(
+            step=self.steps,
+            model=model,
+            optimizer=optimizer,
+            ranks=ranks,
+            validated_at=self._validated_at,
+            best=self.early_stopping.best,
+            best_step=self._best.step,
+            waited=self.early_stopping.waited,
+            skipped=self._skipped.total,
+            skipped_in_a_row=self._skipped.in_a_row,
+            left_out=self._left_out.total,
+            progress=self.progress.facts(),
+            log=self.run_log.position(),
+            batches=self._batch_facts(),
+            config=self.files.resolved,
+            versions=versions(),
+        ).save(self.output_dir)
+        self._best.tidy()
 
     def _settle(self) -> None:
         """Count what was noted of the steps since the last call."""
@@ -516,9 +432,9 @@ class FusionRunner(RunnerBase):
         if not self.run.valid_splits and distributed.is_main_process():
             self._best.take(self._weights(None))
         path = self._weights_file("best")
-        self._must_write(path, lambda: self._best.write())
+        self.files.must_write(path, lambda: self._best.write())
         if not self._save():
-            raise UserError(f"{self._saving.failure}. {self._way_on}")
+            raise UserError(f"{self._saver.failure}. {self.files.way_on}")
         best = FusionWeights.load(path)
         load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
         splits = [*self.run.valid_splits, *self.run.test_splits]
@@ -532,7 +448,7 @@ class FusionRunner(RunnerBase):
         folder = self.output_dir
         for split, evaluation in self._evaluations.items():
             path = folder / f"{split}_scores.json"
-            self._must_write(path, partial(write_scores, path, evaluation))
+            self.files.must_write(path, partial(write_scores, path, evaluation))
         if figures:
             log.info("%s\n", figures_table(figures))
         reasons = {split: each.not_computed for split, each in self._evaluations.items()}
@@ -542,9 +458,9 @@ class FusionRunner(RunnerBase):
             if line := headline(split, values):
                 log.info(line)
         if self.run.report and self._evaluations:
-            self._must_write(folder / REPORT, self._write_report)
+            self.files.must_write(folder / REPORT, self._write_report)
         # The last of all: a run that has it is finished, and isn't resumed.
-        self._must_write(folder / FIGURES, partial(write_json, folder / FIGURES, figures))
+        self.files.must_write(folder / FIGURES, partial(write_json, folder / FIGURES, figures))
         log.info("figures and predictions are in %s", self.output_dir)
 
     def _weights_file(self, which: str) -> Path:
@@ -553,7 +469,7 @@ class FusionRunner(RunnerBase):
     def _weights(self, value: float | None) -> FusionWeights:
         return FusionWeights(
             state=self.model.exported_state(),
-            config=self._resolved,
+            config=self.files.resolved,
             vocabulary=self.model.vocabulary,
             metric=self.run.metric if value is not None else None,
             value=value,
@@ -562,41 +478,8 @@ class FusionRunner(RunnerBase):
 
     def _export_epoch(self, epoch: int) -> None:
         path = self._weights_file(f"epoch{epoch}")
-        self._may_write(path, lambda: self._weights(None).save(path))
+        self.files.may_write(path, lambda: self._weights(None).save(path))
 
     def _write_report(self) -> None:
         path = write_run_report(self.output_dir, self.config, self.datasets, self._evaluations)
         log.info("report: %s", path)
-
-    def _may_write(self, path: Path, write: Callable[[], None]) -> None:
-        """Let the main process write what a run can do without."""
-        if not distributed.is_main_process():
-            return
-        try:
-            write()
-        except OSError as error:
-            log.warning("%s. Training goes on without it.", unwritable(path, error))
-
-    def _must_write(self, path: Path, write: Callable[[], None]) -> None:
-        """Let the main process write what a run can't end without. Entered by every process.
-
-        Raises UserError, in every process, where it can't be written.
-        """
-
-        def checked() -> None:
-            try:
-                write()
-            except OSError as error:
-                raise UserError(f"{unwritable(path, error)}. {self._way_on}") from None
-
-        distributed.from_main_process(checked)
-
-    @property
-    def _way_on(self) -> str:
-        """What to do about a file that can't be written at the end."""
-        if "train" not in self.datasets or not state_paths(self.output_dir):
-            return "Make room, or name another folder with run.output_dir, and start again."
-        return (
-            f"{self._standing} stands: make room, and go on from it with "
-            f"run.resume={self.output_dir}."
-        )
