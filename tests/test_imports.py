@@ -17,6 +17,7 @@ ORDER = [
     "environment",
     "door",
     "weights",
+    "sources",
     "distributed",
     "config",
     # The data's way.

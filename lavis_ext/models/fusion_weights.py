@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.errors import UserError, shortened
 from lavis_ext.files import parse_json, written_aside
+from lavis_ext.sources import PACKAGED, resolve
 from lavis_ext.version import __version__
-from lavis_ext.weights import PACKAGED, resolve
 
 FORMAT = "lavis_ext.fusion_weights.1"
 KINDS = {"metric": str | None, "value": int | float | None, "step": int}
