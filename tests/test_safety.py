@@ -1,6 +1,6 @@
 """Data, weights and states are values: nothing in them runs, leads elsewhere or steers a screen.
 
-Files that are refused outright are in ``wrong_cases.py``; here is what reads them, and what others
+Files that are refused outright are in ``wrong_*.py``; here is what reads them, and what others
 wrote that is sound but for what it would do.
 """
 
