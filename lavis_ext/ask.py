@@ -24,7 +24,7 @@ from lavis_ext.models.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 from lavis_ext.processors.text import FusionQuestionConfig, FusionQuestionProcessor
-from lavis_ext.weights import PACKAGED
+from lavis_ext.sources import PACKAGED
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip import BlipEncoder

@@ -38,7 +38,7 @@ from hypothesis.strategies import SearchStrategy
 
 from lavis_ext.errors import UserError
 
-SECONDS_AN_EXAMPLE = 10.0
+SECONDS_AN_EXAMPLE = 30.0
 BYTES_MORE = 6 * 2**30
 """Address space beyond what is mapped when fuzzing begins; most of it is torch's."""
 EXAMPLES_A_ROUND = 400

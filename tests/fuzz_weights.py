@@ -25,7 +25,8 @@ from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners import run_state
 from lavis_ext.runners.resuming import check_fits
 from lavis_ext.runners.run_state import RankState, RunState
-from lavis_ext.weights import load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import load_into, read_state_dict
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}
 WORDS = [

@@ -172,7 +172,7 @@ def test_each_stream_gets_its_own_size() -> None:
         (["no.jpg", "what?"], "no.jpg: the image can't be read (No such file or directory)."),
         ([".", "what?"], "the image can't be read (Is a directory)."),
         (["empty.jpg", "what?"], "empty.jpg: an empty file."),
-        (["text.jpg", "what?"], "text.jpg: not an image."),
+        (["text.jpg", "what?"], "text.jpg: not an image that is read here"),
         (["half.jpg", "what?"], "half.jpg: the image can't be read (image file is truncated"),
         (["cup.jpg", "what?", "--out", "x.jpg"], "--out is x.jpg; what is drawn is a PNG file"),
         (["cup.png", "what?", "--out", "./cup.png"], "--out is cup.png, which is the picture that"),

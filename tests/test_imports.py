@@ -18,6 +18,7 @@ ORDER = [
     "environment",
     "door",
     "weights",
+    "sources",
     "companions",
     "watchdog",
     "distributed",

@@ -1,6 +1,6 @@
 """Data, weights and states are values: nothing in them runs, leads elsewhere or steers a screen.
 
-Files that are refused outright are in ``wrong_cases.py``; here is what reads them, and what others
+Files that are refused outright are in ``wrong_*.py``; here is what reads them, and what others
 wrote that is sound but for what it would do.
 """
 
@@ -37,7 +37,8 @@ from lavis_ext.features.reader import StoredStream
 from lavis_ext.features.store import INDEX, INDEX_SCHEMA, FeatureStore
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.run_log import set_up_logging
-from lavis_ext.weights import read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import read_state_dict
 
 PROJECT = Path(__file__).parents[1]
 SOURCES = [

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis_ext.errors import UserError
-from lavis_ext.weights import load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import load_into, read_state_dict
 
 KEY = "model.blip.weights"
 

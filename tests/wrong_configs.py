@@ -1,6 +1,12 @@
-"""Wrong configs: options, and YAML files."""
+"""Wrong configs: options, YAML files, and what doesn't go together."""
 
-from wrong_inputs import SMALL
+from damages import (
+    evaluating,
+    mine,
+    small,
+    writing,
+)
+from wrong_inputs import SMALL, Case
 
 OPTIONS: dict[str, str] = {
     # Keys that nothing has, at every level.
@@ -149,3 +155,71 @@ YAMLS: dict[str, tuple[str | bytes, str]] = {
     "no arch": ("model: {}\ndatasets: {}\nrun: {}\n", "model.arch is missing"),
     "another section": (f"{TEXT}\npreprocess: {{}}\n", "there is no section 'preprocess'."),
 }
+
+
+CONFIGS = [
+    *(
+        Case("config, by --options", option, "train", small(option), s)
+        for option, s in OPTIONS.items()
+    ),
+    Case(
+        "config, by --options", "both forms", "train", small("run.seed=1", "3"), "'3' isn't of the"
+    ),
+    *(
+        Case(
+            "config, YAML", name, "train", ["--cfg-path", "my.yaml"], s, writing("my.yaml", content)
+        )
+        for name, (content, s) in YAMLS.items()
+    ),
+    Case("config, YAML", "not there", "train", ["--cfg-path", "gone.yaml"], "No such file"),
+    Case("config, YAML", "a folder", "train", ["--cfg-path", "gqa"], "Is a directory"),
+    Case("config", "one question alone", "train", mine("run.small_train_size=1"), "no mismatched"),
+    Case("config", "nothing to train", "train", mine("run.trainable=[nothing.*]"), "run.trainable"),
+    Case("config", "no such metric", "train", mine("run.metric=f1"), "run.metric is 'f1'"),
+    Case(
+        "config",
+        "a metric without its files",
+        "train",
+        mine("run.metric=consistency"),
+        "isn't computed on 'val'",
+    ),
+    Case("config", "no such split", "train", mine("run.test_splits=[challenge]"), "'challenge'"),
+    Case(
+        "config",
+        "a file of a split that isn't there",
+        "train",
+        mine("datasets.gqa_fusion.questions={vall: x.json}"),
+        "there is no split 'vall'",
+    ),
+    Case(
+        "config",
+        "another mini-GQA",
+        "train",
+        mine("datasets.gqa_fusion.mini_gqa={root: gqa, images: 50}"),
+        "images 40 where 50",
+    ),
+    Case(
+        "config",
+        "an objective that is a number",
+        "train",
+        mine("model.objectives.answer=null", "model.objectives.itm=3"),
+        "itm is 3",
+    ),
+    Case(
+        "config",
+        "evaluating what was trained on",
+        "evaluate",
+        evaluating("run.valid_splits=[train]"),
+        "train can't do two",
+    ),
+    Case("config", "no GPU", "train", mine("run.device=cuda"), "no CUDA device"),
+    Case("config", "evaluating without weights", "evaluate", ["--cfg-path", "eval.yaml"], "or mod"),
+    Case("config", "evaluating resumed", "evaluate", evaluating("run.resume=auto"), "isn't saved"),
+    Case(
+        "config",
+        "an output folder that is a file",
+        "train",
+        mine("run.output_dir=picture.jpg"),
+        "no folder can be made",
+    ),
+]

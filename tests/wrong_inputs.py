@@ -290,7 +290,7 @@ def document(rows: Sequence[str]) -> str:
             f"Made by `{RENEW}`; `pytest tests/test_wrong_inputs.py` runs every case, and",
             "fails where a message is another. Each ends with exit code 2, one `error:` and no",
             "traceback, and leaves and changes no file; a run that has begun leaves its folder.",
-            "The cases are in `tests/wrong_cases.py`.",
+            "The cases are in `tests/wrong_*.py`.",
             "",
             "| what | wrong | command | message |",
             "| --- | --- | --- | --- |",

@@ -17,7 +17,8 @@ from lavis_ext.encoders.blip_passes import AttentionProbe, encode_pixels, read_t
 from lavis_ext.encoders.packed_questions import PackedQuestions, pack_questions
 from lavis_ext.encoders.pixels import PixelNormalisation
 from lavis_ext.errors import UserError
-from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import LoadReport, load_into, read_state_dict
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

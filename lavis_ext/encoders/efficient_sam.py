@@ -17,7 +17,8 @@ from lavis_ext.encoders.pixels import PixelNormalisation
 from lavis_ext.encoders.sam_mask_decoder import MaskDecoder, MaskPrediction
 from lavis_ext.encoders.sam_prompt_encoder import PromptEncoder
 from lavis_ext.errors import UserError
-from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import LoadReport, load_into, read_state_dict
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,6 +11,7 @@ import torch
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.errors import UserError, shortened
 from lavis_ext.files import parse_json
+from lavis_ext.sources import PACKAGED, resolve
 from lavis_ext.tensor_files import (
     DIGEST,
     DamagedTensors,
@@ -19,7 +20,6 @@ from lavis_ext.tensor_files import (
     write_tensors,
 )
 from lavis_ext.version import __version__
-from lavis_ext.weights import PACKAGED, resolve
 
 FORMAT = "lavis_ext.fusion_weights.1"
 FACTS = "lavis_ext"

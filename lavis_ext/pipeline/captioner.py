@@ -28,7 +28,8 @@ from lavis_ext.encoders.pixels import PixelNormalisation
 from lavis_ext.errors import UserError
 from lavis_ext.pipeline.keyed_noise import KeyedSampling, fold_in, text_keys
 from lavis_ext.pipeline.patches import PatchConfig, check_heat, draw_patches
-from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import LoadReport, load_into, read_state_dict
 
 CAPTIONING_BASE = "Salesforce/blip-image-captioning-base"
 

@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lavis_ext.config.schema import check, option
 from lavis_ext.errors import UserError
-from lavis_ext.weights import LoadReport, load_into, read_state_dict, resolve
+from lavis_ext.sources import resolve
+from lavis_ext.weights import LoadReport, load_into, read_state_dict
 
 UNIFIED_QA_BASE = "allenai/unifiedqa-v2-t5-base-1363200"
 SEPARATOR = " \\n "
