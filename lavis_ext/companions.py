@@ -30,7 +30,7 @@ CONNECT_SECONDS = 20.0
 NEWS_SECONDS = 2.0
 FIRST_SECONDS = 1.0
 """What the process that ended first has, to say why before the others say anything."""
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 """What a process has, once another has ended, to end by itself."""
 LONGEST_LINE = 2**16
 

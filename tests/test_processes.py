@@ -216,6 +216,29 @@ def test_a_process_that_is_late_is_named_and_waited_for_no_longer_than_the_timeo
     assert "Traceback" not in said
 
 
+def test_one_process_that_can_read_nothing_takes_the_steps_with_the_others(
+    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    see = GqaFusionDataset._seen
+
+    def blind(self: GqaFusionDataset, images: list[str], epoch: int) -> Any:
+        if epoch == 1 and os.environ.get("RANK") == "1":
+            raise UserError("The folder doesn't answer.")
+        return see(self, images, epoch)
+
+    monkeypatch.setattr(GqaFusionDataset, "_seen", blind)
+    options = ["run.max_steps=9", "run.log_freq=1", "run.data_faults.then=skip"]
+    codes, said = job(*options)
+    assert codes == [0, 0], said
+    (folder,) = (tmp_path / "output").iterdir()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    left_out = [line for line in lines if line["kind"] == "left_out"]
+    assert {line["step"] for line in left_out} == {4, 5, 6}
+    assert 16 <= sum(len(line["question_ids"]) for line in left_out) <= 32
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 10))
+    assert "The folder doesn't answer." in said
+
+
 def test_a_worker_that_is_late_makes_its_rank_the_one_that_holds_up_the_others(
     job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
