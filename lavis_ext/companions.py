@@ -30,7 +30,7 @@ CONNECT_SECONDS = 20.0
 NEWS_SECONDS = 2.0
 FIRST_SECONDS = 1.0
 """What the process that ended first has, to say why before the others say anything."""
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 """What a process has, once another has ended, to end by itself."""
 LONGEST_LINE = 2**16
 
@@ -117,14 +117,18 @@ class Companions:
             return
         threading.Thread(target=self._run, name="companions", daemon=True).start()
 
+    def heard(self) -> dict[int, Heard]:
+        """What the other processes have told: all of them to rank 0, some of them to the others."""
+        with self._lock:
+            return dict(sorted(self._heard.items()))
+
     def behind(self) -> dict[int, Heard]:
         """The processes that have come least far, of those this one knows; none if all are equal.
 
         Rank 0 knows all, the others know those that rank 0 finds behind.
         """
         now = time.monotonic()
-        with self._lock:
-            known = {**self._heard, self.rank: Heard(self.at, now)}
+        known = {**self.heard(), self.rank: Heard(self.at, now)}
         least = min(each.at[:2] for each in known.values())
         found = {rank: each for rank, each in sorted(known.items()) if each.at[:2] == least}
         return found if len(found) < len(known) else {}
@@ -226,8 +230,13 @@ class Companions:
         now = time.monotonic()
         for name, value in message.items():
             if name == "at":  # of a process, or of several that are behind
-                for other, step, stage, seconds in value:
-                    self._heard[other] = Heard(At(step, stage, now - seconds), now)
+                heard = {
+                    other: Heard(At(step, stage, now - seconds), now)
+                    for other, step, stage, seconds in value
+                    if other != self.rank
+                }
+                with self._lock:
+                    self._heard |= heard
             elif name == "left":
                 self._left.add(rank)
             elif name == "failed":

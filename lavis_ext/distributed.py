@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
@@ -144,7 +145,9 @@ def _end_with(
     end_within(GRACE_SECONDS)
     if first.rank != companions.rank and lost:
         companions.wait_until_told()
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+        sys.stdout.flush()
+        # At Python's end torch would take down connections to processes that aren't there.
+        os._exit(2 if isinstance(error, UserError) else 1)
     # torchrun shows this file's content in its summary, as the root cause.
     in_short = error.with_traceback(None) if isinstance(error, UserError) else error
     try:

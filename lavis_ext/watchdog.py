@@ -67,5 +67,8 @@ class Watchdog:
         behind = self._companions.behind() if self._companions else {}
         if self._companions and self._companions.rank in behind:
             return f"{told}; the other processes wait for it"
-        others = ", ".join(f"rank {rank}, which {heard}" for rank, heard in behind.items())
-        return f"{told}, waiting for {others}" if others else told
+        if behind:
+            others = ", ".join(f"rank {rank}, which {heard}" for rank, heard in behind.items())
+            return f"{told}, waiting for {others}"
+        heard = self._companions.heard() if self._companions else {}
+        return "; ".join([told, *(f"rank {rank} {each}" for rank, each in heard.items())][:4])

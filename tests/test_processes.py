@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,8 +22,8 @@ from torture_jobs import Job
 from lavis_ext.companions import COMPUTING, LOADING, At, Companions, Heard
 from lavis_ext.datasets.batches import BatchRows
 from lavis_ext.datasets.gqa import GqaFusionDataset
-from lavis_ext.distributed import at, process_group
-from lavis_ext.errors import UserError
+from lavis_ext.distributed import at, greatest, process_group
+from lavis_ext.errors import UserError, command
 from lavis_ext.runners.stepper import Stepper
 
 PROJECT = Path(__file__).parents[1]
@@ -161,6 +162,51 @@ def left_over(messages: Path) -> list[str]:
     return found
 
 
+@pytest.fixture
+def pair(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[list[int], str]]:
+    """``pair(rank, do)``: as ``job``, of two processes that only count; one of them does something.
+
+    That is when it comes to 5; ``None`` is all of them.
+    """
+
+    def counting(rank: int | None, do: Callable[[], Any], seconds: float) -> None:
+        with process_group(torch.device("cpu"), seconds / 60, 2):
+            for step in range(1, 9):
+                at(COMPUTING, step)
+                if step == 5 and rank in (None, int(os.environ["RANK"])):
+                    do()
+                greatest([step])
+
+    def run(rank: int | None, do: Callable[[], Any], seconds: float = 60) -> tuple[list[int], str]:
+        messages = tmp_path / "messages.txt"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        pids = []
+        with capfd.disabled():
+            for each in range(2):
+                if not (pid := os.fork()):
+                    out = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                    os.dup2(out, 1)
+                    os.dup2(out, 2)
+                    os.environ |= {"RANK": str(each), "WORLD_SIZE": "2"}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                    code = 0
+                    try:
+                        command(counting)(rank, do, seconds)
+                    except SystemExit as end:
+                        code = int(end.code or 0)
+                    sys.stderr.flush()
+                    os._exit(code)
+                pids.append(pid)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        said = messages.read_text()
+        assert not left_over(messages), said
+        return codes, said
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("rank", "do", "code", "shown", "told"),
     [
@@ -175,45 +221,82 @@ def left_over(messages: Path) -> list[str]:
     ids=["killed", "other killed", "user", "bug", "runtime", "memory", "GPU memory"],
 )
 def test_one_process_that_ends_ends_the_job_with_its_error_first(
-    job: Callable[..., tuple[list[int], str]],
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Callable[..., tuple[list[int], str]],
     rank: int,
     do: Callable[[], None],
     code: int,
     shown: str,
     told: str,
 ) -> None:
-    in_rank(monkeypatch, rank, 2, do)
     started = time.monotonic()
-    codes, said = job()
+    codes, said = pair(rank, do)
     assert time.monotonic() - started < 60
     assert codes == [code, 1] if rank == 0 else [1, code]
     (line,) = re.findall(r"^rank . has ended .*", said, re.MULTILINE)
     assert line.startswith(f"rank {rank} has ended ")
     assert f"{told}; this process (rank {1 - rank}) ends too, " in line
-    assert said.index(shown) < said.index(line)
+    assert said.index(shown) <= said.index(line)
     assert said.count("Traceback") == (code == 1)
     assert "gloo" not in said
 
 
 def test_an_error_that_all_processes_raise_is_shown_once(
-    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
+    pair: Callable[..., tuple[list[int], str]],
 ) -> None:
-    monkeypatch.setattr(Stepper, "step", lambda *_: raising(UserError("All wrong."))())
-    codes, said = job()
+    codes, said = pair(None, raising(UserError("All wrong.")))
     assert codes == [2, 2]
     assert said.count("error: All wrong.") == 1
 
 
-def test_a_process_that_is_late_is_named_and_waited_for_no_longer_than_the_timeout(
+def test_processes_that_end_in_order_say_nothing(
+    pair: Callable[..., tuple[list[int], str]],
+) -> None:
+    assert pair(0, lambda: None) == ([0, 0], "")
+    codes, said = pair(None, raising(SystemExit(143)))
+    assert (codes, said) == ([143, 143], "")
+
+
+def test_a_process_that_is_late_is_waited_for_no_longer_than_the_timeout(
+    pair: Callable[..., tuple[list[int], str]],
+) -> None:
+    codes, said = pair(1, lambda: time.sleep(6), seconds=3)
+    assert codes == [2, 1]
+    assert re.search(r"^error: rank 0 has been computing step 5 for \d+ s", said, re.MULTILINE)
+    assert re.search(r"; rank 1 has been computing step 5 for \d+ s\. No process waits", said)
+    assert "0.05 minutes for the others (run.process_group_timeout_minutes); this one" in said
+    assert "Traceback" not in said
+
+
+def test_a_killed_process_of_a_training_run_leaves_no_process(
     job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_rank(monkeypatch, 1, 2, lambda: time.sleep(10))
-    codes, said = job("run.watchdog_seconds=2", "run.process_group_timeout_minutes=0.1")
-    assert codes == [2, 1]
-    assert re.search(r"^rank 0 has been computing step 2 for \d s", said, re.MULTILINE)
-    assert "(run.process_group_timeout_minutes); this one ends." in said
-    assert "Traceback" not in said
+    in_rank(monkeypatch, 1, 2, killed)
+    codes, said = job()
+    assert codes == [1, -signal.SIGKILL]
+    assert "rank 1 has ended without a word" in said
+
+
+def test_one_process_that_can_read_nothing_takes_the_steps_with_the_others(
+    job: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    see = GqaFusionDataset._seen
+
+    def blind(self: GqaFusionDataset, images: list[str], epoch: int) -> Any:
+        if epoch == 1 and os.environ.get("RANK") == "1":
+            raise UserError("The folder doesn't answer.")
+        return see(self, images, epoch)
+
+    monkeypatch.setattr(GqaFusionDataset, "_seen", blind)
+    options = ["run.max_steps=9", "run.log_freq=1", "run.data_faults.then=skip"]
+    codes, said = job(*options)
+    assert codes == [0, 0], said
+    (folder,) = (tmp_path / "output").iterdir()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    left_out = [line for line in lines if line["kind"] == "left_out"]
+    assert {line["step"] for line in left_out} == {4, 5, 6}
+    assert 16 <= sum(len(line["question_ids"]) for line in left_out) <= 32
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 10))
+    assert "The folder doesn't answer." in said
 
 
 def test_a_worker_that_is_late_makes_its_rank_the_one_that_holds_up_the_others(

@@ -37,7 +37,7 @@ def one_killed(count: int, options: list[str], folder: Path, seed: int) -> int:
     faults, slowest = 0, 0.0
     for place in range(count):
         moment = MOMENTS[place % len(MOMENTS)]
-        rank = chance.randrange(2)
+        rank = place % 2
         name = f"killed{place}"
         code, seconds, left = _killed(moment, rank, options, folder / name, chance)
         wrong = code == 0 or bool(left) or seconds > MOST_SECONDS

@@ -44,7 +44,7 @@ class LostWorkers(Exception):
         self.advice = advice
 
 
-class Loader(Iterable[FusionSamples]):
+class Loader(Iterable[Any]):
     """Batches of a data set, in the order of a sampler, that come whatever the workers meet.
 
     Where a worker dies, or no batch comes for long, new workers go on with the batch that is due.
@@ -79,7 +79,7 @@ class Loader(Iterable[FusionSamples]):
         self._persistent = persistent and self._processes > 0
         self._workers: _Workers | None = None
 
-    def __iter__(self) -> Iterator[FusionSamples]:
+    def __iter__(self) -> Iterator[Any]:
         given, faultless, losses = 0, 0, 0
         while True:
             workers = self._workers or _Workers(self._torch_loader(given))

@@ -6,7 +6,6 @@ shards, so what remains is cut as it would have been.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lavis_ext import distributed
 from lavis_ext.companions import STORING
+from lavis_ext.datasets.data_faults import DataFaultsConfig, patiently
 from lavis_ext.datasets.gqa import DataFault
 from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.loading import Loader
 from lavis_ext.datasets.seeds import seeded
 from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
@@ -50,6 +51,7 @@ class Extraction:
         wanted: ids of the images, all of which there are.
         views: of each image.
         config: the section ``run.features``.
+        faults: the section ``run.data_faults``; whatever it says, no image is left out.
     """
 
     stores: Sequence[tuple[ImageStream, FeatureStore]]
@@ -58,6 +60,7 @@ class Extraction:
     wanted: frozenset[str]
     views: int
     config: FeaturesConfig
+    faults: DataFaultsConfig
 
     def run(self, device: torch.device, workers: int, *, rebuild: bool = False) -> None:
         """Make what is missing. Entered by every process; the encoders are on ``device``.
@@ -190,22 +193,15 @@ class Extraction:
             if line.due() or done == total:
                 log.info(text)
 
-    def _batches(
-        self, shards: list[Images], workers: int
-    ) -> "Iterator[tuple[list[ImageState], dict[str, Tensor]] | DataFault]":
+    def _batches(self, shards: list[Images], workers: int) -> Iterator[Any]:
         size = max(1, self.config.batch_size // self.views)
         cuts = [
             images[start : start + size]
             for images in shards
             for start in range(0, len(images), size)
         ]
-        loader: DataLoader[Any] = DataLoader(
-            _Pictures(self.images, self.processor, self.views, cuts),
-            batch_size=None,
-            num_workers=min(workers, len(os.sched_getaffinity(0))),
-            pin_memory=torch.cuda.is_available(),
-        )
-        return iter(loader)
+        pictures = _Pictures(self.images, self.processor, self.views, cuts, self.faults)
+        return iter(Loader(pictures, range(len(cuts)), workers, self.faults))
 
     def _make(
         self,
@@ -220,8 +216,6 @@ class Extraction:
         while len(states) < len(images):
             distributed.at(STORING, 0)
             batch = next(batches)
-            if isinstance(batch, DataFault):
-                raise UserError(batch.message)
             states += batch[0]
             for place in places:
                 stream, _ = self.stores[place]
@@ -261,27 +255,33 @@ class _Pictures(Dataset[Any]):
         processor: Callable[..., dict[str, Tensor]],
         views: int,
         cuts: list[Images],
+        faults: DataFaultsConfig,
     ) -> None:
-        self._images = images
+        self.images = images
         self._processor = processor
         self._views = views
         self._cuts = cuts
+        self._faults = faults
 
-    def __len__(self) -> int:
-        return len(self._cuts)
-
-    def __getitem__(self, place: int) -> tuple[list[ImageState], dict[str, Tensor]] | DataFault:
+    def __getitems__(self, place: int) -> tuple[list[ImageState], dict[str, Tensor]] | DataFault:
         """States of the images [B], and pictures [B * views, 3, S, S] by their names."""
-        states, pictures = [], []
         try:
-            for image in self._cuts[place]:
-                states.append(ImageState.of(image, self._images.path(image)))
-                picture = self._images.read(image)
-                for view in range(self._views):
-                    with seeded(image, view):
-                        pictures.append(self._processor(picture))
+            return patiently(lambda: self._read(self._cuts[place]), self._faults)
         except UserError as error:
             return DataFault(str(error))
+
+    def collater(self, batch: Any) -> Any:
+        """The loader's collate function: batches come out of ``__getitems__`` collated."""
+        return batch
+
+    def _read(self, images: Images) -> tuple[list[ImageState], dict[str, Tensor]]:
+        states, pictures = [], []
+        for image in images:
+            states.append(ImageState.of(image, self.images.path(image)))
+            picture = self.images.read(image)
+            for view in range(self._views):
+                with seeded(image, view):
+                    pictures.append(self._processor(picture))
         return states, {
             name: torch.stack([each[name] for each in pictures]) for name in pictures[0]
         }

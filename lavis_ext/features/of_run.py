@@ -177,6 +177,7 @@ class RunFeatures:
             wanted,
             how["views"],
             self.config,
+            datasets[0].faults,
         )
         return Alike(tuple(splits), extraction)
 
