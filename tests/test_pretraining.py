@@ -20,18 +20,15 @@ from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.pipeline.captioner import BlipCaptioner
 from lavis_ext.pipeline.reader import FidReader
 from lavis_ext.pretraining.builder import read_split
-from lavis_ext.pretraining.datasets import (
+from lavis_ext.pretraining.datasets import PretrainingDataset, Split
+from lavis_ext.pretraining.description_data import (
     LABELS,
     NO_LABEL,
     DescriptionDataConfig,
     DescriptionDataset,
-    MaskDataConfig,
-    MaskDataset,
-    PretrainingDataset,
-    ReadingDataConfig,
-    ReadingDataset,
-    Split,
 )
+from lavis_ext.pretraining.mask_data import MaskDataConfig, MaskDataset
+from lavis_ext.pretraining.reading_data import ReadingDataConfig, ReadingDataset
 from lavis_ext.pretraining.ship import MINIATURE, ship
 from lavis_ext.runners.launch import started
 

@@ -14,7 +14,7 @@ from lavis_ext.errors import UserError
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.pipeline.captioner import BlipCaptioner, CaptionerConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
-from lavis_ext.pretraining.datasets import LABELS, NO_LABEL, DescriptionSamples
+from lavis_ext.pretraining.description_data import LABELS, NO_LABEL, DescriptionSamples
 
 
 @dataclass

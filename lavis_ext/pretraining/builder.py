@@ -13,14 +13,10 @@ from lavis_ext.datasets.scene_graphs import read_scene_graphs
 from lavis_ext.distributed import main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
 from lavis_ext.errors import UserError
-from lavis_ext.pretraining.datasets import (
-    DescriptionDataset,
-    MaskDataset,
-    PretrainingDataConfig,
-    PretrainingDataset,
-    ReadingDataset,
-    Split,
-)
+from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset, Split
+from lavis_ext.pretraining.description_data import DescriptionDataset
+from lavis_ext.pretraining.mask_data import MaskDataset
+from lavis_ext.pretraining.reading_data import ReadingDataset
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 

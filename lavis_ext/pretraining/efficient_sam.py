@@ -10,7 +10,7 @@ from lavis_ext.config.schema import option
 from lavis_ext.door import registry
 from lavis_ext.encoders.efficient_sam import EfficientSam, EfficientSamConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
-from lavis_ext.pretraining.datasets import MaskSamples
+from lavis_ext.pretraining.mask_data import MaskSamples
 
 
 @dataclass

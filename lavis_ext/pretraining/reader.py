@@ -12,7 +12,7 @@ from lavis_ext.door import registry
 from lavis_ext.errors import UserError
 from lavis_ext.pipeline.reader import SEPARATOR, EncodedPassages, FidReader, ReaderConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
-from lavis_ext.pretraining.datasets import ReadingSamples
+from lavis_ext.pretraining.reading_data import ReadingSamples
 
 
 @dataclass

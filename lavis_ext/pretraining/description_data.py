@@ -1,0 +1,212 @@
+"""What the miniature's BLIP is trained on: images with captions of patches, texts and labels."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lavis_ext.config.schema import option
+from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES, SCENE_VALUES
+from lavis_ext.datasets.scene_graphs import SceneGraph
+from lavis_ext.errors import UserError
+from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
+from lavis_ext.pretraining.descriptions import caption, value_of
+from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
+
+LABELS: dict[str, tuple[str, ...]] = {
+    **{key: OBJECT_VALUES[key] for key in ("name", "color", "pattern", "size")},
+    **SCENE_VALUES,
+}
+"""What a patch is labelled with, and the values there are."""
+NO_LABEL = -100
+
+
+class DescriptionSamples(TypedDict):
+    """A batch of B images with C captions and 2K texts each."""
+
+    grid_image: Tensor
+    """uint8 [B, 3, S, S]."""
+    patch_labels: Tensor
+    """int64 [B, N, len(LABELS)], places in the values of each of LABELS, or NO_LABEL."""
+    captions: list[str]
+    """[B * C], those of image b from b * C on."""
+    patch_mask: Tensor
+    """bool [B * C, N], the patches that a caption describes."""
+    texts: list[str]
+    """[B * 2K]: for each image K texts that match it, then K that don't."""
+    text_patch_mask: Tensor
+    """bool [B * 2K, N], the patches that a text is matched with."""
+    global_size: int
+    """Images in the batch over all processes."""
+
+
+@dataclass
+class DescriptionDataConfig(PretrainingDataConfig):
+    """Options of ``mini_gqa_descriptions``."""
+
+    patch_size: int = option(16, "Side in pixels of a patch.", at_least=1)
+    captions: int = option(3, "Captions of an image.", at_least=0)
+    pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=0)
+    close: float = option(
+        0.5,
+        "Share of the pairs that are about one object and matched with some patches alone.",
+        at_least=0,
+        at_most=1,
+    )
+    close_patches: int | None = option(
+        None,
+        "Most patches of such a pair; by default most_patches. The number is drawn so that twice "
+        "as many is half as likely.",
+        at_least=1,
+    )
+    fewest_patches: int = option(6, "Patches that a caption is made from, at least.", at_least=1)
+    most_patches: int = option(20, "Patches that a caption is made from, at most.", at_least=1)
+    unguided: float = option(
+        0.15, "Share of captions whose patches are drawn at random.", at_least=0, at_most=1
+    )
+    whole: float = option(
+        0.15, "Share of captions that are made from all patches.", at_least=0, at_most=1
+    )
+
+    def check_together(self, where: str) -> None:
+        """The patches must be there."""
+        count = (self.image_size // self.patch_size) ** 2
+        if not self.fewest_patches <= self.most_patches <= count:
+            raise UserError(
+                f"{where}: fewest_patches {self.fewest_patches} and most_patches "
+                f"{self.most_patches} must be in this order, and at most the {count} patches."
+            )
+
+
+class DescriptionDataset(PretrainingDataset):
+    """Images with captions of some of their patches, texts that match or don't, and labels.
+
+    PNP-VQA makes captions from patches that it draws; a captioner that is to tell what is in them
+    has to be trained that way, when it is as small as this one.
+    """
+
+    Config = DescriptionDataConfig
+    BACKGROUND = 0.005
+    """Weight of a patch without the object against one full of it."""
+    LABELLED = 0.25
+    """Share of a patch that an object must cover to be its label."""
+    SHARPNESS = 3
+    """Power that makes the object whose pixels are most in the patches the one described."""
+
+    def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
+        """A row's ``image``, ``captions`` and ``texts``, with the patches that these are about."""
+        image_id = self.records[row]
+        graph = self.split.graphs[image_id]
+        coverage = self._coverage(image_id)
+        captions, patch_masks = [], []
+        for _ in range(self.config.captions):
+            chosen = self._patches(coverage, rng)
+            seen = coverage[:, chosen].sum(axis=1) / coverage.sum(axis=1)
+            weights = seen**self.SHARPNESS + 1e-6
+            item = rng.choices(graph.objects, weights.tolist())[0]
+            captions.append(caption(item, graph, rng))
+            patch_masks.append(chosen)
+        matched, mismatched, text_masks = [], [], []
+        for _ in range(self.config.pairs):
+            true, false, seen = self._pair(image_id, graph, coverage, rng)
+            matched.append(true)
+            mismatched.append(false)
+            text_masks.append(seen)
+        return {
+            "image": self._image(image_id),
+            "patch_labels": self._labels(graph, coverage),
+            "captions": captions,
+            "patch_masks": np.array(patch_masks, dtype=bool).reshape(-1, coverage.shape[1]),
+            "texts": matched + mismatched,
+            "text_patch_masks": np.array(text_masks * 2, dtype=bool).reshape(-1, coverage.shape[1]),
+        }
+
+    def _labels(
+        self, graph: SceneGraph, coverage: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64]:
+        """Labels [N, len(LABELS)]: of the object that covers most of a patch, and of the scene."""
+        scene = {"place": graph.place, "weather": graph.weather}
+        of_objects = np.array(
+            [
+                [
+                    values.index(scene[key] if key in scene else value_of(item, key))
+                    for key, values in LABELS.items()
+                ]
+                for item in graph.objects
+            ]
+        )
+        labels: npt.NDArray[np.int64] = of_objects[coverage.argmax(axis=0)]
+        bare = coverage.max(axis=0) < self.LABELLED
+        labels[np.ix_(bare, [key not in scene for key in LABELS])] = NO_LABEL
+        return labels
+
+    def _pair(
+        self,
+        image_id: str,
+        graph: SceneGraph,
+        coverage: npt.NDArray[np.float32],
+        rng: random.Random,
+    ) -> tuple[str, str, npt.NDArray[np.bool_]]:
+        """A text that matches, one that doesn't, and the patches [N] they are held against.
+
+        In a whole image a word has to be found before it can be compared, and nothing is learned
+        for a long time; an object's own patches teach comparing first.
+        """
+        if rng.random() < self.config.close:
+            index = rng.randrange(len(graph.objects))
+            pair = mention_pair(graph, graph.objects[index], rng)
+            if pair is not None:
+                fewest = self.config.fewest_patches
+                most = self.config.close_patches or self.config.most_patches
+                count = round(fewest * (most / fewest) ** rng.random())
+                return *pair, self._drawn(self.BACKGROUND + coverage[index], count, rng)
+        pair = matching_pair(graph, self.split.questions.get(image_id, []), rng)
+        return *pair, np.ones(coverage.shape[1], bool)
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See :class:`DescriptionSamples`."""
+        return {
+            "grid_image": torch.stack([sample["image"] for sample in samples]),
+            "patch_labels": torch.from_numpy(np.stack([s["patch_labels"] for s in samples])),
+            "captions": [text for sample in samples for text in sample["captions"]],
+            "patch_mask": torch.from_numpy(np.concatenate([s["patch_masks"] for s in samples])),
+            "texts": [text for sample in samples for text in sample["texts"]],
+            "text_patch_mask": torch.from_numpy(
+                np.concatenate([s["text_patch_masks"] for s in samples])
+            ),
+        }
+
+    def _coverage(self, image_id: str) -> npt.NDArray[np.float32]:
+        """Share of each patch that each object covers, [objects, N]."""
+        masks = torch.from_numpy(self._masks(image_id)).float()
+        side = self.config.image_size // self.config.patch_size
+        shares: npt.NDArray[np.float32] = F.adaptive_avg_pool2d(masks[None], side)[0].numpy()
+        return shares.reshape(len(masks), -1)
+
+    def _patches(
+        self, coverage: npt.NDArray[np.float32], rng: random.Random
+    ) -> npt.NDArray[np.bool_]:
+        """Patches [N] to be described: all of them, or drawn at random, or drawn by an object."""
+        kind = rng.random()
+        if kind < self.config.whole:
+            return np.ones(coverage.shape[1], bool)
+        weights = np.full(coverage.shape[1], self.BACKGROUND)
+        if kind > self.config.whole + self.config.unguided:
+            weights += coverage[rng.randrange(len(coverage))]
+        count = rng.randint(self.config.fewest_patches, self.config.most_patches)
+        return self._drawn(weights, count, rng)
+
+    def _drawn(
+        self, weights: npt.NDArray[np.floating], count: int, rng: random.Random
+    ) -> npt.NDArray[np.bool_]:
+        """``count`` patches [N] by weight, without replacement."""
+        gumbel = -np.log([rng.expovariate(1.0) for _ in weights])
+        chosen = np.zeros(len(weights), bool)
+        chosen[np.argsort(-(np.log(weights) + gumbel))[:count]] = True
+        return chosen

@@ -1,0 +1,94 @@
+"""What the miniature's EfficientSAM is trained on: images with prompts and the masks they mean."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lavis_ext.config.schema import option
+from lavis_ext.datasets.scene_graphs import GraphObject
+from lavis_ext.encoders.sam_prompt_encoder import BOTTOM_RIGHT, NONE, POINT, TOP_LEFT
+from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
+
+
+class MaskSamples(TypedDict):
+    """A batch of B images with K prompts each, Q = B * K."""
+
+    segmentation_image: Tensor
+    """uint8 [B, 3, S, S]."""
+    points: Tensor
+    """float [Q, P, 2], (x, y) in pixels."""
+    labels: Tensor
+    """int64 [Q, P]: 1 for a point, 2 and 3 for the corners of a box, -1 for none."""
+    image_index: Tensor
+    """int64 [Q]."""
+    masks: Tensor
+    """float [Q, S, S]: 1 where the object is."""
+    global_size: int
+    """Images in the batch over all processes."""
+
+
+@dataclass
+class MaskDataConfig(PretrainingDataConfig):
+    """Options of ``mini_gqa_masks``."""
+
+    prompts: int = option(4, "Prompts of an image.", at_least=1)
+    most_points: int = option(3, "Points of a prompt, at most.", at_least=2)
+    boxes: float = option(0.2, "Share of prompts that are boxes.", at_least=0, at_most=1)
+
+
+class MaskDataset(PretrainingDataset):
+    """Images with prompts, a few points in an object or the box around it, and its mask."""
+
+    Config = MaskDataConfig
+
+    def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
+        """``image``, ``points``, ``labels`` and ``masks`` of a row."""
+        image_id = self.records[row]
+        graph = self.split.graphs[image_id]
+        masks = self._masks(image_id)
+        drawn = [rng.randrange(len(masks)) for _ in range(self.config.prompts)]
+        prompts = [self._prompt(graph.objects[index], masks[index], rng) for index in drawn]
+        side = self.config.image_size
+        scale = np.array([side / graph.width, side / graph.height], np.float32)
+        targets = torch.from_numpy(masks[drawn]).float()[None]
+        return {
+            "image": self._image(image_id),
+            "points": np.stack([points for points, _ in prompts]) * scale,
+            "labels": np.stack([labels for _, labels in prompts]),
+            "masks": F.interpolate(targets, (side, side), mode="area")[0],
+        }
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See :class:`MaskSamples`."""
+        return {
+            "segmentation_image": torch.stack([sample["image"] for sample in samples]),
+            "points": torch.from_numpy(np.concatenate([s["points"] for s in samples])),
+            "labels": torch.from_numpy(np.concatenate([s["labels"] for s in samples])),
+            "masks": torch.cat([sample["masks"] for sample in samples]),
+            "image_index": torch.arange(len(samples)).repeat_interleave(self.config.prompts),
+        }
+
+    def _prompt(
+        self, item: GraphObject, mask: npt.NDArray[np.bool_], rng: random.Random
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Points [P, 2] and labels [P], padded with the label of no point."""
+        points = np.zeros((self.config.most_points, 2), np.float32)
+        labels = np.full(self.config.most_points, NONE)
+        if rng.random() < self.config.boxes:
+            x, y, width, height = item.box
+            points[:2] = [(x, y), (x + width, y + height)]
+            labels[:2] = TOP_LEFT, BOTTOM_RIGHT
+        else:
+            rows, columns = np.nonzero(mask)
+            for place in range(rng.randint(1, self.config.most_points)):
+                pixel = rng.randrange(len(rows))
+                points[place] = columns[pixel] + 0.5, rows[pixel] + 0.5
+                labels[place] = POINT
+        return points, labels
