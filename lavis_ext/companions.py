@@ -21,6 +21,8 @@ from weakref import WeakSet
 
 from torch.distributed import Store
 
+from lavis_ext.files import parse_json
+
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
@@ -313,7 +315,7 @@ class _Line:
         try:
             data = self.socket.recv(LONGEST_LINE)
             *lines, self._rest = (self._rest + data).split(b"\n")
-            messages = [dict(json.loads(line)) for line in lines]
+            messages = [dict(parse_json(line)) for line in lines]
         except (OSError, ValueError, TypeError):
             return None
         return messages if data and len(self._rest) < LONGEST_LINE else None

@@ -7,15 +7,33 @@ from pathlib import Path
 import pytest
 import torch
 
+import lavis_ext.runners.launch  # noqa: F401  (registers all that is installed)
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets import data_faults
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.door import registry
 
 # Tiny models gain nothing from threads, and lose much where other programs want the cores.
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parents[1]
 MINI_IMAGES = 40
+
+
+REGISTERED = {
+    kind: frozenset(names)
+    for kind, names in registry.mapping.items()
+    if kind.endswith("_name_mapping")
+}
+"""Names before any test's module has registered more."""
+
+
+@pytest.fixture
+def registry_as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAVIS's registry without what tests and their modules have added."""
+    for kind, names in REGISTERED.items():
+        kept = {name: each for name, each in registry.mapping[kind].items() if name in names}
+        monkeypatch.setitem(registry.mapping, kind, kept)
 
 
 @pytest.fixture(scope="session")

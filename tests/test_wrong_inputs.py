@@ -37,6 +37,7 @@ def documented() -> set[str]:
     return set(map(without_reasons, DOCUMENT.read_text(encoding="utf-8").splitlines()))
 
 
+@pytest.mark.usefixtures("registry_as_installed")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_wrong_input_is_told_in_a_sentence_and_leaves_nothing(
     case: Case, sound: Path, tmp_path: Path, documented: set[str]

@@ -69,12 +69,6 @@ class FusionRunner(RunnerBase):
         job_id: str = "run",
     ) -> None:
         self.run: RunConfig = cfg.run
-        for split, dataset in datasets.items():
-            if len(dataset) < distributed.world_size():
-                raise UserError(
-                    f"Split '{split}' has {len(dataset)} questions for {distributed.world_size()} "
-                    "processes; start fewer, or use more questions (run.small_*_size)."
-                )
         if "train" in datasets:
             self._check_metric(task, model, datasets)
             self.plan = TrainingPlan.of(self.run, datasets)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from lavis_ext import distributed
 from lavis_ext.config.loader import Config
 from lavis_ext.door import registry
+from lavis_ext.errors import UserError
 from lavis_ext.features.of_run import RunFeatures
 from lavis_ext.files import room_in, size_in_words
 from lavis_ext.runners.costs import run_costs
@@ -75,6 +76,7 @@ def prepared(
 def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
     """A runner with its data and model, in a process group for the time of the block."""
     with prepared(cfg, splits) as parts:
+        _refuse_too_few_questions(parts)
         if "train" in parts.datasets:
             distributed.from_main_process(lambda: _refuse_too_little_room(cfg, parts))
         if cfg.run.features is not None:
@@ -98,6 +100,15 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
 def _stem(cfg: Config) -> str:
     """What names of the config's runs begin with."""
     return Path(cfg.args.cfg_path).stem
+
+
+def _refuse_too_few_questions(parts: Prepared) -> None:
+    for split, dataset in parts.datasets.items():
+        if len(dataset) < distributed.world_size():
+            raise UserError(
+                f"Split '{split}' has {len(dataset)} questions for {distributed.world_size()} "
+                "processes; start fewer, or use more questions (run.small_*_size)."
+            )
 
 
 def _refuse_too_little_room(cfg: Config, parts: Prepared) -> None:
