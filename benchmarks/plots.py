@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lavis_ext.files import written_aside
 
@@ -157,6 +157,9 @@ def draw_accuracy(
                     label=way if place == 0 else None,
                 )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
         axes.set_xlabel("seconds of training")
         axes.set_ylabel("answers right on val, %")
         axes.grid(axis="y")

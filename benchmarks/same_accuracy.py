@@ -137,7 +137,7 @@ def main() -> None:
             for way, found in curves.items()
         },
         f"The miniature's fusion, {given.steps * given.questions:,} questions, "
-        f"{given.seeds} seed(s) each",
+        f"{given.seeds} seeds each",
         given.out / "accuracy.svg",
     )
     print(text)
