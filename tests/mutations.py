@@ -78,7 +78,8 @@ def changed(tree: Tree, todo: Sequence[Change]) -> Tree:
         if not holders:
             return value
         holder, key = holders[place % len(holders)]
-        _change(holder, key, kind, value, holders[(place // 7) % len(holders)])
+        # A value may be drawn twice, and would come to stand in itself.
+        _change(holder, key, kind, _copy(value), holders[(place // 7) % len(holders)])
     return tree
 
 
@@ -108,7 +109,7 @@ def _change(holder: Any, place: int, kind: str, value: Tree, other: tuple[Any, i
     elif kind == "remove":
         del holder[place]
     elif kind == "double":
-        holder.insert(place, holder[place])
+        holder.insert(place, (name, _copy(old)) if pairs else _copy(old))
     elif kind == "rename":
         put(old, value if isinstance(value, str) else "renamed")
     elif kind == "wrap":
