@@ -84,8 +84,9 @@ def changed(tree: Tree, todo: Sequence[Change]) -> Tree:
 
 
 def _copy(tree: Tree) -> Tree:
-    if isinstance(tree, dict):
-        return Pairs((name, _copy(value)) for name, value in tree.items())
+    if isinstance(tree, dict | Pairs):
+        pairs = tree.items() if isinstance(tree, dict) else tree
+        return Pairs((name, _copy(value)) for name, value in pairs)
     return [_copy(each) for each in tree] if isinstance(tree, list) else tree
 
 
