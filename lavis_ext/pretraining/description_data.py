@@ -114,10 +114,10 @@ class DescriptionDataset(PretrainingDataset):
             patch_masks.append(chosen)
         matched, mismatched, text_masks = [], [], []
         for _ in range(self.config.pairs):
-            true, false, seen = self._pair(image_id, graph, coverage, rng)
+            true, false, patches = self._pair(image_id, graph, coverage, rng)
             matched.append(true)
             mismatched.append(false)
-            text_masks.append(seen)
+            text_masks.append(patches)
         return {
             "image": self._image(image_id),
             "patch_labels": self._labels(graph, coverage),
