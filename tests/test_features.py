@@ -210,7 +210,7 @@ def test_an_extraction_that_is_killed_and_resumed_gives_the_same_bytes(tmp_path:
     """``benchmarks/feature_store.py`` does it ten times on more images."""
     done = subprocess.run(
         [
-            *(sys.executable, "benchmarks/feature_store.py", str(tmp_path)),
+            *(sys.executable, "-m", "benchmarks.feature_store", str(tmp_path)),
             *("--kills", "2", "--images", "40", "--images-per-shard", "1", "--seed", "1"),
         ],
         cwd=PROJECT,
