@@ -102,6 +102,22 @@ class Appended:
         return os.fstat(self._file).st_size
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. A name that no file can have, too long or with NUL, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """The same of a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def room_in(folder: Path) -> int:
     """Bytes that can be written to ``folder``, there or yet to be made. Quotas aren't seen."""
     whole = folder.absolute()

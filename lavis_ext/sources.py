@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
+from lavis_ext.files import is_file, is_folder, written_aside
 from lavis_ext.weights import INDEX_SUFFIX, shards
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
     if source.startswith(PACKAGED):
         source = str(Path(__file__).parent / source.removeprefix(PACKAGED))
     path = Path(source).expanduser()
-    if path.is_file():
+    if is_file(path):
         return path
-    if path.is_dir():
+    if is_folder(path):
         return _in_folder(path, filenames, key)
     named = HUB_NAME.fullmatch(source)
     if named and not source.endswith(FILE_SUFFIXES):

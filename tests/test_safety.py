@@ -35,6 +35,7 @@ from lavis_ext.evaluation.report.curves import read_curves
 from lavis_ext.evaluation.report.page import page
 from lavis_ext.features.reader import StoredStream
 from lavis_ext.features.store import INDEX, INDEX_SCHEMA, FeatureStore
+from lavis_ext.files import is_file, is_folder
 from lavis_ext.models.fusion_weights import FusionWeights
 from lavis_ext.runners.run_log import set_up_logging
 from lavis_ext.sources import resolve
@@ -136,6 +137,14 @@ def test_json_of_files_is_parsed_where_its_depth_and_numbers_are_bounded() -> No
 
 
 # --- configs and weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x" * 999, "x\0"], ids=["too long", "NUL"])
+def test_a_name_that_no_file_can_have_is_of_no_file(name: str, tmp_path: Path) -> None:
+    for look in (is_file, is_folder):
+        assert not look(tmp_path / name)
+    with pytest.raises(UserError, match=r"model\.fusion_weights: there is no file x"):
+        FusionWeights.load(name)
 
 
 def saved_weights(path: Path, **config: Any) -> Path:

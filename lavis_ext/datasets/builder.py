@@ -21,6 +21,7 @@ from lavis_ext.datasets.scoring_files import scoring_files
 from lavis_ext.distributed import gather, main_process_first
 from lavis_ext.door import BaseDatasetBuilder, registry
 from lavis_ext.errors import UserError, listed, nearest
+from lavis_ext.files import is_folder
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
 
     def _image_folder(self) -> ImageFolder:
         folder = Path(self.config.images or Path(self.config.root) / "images")
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(
                 f"{folder}: there is no such image folder. Put the images there, or name another "
                 "folder with datasets.gqa_fusion.images."

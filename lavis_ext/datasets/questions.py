@@ -12,6 +12,7 @@ from pathlib import Path
 from lavis_ext.datasets.question_store import open_store
 from lavis_ext.datasets.question_table import QuestionTable
 from lavis_ext.errors import UserError
+from lavis_ext.files import is_file, is_folder
 
 
 def read_questions(source: Path, store: Path | None = None) -> QuestionTable:
@@ -27,7 +28,7 @@ def read_questions(source: Path, store: Path | None = None) -> QuestionTable:
     missing, empty, cut off or of another shape, or changes meanwhile, a record without a question
     or an image, and a question id that stands twice.
     """
-    files = sorted(source.glob("*.json"), key=_numbers_last) if source.is_dir() else [source]
+    files = sorted(source.glob("*.json"), key=_numbers_last) if is_folder(source) else [source]
     if not files:
         raise UserError(f"{source}: the folder has no *.json files with questions.")
     return QuestionTable.of_store(open_store(files, source, store))
@@ -52,9 +53,9 @@ def find_questions(root: Path, split: str, subset: str) -> Path:
         root / folder / name for folder in QUESTION_FOLDERS for name in (f"{stem}.json", stem)
     ]
     for candidate in candidates:
-        if candidate.is_file() or candidate.is_dir():
+        if is_file(candidate) or is_folder(candidate):
             return candidate
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(
             f"datasets.gqa_fusion.root: there is no folder {root}. Give the folder that has GQA's "
             "`questions` and `images`; `run_scripts/download_gqa.sh` fetches them."

@@ -10,7 +10,7 @@ import torch
 
 from lavis_ext.datasets.vocabulary import AnswerVocabulary
 from lavis_ext.errors import UserError, shortened
-from lavis_ext.files import parse_json
+from lavis_ext.files import is_file, parse_json
 from lavis_ext.sources import PACKAGED, resolve
 from lavis_ext.tensor_files import (
     DIGEST,
@@ -75,10 +75,10 @@ class FusionWeights:
         path = Path(source)
         if str(source).startswith(PACKAGED):
             path = resolve(str(source), key="model.fusion_weights")
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(
-                f"model.fusion_weights: there is no file {path}. Training writes "
-                "fusion_encoder_best.safetensors into the run's folder."
+                f"model.fusion_weights: there is no file {shortened(str(path), 300)}. Training "
+                "writes fusion_encoder_best.safetensors into the run's folder."
             )
         state: dict[str, torch.Tensor] = {}
         try:
