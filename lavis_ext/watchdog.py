@@ -28,11 +28,6 @@ class Watchdog:
         self._at = At(since=time.monotonic())
         self._stopped = threading.Event()
 
-    @property
-    def at(self) -> At:
-        """What this process is at."""
-        return self._at
-
     def progress(self, stage: int, step: int) -> None:
         """This process has begun something."""
         self._at = At(step, stage, time.monotonic())

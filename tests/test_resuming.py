@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import torchrun_command
 from safetensors.torch import load_file
 from test_processes import train as launch
 from test_runner import BEST, TINY_MODEL, lines
@@ -795,14 +796,12 @@ def test_torchrun_starts_killed_processes_anew_and_passes_a_signal_on(
     log = tmp_path / "output" / "elastic" / "log.jsonl"
     options = ["run.name=elastic", "run.resume=auto", "run.save_every_steps=2", "run.log_freq=1"]
     options += ["run.max_epoch=999", "run.patience=null", "run.batch_size_train=8"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node=2", "--max-restarts=1"]
     small = "projects/pnp-vqa/train/gqa_small.yaml"
-    arguments = ["train.py", "--cfg-path", small, "--options"]
+    command = torchrun_command(2, "--max-restarts=1", "train.py", "--cfg-path", small, "--options")
     with (
         (tmp_path / "out.txt").open("w+") as out,
         subprocess.Popen(
-            [*launcher, *arguments, *tiny_options, *TINY_MODEL, *options, "run.num_workers=1"],
+            [*command, *tiny_options, *TINY_MODEL, *options, "run.num_workers=1"],
             cwd=PROJECT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=out,

@@ -8,11 +8,12 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from launching import torchrun_command
 
 MOMENTS = ("starting", "loading", "computing", "validating", "saving")
 MARK = "LAVIS_EXT_TORTURED"
@@ -61,14 +62,13 @@ def _killed(
 ) -> tuple[int, float, dict[int, str]]:
     """torchrun's exit code, seconds from the kill until the job was gone, and what is left."""
     mark = secrets.token_hex(8)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     given = [f"run.name={folder.name}", f"run.output_dir={folder.parent}", "run.resume=null"]
     given += [f"run.val_every_steps={VAL_EVERY}", "run.save_every_steps=2", "run.num_workers=1"]
     given += ["run.batch_size_train=8", "run.max_steps=9999", "run.max_epoch=9999"]
     program = ["train.py", "--cfg-path", "projects/pnp-vqa/train/gqa_small.yaml"]
     with (folder.parent / f"{folder.name}.txt").open("w") as out:
         job = subprocess.Popen(
-            [sys.executable, "-m", *launcher, *program, "--options", *options, *given],
+            torchrun_command(2, *program, "--options", *options, *given),
             cwd=Path(__file__).parents[1],
             env={**os.environ, "OMP_NUM_THREADS": "1", MARK: mark},
             stdout=out,
