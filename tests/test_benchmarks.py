@@ -1,6 +1,7 @@
 """The benchmarks of training compare like with like."""
 
 import json
+import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from test_runner import BEST, TINY_MODEL, UNVALIDATED
 
-from benchmarks import plots, same_accuracy, speed
+from benchmarks import nothing_lost, plots, processes, same_accuracy, speed
 from lavis_ext.config.loader import Config
 from lavis_ext.runners.launch import started
 
@@ -101,3 +102,45 @@ def test_a_curve_leaves_validations_out_of_its_seconds(tmp_path: Path) -> None:
         {"straightforward": [], "fast": [[(1.0, 0.5)]]}, "title", tmp_path / "a.svg"
     )
     assert "seconds of training" in (tmp_path / "a.svg").read_text()
+
+
+def test_the_largest_difference_of_two_trainings_is_found_and_shown() -> None:
+    both = ("before", "after")
+    before = {1: {"loss": 2.0, "itm_loss": 0.7}, 2: {"loss": 1.5, "itm_loss": 0.6}}
+    after = {1: {"loss": 2.0, "itm_loss": 0.7}, 2: {"loss": 1.5, "itm_loss": 0.600002}}
+    differences = nothing_lost.largest_differences(before, after)
+    assert differences == {1: 0.0, 2: pytest.approx(2e-6)}
+    with pytest.raises(SystemExit, match="steps differ"):
+        nothing_lost.largest_differences(before, {1: before[1]})
+    speeds = {"questions_per_second": 10.0, "times_straightforward": 2.0}
+    slower = {"questions_per_second": 9.0, "times_straightforward": 1.8}
+    training = {"before": before, "after": after, "differences": differences}
+    text = nothing_lost.table(
+        {
+            "training": {**training, "scores": {key: {"loss": 1.0} for key in both}},
+            "import_seconds": {"before": 2.0, "after": 2.1},
+            "speed": {
+                "before": dict.fromkeys(nothing_lost.VARIANTS, speeds),
+                "after": dict.fromkeys(nothing_lost.VARIANTS, slower),
+            },
+        }
+    )
+    assert "| 2 | 1.500000 | 1.500000 | 2.0e-06 |" in text
+    assert "| live | 10 | 9 | 0.900 (differs) | 2 | 1.8 |" in text
+
+
+def test_the_way_of_a_question_leads_from_the_reader_of_json_to_the_objectives(
+    tmp_path: Path,
+) -> None:
+    """In a process of its own: the profile function would slow all that comes after."""
+    run = ["-m", "benchmarks.one_question"]
+    environment = processes.environment(threads=1) | {"TMPDIR": str(tmp_path)}
+    text = subprocess.run(
+        processes.command(run), env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    handed = [line.split()[-1] for line in text.splitlines() if line.startswith("*")]
+    assert "RecordFile.__iter__" in handed
+    assert "GqaFusionDataset.__getitems__" in handed
+    assert "ItmObjective.__call__" in handed
+    assert "BlipEncoder.encode_image" not in handed
+    assert "BlipEncoder.encode_image" in text
