@@ -52,11 +52,11 @@ test: setup
 	$(BIN)/python -m pytest
 
 torture: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
 		--corrupts $$(( $(N) / 5 )) --fills $$(( $(N) / 5 )) --stalls $$(( $(N) / 5 ))
 
 fuzz: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing.fuzz --seconds $(SECONDS)
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh

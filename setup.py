@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 setup(
     name="lavis_ext",
-    version=runpy.run_path(str(HERE / "lavis_ext" / "version.py"))["__version__"],
+    version=runpy.run_path(str(HERE / "lavis_ext" / "common" / "version.py"))["__version__"],
     description=(
         "PNP-VQA with a second visual stream: EfficientSAM and BLIP fused by DIFNet, "
         "as an extension of LAVIS"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import PROJECT, environment
-from lavis_ext.files import write_json, written_aside
+from lavis_ext.common.files import write_json, written_aside
 
 REVISION = "869268d"
 RECIPE = "projects/pnp-vqa/train/mini_train.yaml"

@@ -34,13 +34,13 @@ from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext import distributed
+from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.loading import to_device
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.loader import to_device
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
-from lavis_ext.features.of_run import RunFeatures
-from lavis_ext.files import write_json, written_aside
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.features.run_features import RunFeatures
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.flops import count_flops, count_passes
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from lavis_ext.runners.launch import Prepared, prepared
@@ -169,7 +169,7 @@ def make_config(given: Namespace, variant: Variant) -> Config:
         options.append("model.model_type=mini")
     else:
         options += ["model.blip.weights=null", "model.efficient_sam.weights=null"]
-        options.append("model.blip.tokenizer=packaged:encoders/mini_vocabulary.txt")
+        options.append("model.blip.tokenizer=packaged:miniature/vocabulary.txt")
     if variant.ways is None:
         options.append(f"run.batch_size_train={variant.images * variant.questions}")
         options.append("run.accum_grad_iters=1")
