@@ -1,4 +1,4 @@
-"""Where a run's figures go: a readable file, JSON lines, and TensorBoard or W&B when asked.
+"""Where a run's metrics go: a readable file, JSON lines, and TensorBoard or W&B when asked.
 
 A disk that is full is no reason to end: what a file can't take waits in memory, in its order.
 """
@@ -62,12 +62,12 @@ class RunLog:
         if config.wandb is not None:
             self._wandb = _wandb(folder, config.wandb, resolved, position["wandb"])
 
-    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
-        """Figures of a step. ``kind`` is ``train``, a split, or ``skipped``."""
+    def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics of a step. ``kind`` is ``train``, a split, or ``skipped``."""
         if self._lines is None:
             return
-        entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **figures}
-        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **metrics}
+        numbers = {f"{kind}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         try:
             self._lines.append(f"{json.dumps(entry)}\n".encode())
         except OSError as error:
