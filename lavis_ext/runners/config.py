@@ -211,8 +211,7 @@ class RunConfig:
             if getattr(self, f"{role}_splits") is None:
                 setattr(self, f"{role}_splits", list(getattr(task.splits, role)))
         self.metric = self.metric or task.default_metric
-        train, valid, test = self.train_splits, self.valid_splits, self.test_splits
-        assert train is not None and valid is not None and test is not None
+        train, valid, test = self.training, self.validation, self.testing
         if len(train) != 1:
             raise UserError(f"{where}.train_splits must name one split: it is trained on.")
         if len(valid) > 1:

@@ -33,7 +33,7 @@ class SkippedSteps:
         self._pending: list[tuple[int, torch.Tensor, list[str]]] = []
 
     def note(self, step: int, found: torch.Tensor, ids: list[str]) -> None:
-        """A step of this process's examples with these ``ids``; ``found`` is 1 on the device if it is skipped."""
+        """A step of these examples of this process; ``found`` is 1, on the device, if skipped."""
         self._pending.append((step, found, ids))
 
     def settle(self) -> None:
