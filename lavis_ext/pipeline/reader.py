@@ -10,7 +10,7 @@ Q questions, P passages of all of them, L tokens of a passage, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -168,8 +168,9 @@ class FidReader(nn.Module):
             states, mask = end_to_end(
                 self.encode(questions[some], captions[some], config.num_captions_fid)
             )
-            said = self.t5.generate(  # type: ignore[misc]
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            # How ``generate`` is typed differs between releases.
+            said = cast(Any, self.t5).generate(
+                encoder_outputs=_encoder_output(states),
                 attention_mask=mask,
                 do_sample=False,
                 num_beams=config.num_beams,
@@ -187,7 +188,7 @@ class FidReader(nn.Module):
         targets = [torch.tensor(ids) for ids in self.tokenizer(list(answers))["input_ids"]]
         labels = pad_sequence(targets, batch_first=True, padding_value=NO_TARGET).to(states.device)
         logits = self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=_encoder_output(states),
             attention_mask=mask,
             labels=labels,
         ).logits
@@ -226,7 +227,7 @@ class FidReader(nn.Module):
 
     def _transformers_config(self) -> transformers.T5Config:
         config = self.config
-        return transformers.T5Config(  # type: ignore[call-arg]
+        made: transformers.T5Config = cast(Any, transformers.T5Config)(
             vocab_size=config.vocab_size,
             d_model=config.d_model,
             d_kv=config.d_kv,
@@ -242,6 +243,7 @@ class FidReader(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             decoder_start_token_id=self.tokenizer.pad_token_id,
         )
+        return made
 
 
 def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
@@ -259,6 +261,11 @@ def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(each) for each in tokens], device=together.device)
     positions = torch.arange(together.shape[1], device=together.device)
     return together, (positions < lengths[:, None]).long()
+
+
+def _encoder_output(states: Tensor) -> BaseModelOutput:
+    # transformers names a subclass of Tensor, which no tensor is, in some releases.
+    return BaseModelOutput(last_hidden_state=cast(Any, states))
 
 
 def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBase:

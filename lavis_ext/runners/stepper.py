@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class Stepper:
         else:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler
+        cast(Any, self.optimizer).found_inf = skipped  # as torch's GradScaler does
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return skipped
