@@ -5,11 +5,13 @@ of any size is counted in seconds, and no kernel's recomputations are. A multipl
 addition are two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lavis_ext.datasets.gqa import FusionSamples
@@ -86,7 +88,7 @@ def count_flops(model: Any, samples: FusionSamples) -> BatchFlops:
     )
     model.zero_grad(set_to_none=True)
     of_images = once.less(twice).times(3).less(thrice.times(-1))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counted_flops() as counter, torch.no_grad():
         given: Any = samples
         for stream in model.image_streams():
             if f"{stream.name}_image" in given:
@@ -103,11 +105,22 @@ def count_flops(model: Any, samples: FusionSamples) -> BatchFlops:
 
 def count_passes(loss: Callable[[FusionSamples], torch.Tensor], samples: FusionSamples) -> Passes:
     """FLOPs of a batch's loss and of its gradients. The batch is on the model's device."""
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         value = loss(samples)
         forward = counter.get_total_flops()
         value.backward()
     return Passes(forward, counter.get_total_flops() - forward)
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of what runs within, attention as the matrix products that it stands for.
+
+    Kernels of fused attention differ between devices and torch releases, and torch has no formula
+    for some of them (the CPU's counts as nothing); matrix products have one everywhere.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
