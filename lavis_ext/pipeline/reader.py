@@ -27,6 +27,9 @@ from lavis_ext.weights import LoadReport, load_into, read_state_dict
 UNIFIED_QA_BASE = "allenai/unifiedqa-v2-t5-base-1363200"
 SEPARATOR = " \\n "
 """Between question and context, backslash and n as two characters (UnifiedQA's format)."""
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Read with ``spiece.model`` where they lie beside it; ``tokenizer.json`` has all in itself."""
 NO_TARGET = -100
 
 
@@ -46,7 +49,8 @@ class ReaderConfig:
     num_heads: int = option(12, "attention heads", at_least=1)
     vocab_size: int = option(32128, "word embeddings", at_least=1)
     tokenizer: str = option(
-        UNIFIED_QA_BASE, "hub name or local folder of a T5 tokenizer, or a tokenizer.json"
+        UNIFIED_QA_BASE,
+        "hub name or local folder of a T5 tokenizer, a tokenizer.json or a spiece.model",
     )
     weights: str | None = option(
         UNIFIED_QA_BASE, "hub name, local path or URL; null starts from random weights"
@@ -274,7 +278,7 @@ def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBas
     It puts </s> after every text. Raises UserError that names ``key`` for one that cannot be had,
     or is none of T5's kind.
     """
-    path = resolve(source, key=key, filenames=("tokenizer.json", "spiece.model"))
+    path = resolve(source, key=key, filenames=TOKENIZER_FILES, beside=TOKENIZER_SETTINGS)
     try:
         tokenizer = _tokenizer(path)
         ids = tokenizer("a")["input_ids"]
