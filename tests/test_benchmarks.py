@@ -14,6 +14,8 @@ from benchmarks import plots, same_accuracy, speed
 from lavis_ext.config.loader import Config
 from lavis_ext.runners.launch import started
 
+pytestmark = pytest.mark.beyond_core
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:

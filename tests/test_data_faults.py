@@ -30,6 +30,8 @@ from lavis_ext.runners.launch import started
 from lavis_ext.runners.run_state import RunState, state_paths
 from lavis_ext.runners.stepper import Stepper
 
+pytestmark = pytest.mark.beyond_core
+
 SPLITS = ["train", "val", "testdev"]
 SKIP = "run.data_faults.then=skip"
 

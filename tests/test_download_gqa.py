@@ -23,6 +23,8 @@ from lavis_ext.datasets.download_gqa import PARTS, download_gqa, main
 from lavis_ext.datasets.questions import find_questions, read_questions
 from lavis_ext.errors import UserError
 
+pytestmark = pytest.mark.beyond_core
+
 RECORD = {"02930152": {"question": "Is it red?", "imageId": "2405722", "answer": "no"}}
 
 

@@ -35,6 +35,8 @@ from lavis_ext.runners.retries import Retries
 from lavis_ext.runners.run_state import RunState, state_paths
 from lavis_ext.runners.stepper import Stepper
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[1]
 LARGEST = 100_000
 """Bytes of a file while the disk is full: more than a log of this size, less than weights."""

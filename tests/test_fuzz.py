@@ -9,6 +9,8 @@ from fuzz import TARGETS, Target
 
 from lavis_ext.errors import UserError
 
+pytestmark = pytest.mark.beyond_core
+
 EXAMPLES = {"questions": 300, "configs": 40, "weights": 150}
 
 

@@ -1,4 +1,4 @@
-"""What pyproject.toml declares against what is written, installed and imported, and what import costs."""
+"""What is declared against what is written, installed, locked and imported; what import costs."""
 
 import ast
 import re

@@ -11,6 +11,8 @@ from tiny import HEAD, make_model, make_samples
 
 from lavis_ext.config.loader import Config
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 

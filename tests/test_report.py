@@ -24,6 +24,8 @@ from lavis_ext.evaluation.report.page import page, write_report
 from lavis_ext.evaluation.report.thumbnails import thumbnails
 from lavis_ext.evaluation.result import SplitResult, Trace
 
+pytestmark = pytest.mark.beyond_core
+
 EXAMPLES = 2000
 IMAGES = 150
 ANSWERS = ("red", "blue", "green", "yes", "no", "left", "right", "circle")

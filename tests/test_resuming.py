@@ -36,6 +36,8 @@ from lavis_ext.runners.run_state import RunState, state_paths
 from lavis_ext.runners.stepper import Stepper
 from lavis_ext.runners.stop_signals import StopSignals
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[1]
 SPLITS = ["train", "val", "testdev"]
 Configured = Callable[..., Config]

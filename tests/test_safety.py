@@ -41,6 +41,8 @@ from lavis_ext.runners.run_log import set_up_logging
 from lavis_ext.sources import resolve
 from lavis_ext.weights import read_state_dict
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[1]
 SOURCES = [
     *sorted((PROJECT / "lavis_ext").rglob("*.py")),

@@ -21,6 +21,8 @@ from wrong_inputs import (
     without_reasons,
 )
 
+pytestmark = pytest.mark.beyond_core
+
 DAMAGED_KINDS = ("config", "questions", "image", "weights", "features", "state", "predictions")
 
 
