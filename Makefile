@@ -19,6 +19,9 @@ N ?= 50
 # Seconds of `make fuzz` for each of its three targets.
 SECONDS ?= 600
 
+# `make bench SMALL=1` measures the model type mini.
+SMALL ?=
+
 .PHONY: help setup lint test lowest lock torture fuzz demo bench miniature clean distclean
 
 help:
@@ -30,7 +33,8 @@ help:
 	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
 	@echo "make fuzz       damage question files, configs and weights, SECONDS=600 of each"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
-	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes)"
+	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes;"
+	@echo "                SMALL=1: model type mini, 3 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
 	@echo "make distclean  remove $(VENV) and $(LOWEST_VENV) as well"
@@ -83,17 +87,17 @@ lowest: $(LOWEST_STAMP)
 	$(LOWEST_BIN)/python -m pytest -m "not beyond_core"
 
 torture: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
 		--corrupts $$(( $(N) / 5 )) --fills $$(( $(N) / 5 )) --stalls $$(( $(N) / 5 ))
 
 fuzz: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(SECONDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing.fuzz --seconds $(SECONDS)
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/demo.sh
 
 bench: setup
-	$(BIN)/python -m benchmarks.speed output/speed
+	$(BIN)/python -m benchmarks.speed output/speed$(if $(SMALL),_small --small)
 
 miniature: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/miniature.sh

@@ -7,7 +7,7 @@ python evaluate.py --cfg-path projects/pnp-vqa/eval/gqa_eval.yaml \\
 import sys
 
 try:
-    from lavis_ext.errors import UserError, command
+    from lavis_ext.common.errors import UserError, command
 except ImportError as error:  # LAVIS is missing, or torch and torchvision do not match
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None

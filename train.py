@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 
 try:
-    from lavis_ext.errors import command
+    from lavis_ext.common.errors import command
 except ImportError as error:  # LAVIS is missing, or torch and torchvision do not match
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from None

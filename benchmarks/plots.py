@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from lavis_ext.files import written_aside
+from lavis_ext.common.files import written_aside
 
 PAPER, FRAME, TEXT, FAINT = "#fcfbf8", "#d8d4ca", "#1f2427", "#5b6469"
 TRAINED, TRAINED_TEXT, FROZEN = "#c9691b", "#8f4208", "#4a7ba6"

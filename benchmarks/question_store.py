@@ -28,10 +28,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.processes import command, environment
-from lavis_ext.datasets.batches import BatchRows, TrainBatches
-from lavis_ext.datasets.mismatched import MismatchedQuestions
-from lavis_ext.datasets.question_table import QuestionTable
-from lavis_ext.datasets.questions import read_questions
+from lavis_ext.datasets.gqa.mismatched import MismatchedQuestions
+from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.gqa.questions import read_questions
+from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 
 SHARDS = 10
 QUESTIONS_AN_IMAGE = 168

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
-from lavis_ext.files import write_json, written_aside
+from lavis_ext.common.files import write_json, written_aside
 
 RECIPE = "projects/pnp-vqa/train/mini_train.yaml"
 WAYS = ("straightforward", "fast")

@@ -1,13 +1,14 @@
 """Measure training's speed: the straightforward way, then one thing after another switched on.
 
     python -m benchmarks.speed output/speed            # `make bench`: base_esam at 384 px
-    python -m benchmarks.speed output/speed --small    # model type mini, two minutes
+    python -m benchmarks.speed output/speed --small    # `make bench SMALL=1`: model type mini
 
 All variants train on the same synthetic data on the same device, each in processes of its own, so
 that peaks of memory are its own; the rounds go through the ladder in turn, so that what else the
 machine does shows in the spread. The weights are random, which changes no time. Writes
 ``figures.json``, ``table.md`` and ``speed.svg`` into the folder, anew after each variant. Three
-images of base_esam in a batch take 13 GiB of memory.
+images of base_esam in a batch take 13 GiB of memory. ``--small`` takes three minutes on two cores:
+short rounds, no compilation, and the ladder alone.
 
 Without a GPU all cores are used; with one, bf16 and compilation, and more images a batch. The time
 of an epoch of GQA's balanced questions is reckoned from the FLOP rate.
@@ -33,13 +34,13 @@ from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext import distributed
+from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.loading import to_device
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.loader import to_device
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
-from lavis_ext.features.of_run import RunFeatures
-from lavis_ext.files import write_json, written_aside
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.features.run_features import RunFeatures
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.flops import count_flops, count_passes
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from lavis_ext.runners.launch import Prepared, prepared
@@ -168,7 +169,7 @@ def make_config(given: Namespace, variant: Variant) -> Config:
         options.append("model.model_type=mini")
     else:
         options += ["model.blip.weights=null", "model.efficient_sam.weights=null"]
-        options.append("model.blip.tokenizer=packaged:encoders/mini_vocabulary.txt")
+        options.append("model.blip.tokenizer=packaged:miniature/vocabulary.txt")
     if variant.ways is None:
         options.append(f"run.batch_size_train={variant.images * variant.questions}")
         options.append("run.accum_grad_iters=1")
@@ -211,7 +212,7 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             batches,
             parts.device,
             budget=given.seconds,
-            at_least=given.steps if variant.ways is None else 2,
+            at_least=given.steps if variant.ways is None or given.small else 2,
         )
         figures = {
             "rates": found.rates,
@@ -384,9 +385,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--small", action="store_true", help="model type mini")
     parser.add_argument("--rounds", type=int, default=2, help="through all variants (%(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=15.0, help="of a variant's steps a round (%(default)s)"
+        "--seconds", type=float, help="of a variant's steps a round; 15, or 2 with --small"
     )
-    parser.add_argument("--steps", type=int, help="of the library at least; 200 on a GPU, else 3")
+    parser.add_argument("--steps", type=int, help="at least; 200 on a GPU, 8 with --small, else 3")
     parser.add_argument(
         "--questions-a-step",
         type=int,
@@ -401,7 +402,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     given = parser.parse_args(arguments)
     given.out = given.out.resolve()
     given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given.steps = given.steps or (200 if given.device == "cuda" else 3)
+    if given.seconds is None:
+        given.seconds = 2.0 if given.small else 15.0
+    given.steps = given.steps or (200 if given.device == "cuda" else 8 if given.small else 3)
     return given
 
 
@@ -423,9 +426,8 @@ def main() -> None:
         if figures := measure(given, variants[given.only]):
             print(json.dumps(figures), flush=True)
     else:
-        report(
-            given, [v for v in variants.values() if not given.variants or v.name in given.variants]
-        )
+        every = NAMES_OF_LADDER[:-1] if given.small else variants
+        report(given, [v for v in variants.values() if v.name in (given.variants or every)])
 
 
 def report(given: Namespace, variants: list[Variant]) -> None:

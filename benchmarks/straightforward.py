@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.vocabulary import OUTSIDE
-from lavis_ext.door import registry
-from lavis_ext.encoders.efficient_sam import EfficientSam
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.vocabulary import OUTSIDE
+from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion, no_grad_if_frozen
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion, no_grad_if_frozen
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.objectives.question_head import QuestionHead
+from lavis_ext.registry import registry
 from lavis_ext.tasks.gqa_fusion import GqaFusionTask
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 # Imported to be registered.
 from lavis_ext import datasets, models, objectives, processors, runners, tasks  # noqa: F401
-from lavis_ext.door import registered, registry
-from lavis_ext.version import __version__
+from lavis_ext.common.version import __version__
+from lavis_ext.registry import registered, registry
 
 if TYPE_CHECKING:
-    from lavis_ext.door import BaseModel
+    from lavis_ext.registry import BaseModel
 
 __all__ = ["__version__", "load_model", "registered", "registry"]
 

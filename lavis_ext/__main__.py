@@ -1,7 +1,7 @@
 """``python -m lavis_ext`` lists what is registered."""
 
 from lavis_ext import __version__, registered
-from lavis_ext.errors import command
+from lavis_ext.common.errors import command
 
 
 @command

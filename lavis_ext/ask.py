@@ -15,20 +15,20 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 
 from lavis_ext import distributed
+from lavis_ext.checkpoints.sources import PACKAGED
+from lavis_ext.common.errors import UserError, command, printable
 from lavis_ext.config.loader import import_modules, merge, parse_options
 from lavis_ext.config.typed import A_MAPPING, shown, typed
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.images import read_image
-from lavis_ext.errors import UserError, command, printable
-from lavis_ext.models.config import PnpVqaFusionConfig
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.pictures import read_image
+from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 from lavis_ext.processors.text import FusionQuestionConfig, FusionQuestionProcessor
-from lavis_ext.sources import PACKAGED
 
 if TYPE_CHECKING:
-    from lavis_ext.encoders.blip import BlipEncoder
-    from lavis_ext.pipeline.answering import PipelineOutput
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
+    from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 
 MINIATURE = f"{PACKAGED}miniature/fusion_encoder.safetensors"
 MINIATURE_TYPE = "mini"

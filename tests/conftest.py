@@ -10,9 +10,9 @@ import torch
 
 import lavis_ext.runners.launch  # noqa: F401  (registers all that is installed)
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets import data_faults
+from lavis_ext.datasets import faults as data_faults
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
-from lavis_ext.door import registry
+from lavis_ext.registry import registry
 
 # Tiny models gain nothing from threads, and lose much where other programs want the cores.
 torch.set_num_threads(1)

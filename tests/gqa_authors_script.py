@@ -1,7 +1,7 @@
 """Run GQA's own evaluation script beside ours; it comes with GQA (``eval.zip``), not with this.
 
-    python -m lavis_ext.datasets.download_gqa data/gqa --parts eval
-    python tests/gqa_authors_script.py data/gqa/eval/eval.py output/gqa_parity
+    python -m lavis_ext.datasets.gqa.download data/gqa --parts eval
+    python -m tests.gqa_authors_script data/gqa/eval/eval.py output/gqa_parity
 
 prints every figure that both print, on 5,000 questions of mini-GQA. With ``--store`` it makes
 ``tests/assets/parity/gqa_scores.json`` anew, which the tests compare with instead.
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from gqa_rule import write_files
-
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.evaluation.gqa.__main__ import main as score
+from tests.gqa_rule import write_files
 
 BREAKDOWNS = {
     "structural": "accuracyPerStructuralType",

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_picture import made_output
-from tiny import BLIP
 
 from lavis_ext import ask
 from lavis_ext.ask import main, model_section, read_picture, samples_of
 from lavis_ext.config.typed import typed
-from lavis_ext.encoders.blip import BlipEncoder, BlipEncoderConfig
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.encoders.blip.encoder import BlipEncoder, BlipEncoderConfig
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+from tests.evaluation.test_picture import made_output
+from tests.tiny import BLIP
 
 LIMIT = 12
 

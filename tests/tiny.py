@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.models.config import PnpVqaFusionConfig
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 
 SIDE = 32
 ANSWERS = ("red", "blue", "circle", "square", "yes", "no")
@@ -24,7 +24,7 @@ QUESTIONS = [
 ]
 BLIP_SIZES = {
     "weights": None,
-    "tokenizer": "packaged:encoders/mini_vocabulary.txt",
+    "tokenizer": "packaged:miniature/vocabulary.txt",
     "image_size": SIDE,
     "patch_size": 8,
     "vision_width": 32,
@@ -71,7 +71,7 @@ CAPTIONER = {
 }
 READER = {
     "weights": None,
-    "tokenizer": "packaged:pipeline/mini_reader_tokenizer.json",
+    "tokenizer": "packaged:miniature/reader_tokenizer.json",
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 64,

@@ -14,9 +14,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from lavis_ext.common.errors import UserError, nearest, shortened
 from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
-from lavis_ext.door import LavisConfig, registry
-from lavis_ext.errors import UserError, nearest, shortened
+from lavis_ext.registry import LavisConfig, registry
 
 SECTIONS = ("model", "datasets", "run", "imports")
 MOST_VALUES = 10_000

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from lavis_ext.errors import UserError, nearest, shortened
+from lavis_ext.common.errors import UserError, nearest, shortened
 
 Schema = TypeVar("Schema")
 

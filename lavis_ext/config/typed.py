@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_ext.common.errors import UserError, nearest
 from lavis_ext.config.schema import check
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError, nearest
+from lavis_ext.registry import registry
 
 Schema = TypeVar("Schema")
 

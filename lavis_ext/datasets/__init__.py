@@ -1,3 +1,3 @@
-"""Data: questions, images, batches, and the builder that makes data sets of them."""
+"""Data: records and pictures in, batches out. Each folder is a data set's own."""
 
-from lavis_ext.datasets import builder as builder
+from lavis_ext.datasets.gqa import builder as builder

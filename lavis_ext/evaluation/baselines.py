@@ -1,7 +1,7 @@
 """What a blind guess would answer: the training split's most frequent answers."""
 
-from lavis_ext.datasets.question_table import QuestionTable
-from lavis_ext.datasets.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
 
 BASELINES = ("overall", "form")
 """The most frequent answer of all, and that to questions of the same form."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lavis_ext.errors import command
+from lavis_ext.common.errors import command
+from lavis_ext.common.files import write_json
 from lavis_ext.evaluation.gqa.bootstrap import RESAMPLES, percentile_interval
 from lavis_ext.evaluation.gqa.inputs import (
     ATTENTIONS_HELP,
@@ -23,7 +24,6 @@ from lavis_ext.evaluation.gqa.inputs import (
 from lavis_ext.evaluation.gqa.outcomes import METRICS, Outcomes
 from lavis_ext.evaluation.gqa.scores import OVERALL, Name, resample
 from lavis_ext.evaluation.gqa.tables import BREAKDOWN_TITLES, columns, shown, shown_difference
-from lavis_ext.files import write_json
 
 CHANGES = ("gained", "lost", "otherwise wrong")
 """Wrong in A and right in B, the reverse, and wrong in both but not with the same answer."""

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavis_ext.datasets.questions import read_questions
-from lavis_ext.errors import command
+from lavis_ext.common.errors import command
+from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.evaluation.predictions import (
     check_output,
     read_predictions,

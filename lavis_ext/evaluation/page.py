@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavis_ext.files import written_aside
+from lavis_ext.common.files import written_aside
 
 if TYPE_CHECKING:
     # At run time matplotlib is imported where it is used: few programs draw.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lavis_ext.pipeline.answering import PipelineOutput
+    from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 
 # Lengths are pixels. This width fits on a laptop's screen.
 WIDTH = 1400

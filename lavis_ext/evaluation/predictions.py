@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.datasets.json_records import RecordFile, kind
-from lavis_ext.errors import UserError, listed, shortened
-from lavis_ext.files import written_aside
+from lavis_ext.common.errors import UserError, listed, shortened
+from lavis_ext.common.files import written_aside
+from lavis_ext.datasets.gqa.json_records import RecordFile, kind
 
 FORMAT = 'a list of {"questionId": ..., "prediction": ...}'
 

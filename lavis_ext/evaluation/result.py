@@ -13,7 +13,7 @@ from lavis_ext.evaluation.gqa.outcomes import Outcomes
 from lavis_ext.evaluation.gqa.scores import GqaScores
 
 if TYPE_CHECKING:
-    from lavis_ext.pipeline.answering import PipelineOutput
+    from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 
 FINEST = 32
 """Cells a side of a heat map that is kept."""

@@ -6,10 +6,10 @@ torchrun --nproc_per_node=2 -m lavis_ext.features.extract --cfg-path ...
 Takes the run's own config. What is finished stays, whatever interrupts it.
 """
 
+from lavis_ext.common.errors import command
 from lavis_ext.config.loader import Config
-from lavis_ext.errors import command
 from lavis_ext.features.config import FeaturesConfig
-from lavis_ext.features.of_run import RunFeatures
+from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.runners.launch import argument_parser, prepared
 from lavis_ext.runners.run_log import log
 

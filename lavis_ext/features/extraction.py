@@ -18,19 +18,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lavis_ext import distributed
-from lavis_ext.companions import STORING
-from lavis_ext.datasets.data_faults import DataFaultsConfig, patiently
-from lavis_ext.datasets.gqa import DataFault
-from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.datasets.loading import Loader
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import room_in
+from lavis_ext.common.locks import Lock, Regularly
+from lavis_ext.datasets.faults import DataFaultsConfig, patiently
+from lavis_ext.datasets.gqa.dataset import DataFault
+from lavis_ext.datasets.loader import Loader
+from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.seeds import seeded
-from lavis_ext.errors import UserError
+from lavis_ext.distributed.peers import STORING
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, pooled
 from lavis_ext.features.store import FeatureStore, ImageState, Shard, altered
 from lavis_ext.features.streams import ImageStream
-from lavis_ext.files import room_in
-from lavis_ext.locks import Lock, Regularly
 
 log = logging.getLogger(__name__)
 

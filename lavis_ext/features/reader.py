@@ -10,14 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.seeds import seed_of
-from lavis_ext.errors import UserError
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, restored
 from lavis_ext.features.store import METADATA, ROWS, FeatureStore, ImageState, row_checksum
 from lavis_ext.features.streams import ImageStream
-from lavis_ext.files import parse_json
 
 
 class IncompleteStore(UserError):

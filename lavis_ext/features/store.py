@@ -24,11 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import parse_json, write_json, written_aside
+from lavis_ext.common.locks import Lock
+from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.features.precision import bytes_a_token
-from lavis_ext.files import parse_json, write_json, written_aside
-from lavis_ext.locks import Lock
 
 FORMAT = 2
 """To be raised with every change of what is written."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+from lavis_ext.registry import registry
 
 
 @dataclass

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+from lavis_ext.registry import registry
 
 
 @dataclass

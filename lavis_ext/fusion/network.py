@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
 
 # Imported to be registered.
 from lavis_ext.fusion import baselines, difnet  # noqa: F401
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder, Stream
 from lavis_ext.fusion.stream_adapter import StreamAdapter
+from lavis_ext.registry import registry
 
 
 class FusionNetwork(nn.Module):

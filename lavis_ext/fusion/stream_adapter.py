@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
 from lavis_ext.fusion.base import Stream
 
 

@@ -1,3 +1,3 @@
-"""The registered models."""
+"""The registered models, a folder each."""
 
-from lavis_ext.models import pnp_vqa_fusion as pnp_vqa_fusion
+from lavis_ext.models.pnp_vqa import model as model

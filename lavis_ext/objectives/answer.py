@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.vocabulary import OUTSIDE, AnswerVocabulary
-from lavis_ext.door import registry
-from lavis_ext.encoders.packed_questions import send
+from lavis_ext.datasets.gqa.vocabulary import OUTSIDE, AnswerVocabulary
+from lavis_ext.encoders.blip.packed_questions import send
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+from lavis_ext.registry import registry
 
 
 @dataclass

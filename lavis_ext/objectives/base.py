@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.encoders.packed_questions import PackedQuestions, send
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
 
 if TYPE_CHECKING:
-    from lavis_ext.encoders.blip import BlipEncoder
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
 
 
 @dataclass

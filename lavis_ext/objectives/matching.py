@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
 from lavis_ext.objectives.base import (
     FusedBatch,
     HeadSizes,
@@ -17,6 +16,7 @@ from lavis_ext.objectives.base import (
     ObjectiveOutput,
 )
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+from lavis_ext.registry import registry
 
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.encoders.attention import attend
-from lavis_ext.encoders.packed_questions import PackedQuestions
-from lavis_ext.errors import UserError
+from lavis_ext.encoders.blip.packed_questions import PackedQuestions
 from lavis_ext.objectives.base import HeadSizes, ObjectiveConfig
 
 

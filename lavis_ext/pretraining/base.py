@@ -12,8 +12,8 @@ from torch import Tensor
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
-from lavis_ext.door import BaseModel
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+from lavis_ext.registry import BaseModel
 
 
 @dataclass

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
-from lavis_ext.encoders.blip import BlipEncoder, BlipEncoderConfig
-from lavis_ext.errors import UserError
+from lavis_ext.decoders.blip_captioner import BlipCaptioner, CaptionerConfig
+from lavis_ext.encoders.blip.encoder import BlipEncoder, BlipEncoderConfig
 from lavis_ext.objectives.matching import MATCH
-from lavis_ext.pipeline.captioner import BlipCaptioner, CaptionerConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
 from lavis_ext.pretraining.description_data import LABELS, NO_LABEL, DescriptionSamples
+from lavis_ext.registry import registry
 
 
 @dataclass

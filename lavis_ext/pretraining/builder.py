@@ -6,20 +6,20 @@ from typing import ClassVar
 
 from omegaconf import DictConfig
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import read_object_masks
+from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
-from lavis_ext.datasets.object_masks import read_object_masks
-from lavis_ext.datasets.scene_graphs import read_scene_graphs
-from lavis_ext.distributed import main_process_first
-from lavis_ext.door import BaseDatasetBuilder, registry
-from lavis_ext.errors import UserError
+from lavis_ext.distributed.process_group import main_process_first
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset, Split
 from lavis_ext.pretraining.description_data import DescriptionDataset
 from lavis_ext.pretraining.mask_data import MaskDataset
 from lavis_ext.pretraining.reading_data import ReadingDataset
+from lavis_ext.registry import BaseDatasetBuilder, registry
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 class PretrainingBuilder(BaseDatasetBuilder):

@@ -16,14 +16,14 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.batches import BatchRows
-from lavis_ext.datasets.gqa import DataFault
-from lavis_ext.datasets.grounded_questions import GroundedQuestion
-from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.datasets.object_masks import ObjectMask
-from lavis_ext.datasets.scene_graphs import SceneGraph
-from lavis_ext.errors import UserError
+from lavis_ext.datasets.gqa.dataset import DataFault
+from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.gqa.object_masks import ObjectMask
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
+from lavis_ext.datasets.pictures import ImageFolder
+from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
 
 

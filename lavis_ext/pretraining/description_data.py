@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES, SCENE_VALUES
-from lavis_ext.datasets.scene_graphs import SceneGraph
-from lavis_ext.errors import UserError
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 from lavis_ext.pretraining.descriptions import caption, value_of
 from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import (
     ANY_SHAPE,
     CATEGORY_OF,
@@ -14,7 +15,6 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     OBJECT_VALUES,
     article,
 )
-from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph
 
 ADJECTIVE_ORDER = ("size", "pattern", "color")
 SWAPS_TRIED = 12

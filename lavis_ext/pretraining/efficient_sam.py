@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
-from lavis_ext.encoders.efficient_sam import EfficientSam, EfficientSamConfig
+from lavis_ext.encoders.efficient_sam.encoder import EfficientSam, EfficientSamConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
 from lavis_ext.pretraining.mask_data import MaskSamples
+from lavis_ext.registry import registry
 
 
 @dataclass

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.scene_graphs import GraphObject
-from lavis_ext.encoders.sam_prompt_encoder import BOTTOM_RIGHT, NONE, POINT, TOP_LEFT
+from lavis_ext.datasets.gqa.scene_graphs import GraphObject
+from lavis_ext.encoders.efficient_sam.prompt_encoder import BOTTOM_RIGHT, NONE, POINT, TOP_LEFT
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 
 

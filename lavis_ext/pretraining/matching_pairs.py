@@ -4,9 +4,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from lavis_ext.datasets.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, article
-from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.pretraining.descriptions import Mention
 
 STATEMENTS = 0.4

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
-from lavis_ext.pipeline.reader import SEPARATOR, EncodedPassages, FidReader, ReaderConfig
+from lavis_ext.decoders.fid_reader import SEPARATOR, EncodedPassages, FidReader, ReaderConfig
 from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
 from lavis_ext.pretraining.reading_data import ReadingSamples
+from lavis_ext.registry import registry
 
 
 @dataclass

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
+from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, OBJECT_VALUES
-from lavis_ext.datasets.scene_graphs import GraphObject, SceneGraph
-from lavis_ext.errors import UserError
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 from lavis_ext.pretraining.descriptions import caption
 

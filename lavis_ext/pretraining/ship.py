@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import lavis_ext.pretraining  # noqa: F401  (registers the models that the runs name)
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError, command
-from lavis_ext.files import written_aside
-from lavis_ext.models.fusion_weights import FusionWeights
-from lavis_ext.models.pnp_vqa_fusion import PnpVqaFusion
+from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.common.errors import UserError, command
+from lavis_ext.common.files import written_aside
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.pretraining.base import PretrainingModel
+from lavis_ext.registry import registry
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 FUSION = "fusion_encoder.safetensors"

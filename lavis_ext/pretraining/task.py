@@ -1,6 +1,6 @@
 """The task ``pretraining``."""
 
-from lavis_ext.door import registry
+from lavis_ext.registry import registry
 from lavis_ext.tasks.base import SummingTask
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, crop, pil_to
 
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
-from lavis_ext.door import BaseProcessor, registry
+from lavis_ext.registry import BaseProcessor, registry
 
 ASPECTS = [3 / 4, 4 / 3]
 """Least and largest ratio of a random crop's sides."""

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
-from lavis_ext.door import BaseProcessor, registry
+from lavis_ext.registry import BaseProcessor, registry
 
 
 @dataclass

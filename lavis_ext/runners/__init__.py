@@ -1,4 +1,4 @@
-"""What drives a run."""
+"""Training and evaluation of any registered model."""
 
-from lavis_ext.runners import fusion_runner as fusion_runner
 from lavis_ext.runners import schedule as schedule
+from lavis_ext.runners import trainer as trainer

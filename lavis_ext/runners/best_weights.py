@@ -5,9 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import written_aside
-from lavis_ext.models.fusion_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import written_aside
 from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_state import best_steps
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from typing import Any
 
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
 
 
 def compile_model(model: Any, backend: str) -> None:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.data_faults import DataFaultsConfig
-from lavis_ext.errors import UserError
+from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.evaluation.figures import lower_is_better
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES
 from lavis_ext.features.config import FeaturesConfig

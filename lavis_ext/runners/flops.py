@@ -14,8 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.datasets.loading import to_device
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.loader import to_device
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lavis_ext.errors import UserError, nearest
+from lavis_ext.common.errors import UserError, nearest
 
 
 def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:

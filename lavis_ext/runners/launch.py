@@ -11,18 +11,18 @@ import torch
 from omegaconf import OmegaConf
 
 from lavis_ext import distributed
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import room_in, size_in_words
 from lavis_ext.config.loader import Config
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
-from lavis_ext.features.of_run import RunFeatures
-from lavis_ext.files import room_in, size_in_words
+from lavis_ext.features.run_features import RunFeatures
+from lavis_ext.registry import registry
 from lavis_ext.runners.costs import run_costs
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
-from lavis_ext.runners.fusion_runner import FusionRunner
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.resuming import expected_folder
 from lavis_ext.runners.room import Room
 from lavis_ext.runners.run_log import log, set_up_logging
+from lavis_ext.runners.trainer import FusionRunner
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from lavis_ext import distributed
-from lavis_ext.companions import COMPUTING
-from lavis_ext.datasets.batches import TrainBatches
-from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loading import Loader, to_device
+from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.loader import Loader, to_device
+from lavis_ext.datasets.samplers import TrainBatches
+from lavis_ext.distributed.peers import COMPUTING
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.stepper import Stepper, grouped
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lavis_ext import distributed
-from lavis_ext.datasets.batches import TrainBatches
-from lavis_ext.datasets.gqa import GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.runners.config import RunConfig
 
 

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.files import write_json
+from lavis_ext.common.version import __version__
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.page import write_report
-from lavis_ext.files import write_json
 from lavis_ext.runners.run_folder import LINES
 from lavis_ext.tasks.base import Evaluation
-from lavis_ext.version import __version__
 
 REPORT = "report.html"
 

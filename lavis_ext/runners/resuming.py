@@ -9,9 +9,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import remove_leftovers
-from lavis_ext.locks import Lock
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import remove_leftovers
+from lavis_ext.common.locks import Lock
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.run_folder import FIGURES, LINES, make_run_folder
 from lavis_ext.runners.run_log import log

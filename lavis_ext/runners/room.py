@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lavis_ext import distributed
-from lavis_ext.errors import UserError
-from lavis_ext.files import room_in, size_in_words
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import room_in, size_in_words
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.run_state import KEPT, state_paths
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from lavis_ext import distributed
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.locks import Lock
 from lavis_ext.config.loader import Config
-from lavis_ext.errors import UserError
-from lavis_ext.locks import Lock
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.resuming import Place, check_fits, find_place
 from lavis_ext.runners.retries import unwritable

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import write_json, written_aside
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import write_json, written_aside
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "omegaconf", "salesforce-lavis")
 LINES = "log.jsonl"

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from lavis_ext.errors import UserError, printable
-from lavis_ext.files import Appended
+from lavis_ext.common.errors import UserError, printable
+from lavis_ext.common.files import Appended
 from lavis_ext.runners.config import RunConfig, WandbConfig
 from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_folder import LINES

@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lavis_ext.errors import UserError, shortened
-from lavis_ext.files import parse_json
-from lavis_ext.tensor_files import (
+from lavis_ext.checkpoints.tensor_files import (
     DIGEST,
     DamagedTensors,
     read_metadata,
     read_tensors,
     write_tensors,
 )
+from lavis_ext.common.errors import UserError, shortened
+from lavis_ext.common.files import parse_json
 
 FORMAT = "lavis_ext.run_state.2"
 KEPT = 2

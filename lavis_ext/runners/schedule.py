@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lavis_ext.door import LinearWarmupCosineLRScheduler, registry
+from lavis_ext.registry import LinearWarmupCosineLRScheduler, registry
 
 
 @registry.register_lr_scheduler("fusion_warmup_cosine_lr")

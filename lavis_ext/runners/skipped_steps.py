@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lavis_ext import distributed
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
 from lavis_ext.runners.run_log import RunLog, log
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from lavis_ext import distributed
-from lavis_ext.companions import SAVING
+from lavis_ext.distributed.peers import SAVING
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.retries import Retries, unwritable
 from lavis_ext.runners.run_files import RunFiles

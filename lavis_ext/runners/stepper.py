@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis_ext import distributed
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError, listed
+from lavis_ext.checkpoints.weights import load_into
+from lavis_ext.common.errors import UserError, listed
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.registry import registry
 from lavis_ext.runners.compiling import compile_model
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.freezing import train_mode
 from lavis_ext.runners.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from lavis_ext.runners.random_states import random_states, set_random_states
 from lavis_ext.runners.run_state import RankState
-from lavis_ext.weights import load_into
 
 
 class Stepper:

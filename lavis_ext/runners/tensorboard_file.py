@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import UserError
-from lavis_ext.files import Appended
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import Appended
 
 
 class TensorboardFile:

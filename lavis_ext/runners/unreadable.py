@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from lavis_ext import distributed
-from lavis_ext.datasets.data_faults import UnreadableImage
-from lavis_ext.datasets.gqa import FusionSamples
-from lavis_ext.errors import UserError, listed
+from lavis_ext.common.errors import UserError, listed
+from lavis_ext.datasets.faults import UnreadableImage
+from lavis_ext.datasets.gqa.dataset import FusionSamples
 from lavis_ext.runners.run_log import RunLog, log
 
 Item = TypeVar("Item")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.datasets.gqa import GqaFusionDataset
-from lavis_ext.datasets.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.baselines import baseline_answers
 from lavis_ext.evaluation.figures import ACCURACY, figures_of, reasons_of
 from lavis_ext.evaluation.gqa.outcomes import Outcomes

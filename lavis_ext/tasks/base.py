@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lavis_ext import distributed
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
-from lavis_ext.door import BaseTask, registry
-from lavis_ext.errors import UserError
 from lavis_ext.evaluation.result import SplitResult
+from lavis_ext.registry import BaseTask, registry
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lavis_ext import distributed
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.vocabulary import AnswerVocabulary
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
+from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.figures import ACCURACY, figures_of, reasons_of
 from lavis_ext.evaluation.result import SplitResult
+from lavis_ext.registry import registry
 from lavis_ext.tasks.answer_scoring import AnswerScoring
 from lavis_ext.tasks.base import BY_QUESTION, Evaluation, SummingTask, averages, only_data_set
 

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.grounded_questions import read_grounded_questions
-from lavis_ext.datasets.object_masks import ObjectMask, read_object_masks
-from lavis_ext.datasets.questions import find_questions
-from lavis_ext.datasets.scene_graphs import SceneGraph, read_scene_graphs
-from lavis_ext.door import registry
-from lavis_ext.errors import UserError
+from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, read_object_masks
+from lavis_ext.datasets.gqa.questions import find_questions
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
+from lavis_ext.registry import registry
 from lavis_ext.tasks.base import Evaluation, averages
 from lavis_ext.tasks.gqa_fusion import GqaFusionTask
 

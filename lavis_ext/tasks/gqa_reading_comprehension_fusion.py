@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa import FusionSamples, GqaFusionDataset
-from lavis_ext.door import registry
+from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
 from lavis_ext.evaluation.result import Trace
+from lavis_ext.registry import registry
 from lavis_ext.tasks.gqa_fusion import GqaFusionTask
 
 

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavis_ext.common.errors import command
 from lavis_ext.datasets.mini_gqa.writer import make_mini_gqa
-from lavis_ext.errors import command
 
 
 @command

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, write_instances
 from lavis_ext.datasets.mini_gqa.balance import select_balanced
 from lavis_ext.datasets.mini_gqa.questions import Question, ask
 from lavis_ext.datasets.mini_gqa.rendering import render, visible_boxes
 from lavis_ext.datasets.mini_gqa.scenes import sample_scene, scene_graph
 from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF
-from lavis_ext.datasets.object_masks import ObjectMask, write_instances
-from lavis_ext.errors import UserError
-from lavis_ext.files import parse_json
 
 # To be raised with every change of the files that the same arguments give.
 GENERATOR_VERSION = 2

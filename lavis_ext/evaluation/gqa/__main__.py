@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lavis_ext.errors import command
+from lavis_ext.common.errors import command
+from lavis_ext.common.files import write_json
 from lavis_ext.evaluation.gqa.inputs import (
     add_prediction_options,
     add_question_options,
@@ -19,7 +20,6 @@ from lavis_ext.evaluation.gqa.inputs import (
 )
 from lavis_ext.evaluation.gqa.scores import score
 from lavis_ext.evaluation.gqa.tables import scores_table
-from lavis_ext.files import write_json
 
 AUTHORS_FILES = {
     "questions": "{tier}_all_questions.json",

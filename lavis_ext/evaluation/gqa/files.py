@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.datasets.json_records import RecordFile, kind
-from lavis_ext.errors import UserError, shortened
+from lavis_ext.common.errors import UserError, shortened
+from lavis_ext.datasets.gqa.json_records import RecordFile, kind
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.grounding import Attention, map_cells
 from lavis_ext.evaluation.predictions import read_by_question

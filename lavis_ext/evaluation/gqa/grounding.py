@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from lavis_ext.datasets.scene_graphs import SceneGraph
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
 
 Attention = npt.NDArray[np.float64]

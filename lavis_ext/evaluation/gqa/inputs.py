@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from lavis_ext.datasets.question_table import QuestionTable
-from lavis_ext.datasets.questions import read_questions
-from lavis_ext.datasets.scene_graphs import read_scene_graphs
-from lavis_ext.errors import UserError, listed, shortened
+from lavis_ext.common.errors import UserError, listed, shortened
+from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.gqa.questions import read_questions
+from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lavis_ext.datasets.question_table import QuestionTable
-from lavis_ext.errors import UserError, listed
+from lavis_ext.common.errors import UserError, listed
+from lavis_ext.datasets.gqa.question_table import QuestionTable
 
 UNCOUNTED_OPERATIONS = ("exist", "query: name", "choose name")
 """Operations that end a program and are no reasoning step, as GQA's evaluation script has them."""

@@ -5,10 +5,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from lavis_ext.datasets.question_table import QuestionTable
-from lavis_ext.datasets.scene_graphs import SceneGraph, read_scene_graphs
-from lavis_ext.datasets.scoring_files import ScoringFiles
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
+from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.files import read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, object_boxes

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lavis_ext.errors import shortened
+from lavis_ext.common.errors import shortened
 from lavis_ext.evaluation.gqa.outcomes import LOWER_IS_BETTER, METRICS
 from lavis_ext.evaluation.gqa.scores import Figure, GqaScores
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.errors import UserError, command
+from lavis_ext.common.errors import UserError, command
+from lavis_ext.common.files import write_json
+from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.evaluation.figures import figures_of
 from lavis_ext.evaluation.gqa.inputs import (
     add_prediction_options,
@@ -25,7 +26,6 @@ from lavis_ext.evaluation.predictions import check_output
 from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.page import write_report
 from lavis_ext.evaluation.result import SplitResult
-from lavis_ext.files import write_json
 
 EXAMPLES = 500
 

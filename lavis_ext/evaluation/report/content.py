@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lavis_ext.datasets.images import ImageFolder
+from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.evaluation.figures import figures_of
 from lavis_ext.evaluation.gqa.outcomes import LOWER_IS_BETTER, METRICS
 from lavis_ext.evaluation.gqa.questions import GqaQuestion

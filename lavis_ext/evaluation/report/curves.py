@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.files import parse_json
 from lavis_ext.evaluation.figures import ACCURACY, is_share
-from lavis_ext.files import parse_json
 
 MOST_POINTS = 400
 MOST_CHARTS = 8

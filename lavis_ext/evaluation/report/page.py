@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lavis_ext.files import written_aside
+from lavis_ext.common.files import written_aside
 
 PARTS = files("lavis_ext.evaluation.report")
 

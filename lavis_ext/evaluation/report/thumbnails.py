@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from PIL import Image
 
-from lavis_ext.datasets.images import ImageFolder
-from lavis_ext.errors import UserError
+from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.pictures import ImageFolder
 
 SIDES = (320, 256, 192, 128, 96, 64)
 """Longer side in pixels; the largest is taken that leaves room for the other images."""

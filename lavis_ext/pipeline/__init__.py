@@ -1,1 +1,0 @@
-"""From fused tokens to an answer."""

@@ -1,0 +1,275 @@
+"""The config: what wins over what, what the shipped files say, and that every key is read."""
+
+import ast
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+import lavis_ext.pretraining  # noqa: F401  (its data sets have configs too)
+from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.common.errors import UserError
+from lavis_ext.config.loader import Config
+from lavis_ext.config.schema import check, option
+from lavis_ext.config.typed import typed
+from lavis_ext.encoders.blip.encoder import BlipEncoderConfig
+from lavis_ext.encoders.efficient_sam.encoder import EfficientSamConfig
+from lavis_ext.registry import registry
+
+PROJECT = Path(__file__).parents[2]
+PACKAGE = PROJECT / "lavis_ext"
+Make = Callable[..., Config]
+
+MINIMAL: dict[str, Any] = {
+    "model": {"arch": "pnp_vqa_fusion", "model_type": "mini"},
+    "datasets": {"gqa_fusion": None},
+    "run": {"max_epoch": 7},
+}
+
+
+def written(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
+    configured: Make, tmp_path: Path
+) -> None:
+    content = MINIMAL | {
+        "model": MINIMAL["model"] | {"blip": {"text_layers": 1, "image_size": 48}},
+        "datasets": {"gqa_fusion": {"type": "mini", "mini_gqa": {"seed": 5}}},
+    }
+    file = written(tmp_path / "c.yaml", content)
+    config = configured("run.seed=3", "model.blip.text_layers=6", cfg_path=file)
+    assert config.model.blip.text_layers == 6  # options
+    assert config.run.seed == 3
+    assert config.run.max_epoch == 7  # YAML
+    assert config.datasets["gqa_fusion"].mini_gqa.seed == 5
+    assert config.datasets["gqa_fusion"].root == "data/mini_gqa"  # data set's defaults
+    assert config.model.blip.text_width == 128  # model type's defaults
+    assert config.run.questions_per_image == 1  # the class's
+    images = config.datasets["gqa_fusion"].vis_processor.train
+    assert (images.grid_size, images.segmentation_size) == (48, 128)  # taken from the model
+
+
+def test_lavis_sees_the_same_values(configured: Make) -> None:
+    config = configured("run.max_epoch=3")
+    assert config.run_cfg.max_epoch == config.run.max_epoch == 3
+    assert config.model_cfg.blip.text_width == config.model.blip.text_width
+    assert config.datasets_cfg.gqa_fusion.type == "mini"
+    assert registry.get("configuration") is config
+
+
+def test_options_are_pairs_too_as_in_lavis(configured: Make) -> None:
+    assert configured("run.max_epoch", "3", "run.seed", "4").run.seed == 4
+
+
+def test_a_data_set_with_nothing_below_it_has_its_defaults(
+    configured: Make, tmp_path: Path
+) -> None:
+    config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL))
+    assert config.datasets["gqa_fusion"].root == "data/gqa"
+
+
+def test_another_fusion_and_objectives_leave_the_defaults_options_behind(configured: Make) -> None:
+    config = configured("model.fusion.name=sum", "model.objectives.itm.weight=2")
+    assert config.model.fusion.name == "sum"
+    assert config.model.objectives["itm"].weight == 2
+
+
+def test_modules_of_ones_own_are_imported_and_can_be_named(
+    configured: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_objective.py").write_text(
+        "from lavis_ext.registry import registry\n"
+        "from lavis_ext.objectives.base import Objective\n"
+        "@registry.register_objective('of_my_own')\n"
+        "class MyObjective(Objective):\n"
+        "    def __call__(self, batch, head): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    content = MINIMAL | {
+        "imports": ["my_objective"],
+        "model": MINIMAL["model"] | {"objectives": {"of_my_own": {"weight": 3}}},
+    }
+    try:
+        config = configured(cfg_path=written(tmp_path / "c.yaml", content))
+        assert config.model.objectives["of_my_own"].weight == 3
+        with pytest.raises(UserError, match=r"of_my_own\.wait: .*'weight'"):
+            configured("model.objectives.of_my_own.wait=1", cfg_path=tmp_path / "c.yaml")
+    finally:
+        registry.mapping["objective_name_mapping"].pop("of_my_own", None)
+        sys.modules.pop("my_objective", None)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def contains(whole: Any, part: Any, where: str = "") -> None:
+    """Assert that the resolved config ``whole`` says all that the YAML ``part`` says."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            contains(whole[key], value, f"{where}.{key}")
+        elif not (isinstance(value, str) and "${" in value):
+            assert whole[key] == value, f"{where}.{key}"
+
+
+@pytest.fixture(scope="module")
+def weights(configured: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of fusion weights as far as a config looks into it."""
+    path = tmp_path_factory.mktemp("weights") / "fusion_encoder_best.safetensors"
+    config: Any = OmegaConf.to_container(configured().config)
+    FusionWeights({"gate": torch.zeros(1)}, config, None, metric=None, value=None, step=0).save(
+        path
+    )
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "projects").rglob("*.yaml")), ids=relative)
+def test_every_config_of_a_project_is_sound_and_says_what_it_is_for(
+    path: Path, configured: Make, weights: Path
+) -> None:
+    evaluates = "evaluate.py" in path.read_text(encoding="utf-8")
+    options = [f"model.fusion_weights={weights}"] if evaluates else []
+    config = configured(*options, cfg_path=path)
+    text = path.read_text(encoding="utf-8")
+    contains(config.config, yaml.safe_load(text))
+    assert text.startswith("#")
+    assert relative(path) in text, "its head gives the command"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/models/*/*.yaml")), ids=relative)
+def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
+    model = {"arch": path.parent.name, "model_type": path.stem}
+    config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"model": model}))
+    contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert path.stem in registry.get_model_class(path.parent.name).PRETRAINED_MODEL_CONFIG_DICT
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/datasets/*/*.yaml")), ids=relative)
+def test_every_data_set_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
+    datasets = {path.parent.name: {"type": path.stem}}
+    config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"datasets": datasets}))
+    contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert path.stem in registry.get_builder_class(path.parent.name).DATASET_CONFIG_DICT
+
+
+def schemas() -> list[type]:
+    """Every dataclass that a section of a config is typed as."""
+    kinds = ("builder", "processor", "model", "runner", "fusion", "objective")
+    owners = [c for kind in kinds for c in registry.mapping[f"{kind}_name_mapping"].values()]
+    found = {c.Config for c in owners if getattr(c, "Config", None)}
+    found |= {BlipEncoderConfig, EfficientSamConfig}
+    for schema in list(found):
+        for field in dataclasses.fields(schema):
+            parts = (field.type, *getattr(field.type, "__args__", ()))
+            found |= {part for part in parts if dataclasses.is_dataclass(part)}
+    return sorted(found, key=lambda schema: schema.__name__)
+
+
+READS: dict[str, set[Path]] = {}
+for _path in PACKAGE.rglob("*.py"):
+    for _node in ast.walk(ast.parse(_path.read_text(encoding="utf-8"))):
+        if isinstance(_node, ast.Attribute) and isinstance(_node.ctx, ast.Load):
+            READS.setdefault(_node.attr, set()).add(_path)
+        elif (  # sections that are not typed yet: section.get("name")
+            isinstance(_node, ast.Call)
+            and isinstance(_node.func, ast.Attribute)
+            and _node.func.attr in ("get", "getattr")
+            and _node.args
+            and isinstance(_node.args[0], ast.Constant)
+        ):
+            READS.setdefault(str(_node.args[0].value), set()).add(_path)
+
+
+@pytest.mark.parametrize("schema", schemas(), ids=lambda schema: schema.__name__)
+def test_every_key_is_read_somewhere(schema: type) -> None:
+    read_by_name = {"train", "eval"} if schema.__name__ == "ProcessorPair" else set()
+    unread = [
+        field.name
+        for field in dataclasses.fields(schema)
+        if field.name not in READS and field.name not in read_by_name
+    ]
+    assert not unread, f"nothing reads {unread} of {schema.__name__}"
+
+
+def test_the_search_for_unread_keys_finds_all_schemas() -> None:
+    names = {schema.__name__ for schema in schemas()}
+    assert names >= {
+        "RunConfig",
+        "WandbConfig",
+        "GqaFusionConfig",
+        "MismatchedConfig",
+        "MiniGqaConfig",
+        "ProcessorPair",
+        "FusionImageConfig",
+        "FusionQuestionConfig",
+        "PnpVqaFusionConfig",
+        "BlipEncoderConfig",
+        "EfficientSamConfig",
+        "DifnetConfig",
+        "AnswerConfig",
+    }
+    assert "fast_train" not in READS
+
+
+@pytest.mark.parametrize("schema", schemas(), ids=lambda schema: schema.__name__)
+def test_every_key_has_a_line_of_help_and_a_default_within_its_limits(schema: type) -> None:
+    for field in dataclasses.fields(schema):
+        if not dataclasses.is_dataclass(field.type) and "| None" not in str(field.type):
+            assert field.metadata.get("help"), f"{schema.__name__}.{field.name}"
+    if schema.__name__ not in ("ProcessorPair", "GqaFusionConfig"):  # their processors are given
+        check(schema(), schema.__name__)
+
+
+@dataclasses.dataclass
+class Inner:
+    rate: float = option(0.5, "A rate.", above=0, at_most=1)
+
+
+@dataclasses.dataclass
+class Outer:
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    sizes: list[int] = option(lambda: [1], "Sizes.", at_least=1)
+    kind: str | None = option(None, "A kind.", choices=("small", "large"))
+
+    def check_together(self, where: str) -> None:
+        if self.kind == "large" and len(self.sizes) > 1:
+            raise UserError(f"{where}: large has one size.")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"inner": {"rate": 0}}, "x.inner.rate is 0.0; it must be above 0."),
+        ({"inner": {"rate": 2}}, "x.inner.rate is 2.0; it must be at most 1."),
+        ({"inner": {"rate": float("nan")}}, "x.inner.rate is nan; it must be a finite number."),
+        ({"inner": {"rate": "fast"}}, "x.inner.rate is 'fast'; it must be a number."),
+        ({"inner": 3}, "x.inner is 3; it must be a mapping of keys to values."),
+        ({"inner": {"rat": 1}}, "x.inner.rat: there is no such key. Did you mean 'rate'?"),
+        ({"sizes": [1, 0]}, "x.sizes is 0; it must be at least 1."),
+        ({"sizes": ["a"]}, "x.sizes is ['a']; it must be a list, each entry a whole number."),
+        ({"kind": "lage"}, "x.kind is 'lage'; it must be one of: small, large. Did you mean "),
+        ({"kind": "large", "sizes": [1, 2]}, "x: large has one size."),
+        ({"zzz": 1}, "x.zzz: there is no such key. There are: inner, sizes, kind."),
+        (3, "x is 3; it must be a mapping of keys to values."),
+        (None, "x is null; it must be a mapping of keys to values."),
+    ],
+)
+def test_a_value_that_does_not_fit_its_schema_is_named(section: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        typed(Outer, section, "x")
+    assert str(caught.value).startswith(message)
+
+
+def test_values_that_fit_are_taken_and_converted() -> None:
+    config = typed(Outer, {"inner": {"rate": "1e-3"}, "sizes": [3], "kind": "large"}, "x")
+    assert config == Outer(Inner(1e-3), [3], "large")

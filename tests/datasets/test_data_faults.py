@@ -1,0 +1,370 @@
+"""Data that fail a run in the middle: it bears with them, leaves them out, or stops; as it says."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lavis_ext.common.errors import UserError
+from lavis_ext.config.loader import Config
+from lavis_ext.datasets.faults import DataFaultsConfig
+from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.loader import Loader
+from lavis_ext.datasets.pictures import ImageFolder
+from lavis_ext.datasets.samplers import BatchRows
+from lavis_ext.runners.launch import started
+from lavis_ext.runners.run_state import RunState, state_paths
+from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import FusionRunner
+from tests import tiny
+from tests.runners.test_runner import TINY_MODEL, UNVALIDATED, lines
+
+pytestmark = pytest.mark.beyond_core
+
+SPLITS = ["train", "val", "testdev"]
+SKIP = "run.data_faults.then=skip"
+
+
+@pytest.fixture
+def data(mini_gqa: Path, tmp_path: Path) -> Path:
+    """A mini-GQA of its own, whose images a test may break."""
+    folder = tmp_path / "data"
+    shutil.copytree(mini_gqa, folder)
+    return folder
+
+
+@pytest.fixture
+def config(
+    configured: Callable[..., Config], tiny_options: list[str], data: Path
+) -> Callable[..., Config]:
+    """Three steps of 16 questions in an epoch."""
+    root = f"datasets.gqa_fusion.mini_gqa.root={data}"
+    return lambda *options: configured(*tiny_options, *TINY_MODEL, root, *options)
+
+
+def train(cfg: Config, splits: list[str] = SPLITS) -> FusionRunner:
+    with started(cfg, splits) as runner:
+        runner.train()
+    return runner
+
+
+@pytest.fixture
+def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
+    """``before_step(2, do)`` lets a run ``do`` something when it begins its second step."""
+
+    def at(wanted: int, do: Callable[[], Any]) -> None:
+        step = Stepper.step
+
+        def watched(self: Stepper, group: Any, epoch: int, steps: int) -> torch.Tensor:
+            if steps == wanted - 1:
+                do()
+            return step(self, group, epoch, steps)
+
+        monkeypatch.setattr(Stepper, "step", watched)
+
+    return at
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, images: set[str], times: int = 10**9) -> list[str]:
+    """Lets reading some images fail, each so many times; returns those that were tried."""
+    read = ImageFolder.read
+    tried: list[str] = []
+
+    def failing(self: ImageFolder, image: str) -> Any:
+        if image in images:
+            tried.append(image)
+            if tried.count(image) <= times:
+                raise UserError(f"{image}: the image can't be read (Input/output error).")
+        return read(self, image)
+
+    monkeypatch.setattr(ImageFolder, "read", failing)
+    return tried
+
+
+def dataset(data: Path, then: str = "stop", split: str = "train") -> GqaFusionDataset:
+    built = GqaFusionBuilder({"type": "mini", "root": str(data)}).build_datasets({split: None})
+    built[split].faults = DataFaultsConfig(retries=2, then=then)
+    return built[split]
+
+
+def some_rows(train: GqaFusionDataset, images: int) -> tuple[np.ndarray, list[str]]:
+    codes = train.image_codes()
+    rows = np.flatnonzero(codes < images)
+    return rows, sorted({str(train.table.text("image_id", int(row))) for row in rows})
+
+
+def test_an_image_that_fails_for_a_while_is_tried_again(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = dataset(data)
+    rows, images = some_rows(train, 3)
+    whole = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
+    tried = broken(monkeypatch, {images[1]}, times=2)
+    again: Any = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
+    assert len(tried) == 3
+    assert torch.equal(again["grid_image"], whole["grid_image"])  # type: ignore[index]
+    assert "unreadable" not in again
+
+
+def test_pauses_grow_and_are_as_many_as_the_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert list(DataFaultsConfig(retries=3).pauses()) == [0.5, 1, 2]
+    assert max(DataFaultsConfig(retries=30).pauses()) == 10
+    assert list(DataFaultsConfig(retries=0).pauses()) == []
+
+
+def test_questions_about_an_unreadable_image_are_left_out_and_the_rest_weighs_the_same(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = dataset(data, "skip")
+    rows, images = some_rows(train, 3)
+    gone = images[1]
+    rest = np.array([row for row in rows if train.table.text("image_id", int(row)) != gone])
+    wanted: Any = train.__getitems__(BatchRows(rest, 0, len(rows), training=True))
+    broken(monkeypatch, {gone})
+    found: Any = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
+    (unreadable,) = found.pop("unreadable")
+    assert unreadable.image_id == gone
+    assert "Input/output error" in unreadable.reason
+    asked = {str(train.table.text("question_id", int(row))) for row in rows}
+    assert set(unreadable.question_ids) == asked - set(wanted["question_id"]) != set()
+    assert found.keys() == wanted.keys()
+    assert found["global_size"] == len(rows)
+    for name, value in wanted.items():
+        same = torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value
+        assert same, name
+
+
+def test_evaluation_asks_about_a_black_image_instead(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = dataset(data, "skip", "val")
+    rows, images = some_rows(val, 3)
+    whole: Any = val.__getitems__(BatchRows(rows, 0, len(rows)))
+    broken(monkeypatch, {images[0]})
+    found: Any = val.__getitems__(BatchRows(rows, 0, len(rows)))
+    assert found["question_id"] == whole["question_id"]
+    (unreadable,) = found["unreadable"]
+    for row, question in enumerate(found["question_id"]):
+        seen = found["grid_image"][found["image_index"][row]]
+        if question in unreadable.question_ids:
+            assert not seen.any()
+        else:
+            assert torch.equal(seen, whole["grid_image"][whole["image_index"][row]])
+
+
+def first_batch(cfg: Config) -> tuple[list[str], list[str]]:
+    """Questions of a run's second step, and their images."""
+    with started(cfg, SPLITS) as runner:
+        rows = list(runner.plan.batches)[1].rows
+        return runner.datasets["train"].table.texts(rows, "question_id", "image_id")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_skips_what_it_can_not_read_and_says_so(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, workers: int, tmp_path: Path
+) -> None:
+    options = [SKIP, "run.log_freq=1", f"run.num_workers={workers}", *UNVALIDATED]
+    asked, images = first_batch(config(*options, f"run.output_dir={tmp_path / 'plan'}"))
+    broken(monkeypatch, {images[0]})
+    runner = train(config(*options, "run.test_splits=[]", "run.max_epoch=2"))
+    told = lines(runner.output_dir, "left_out")
+    lost = {question for line in told for question in line["question_ids"]}
+    assert asked[0] in lost
+    assert {line["image_id"] for line in told} == {images[0]}
+    state = RunState.load(state_paths(runner.output_dir)[0])
+    assert state.left_out == sum(len(line["question_ids"]) for line in told) == 2 * len(lost)
+    assert "were left out" in (runner.output_dir / "log.txt").read_text()
+    assert [line["step"] for line in lines(runner.output_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_batch_of_which_nothing_can_be_read_takes_the_step_and_counts_for_nothing(
+    config: Callable[..., Config], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = dataset(data, "skip")
+    rows, images = some_rows(train, 2)
+    broken(monkeypatch, set(images))
+    empty: Any = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
+    assert empty["stand_in"]
+    assert not empty["grid_image"].any()
+    assert sum(len(image.question_ids) for image in empty["unreadable"]) == len(rows)
+
+    weights, windows = [], []
+    for stand_in in (True, False):
+        model = tiny.make_model({"head": tiny.HEAD})
+        run = config("run.init_lr=0.01", "run.max_grad_norm=null").run
+        task: Any = SimpleNamespace(train_step=lambda model, samples: model(samples))
+        stepper = Stepper(task, model, run, 9, torch.device("cpu"))
+        sound = tiny.make_samples(images=4)
+        other = tiny.make_samples(images=1, seed=3)
+        other |= {"global_size": 5, "stand_in": True}  # type: ignore[typeddict-item]
+        group = [sound, other] if stand_in else [{**sound, "global_size": 8 + 5}]
+        stepper.step(group, 0, 1)  # type: ignore[arg-type]
+        weights.append([tensor.clone() for tensor in stepper.tensors()[0].values()])
+        windows.append(stepper.window())
+    for with_it, without in zip(*weights, strict=True):
+        torch.testing.assert_close(with_it, without, rtol=0, atol=1e-7)
+    assert windows[0][1] == windows[1][1] == 8
+    assert windows[0][0] == pytest.approx(windows[1][0])
+
+
+def test_too_many_questions_left_out_stop_the_run_all_the_same(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = [SKIP, "run.log_freq=1", *UNVALIDATED, "run.test_splits=[]"]
+    _, images = first_batch(config(*options, f"run.output_dir={tmp_path / 'plan'}"))
+    broken(monkeypatch, set(images))
+    with pytest.raises(UserError, match=r"most_skipped is 3: .*Input/output error"):
+        train(config(*options, "run.data_faults.most_skipped=3"))
+    with pytest.raises(UserError, match="the image can't be read"):
+        train(config("run.data_faults.then=stop", *options[1:]))
+
+
+def test_an_evaluation_says_what_it_has_not_seen(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(SKIP, "run.max_steps=1", "run.test_splits=[]")
+    with started(cfg, SPLITS) as runner:
+        val = runner.datasets["val"]
+        image = str(val.table.text("image_id", 0))
+        about = val.table.values("image_id")
+        broken(monkeypatch, {image})
+        figures = runner.eval_epoch("val")
+    assert image in about
+    (line,) = lines(runner.output_dir, "unseen")
+    assert (line["split"], line["image_id"]) == ("val", image)
+    assert figures["answer_accuracy"] >= 0
+    assert "were asked about a black image" in (runner.output_dir / "log.txt").read_text()
+
+
+def test_a_state_keeps_the_count(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = [SKIP, "run.log_freq=1", *UNVALIDATED, "run.test_splits=[]", "run.name=here"]
+    _, images = first_batch(config(*options, f"run.output_dir={tmp_path / 'plan'}"))
+    broken(monkeypatch, {images[0]})
+    train(config(*options, "run.max_steps=3"))
+    before = RunState.load(state_paths(tmp_path / "output" / "here")[0]).left_out
+    runner = train(config(*options, "run.max_epoch=2", "run.resume=auto"))
+    assert RunState.load(state_paths(runner.output_dir)[0]).left_out == 2 * before > 0
+
+
+class Numbers:
+    """A data set of which one batch, the first time, does something to its worker."""
+
+    def __init__(self, folder: Path, at: int, do: Callable[[], Any], times: int = 1) -> None:
+        self.images = ImageFolder(folder)
+        self._marks, self._at, self._do, self._times = folder, at, do, times
+
+    def __getitems__(self, rows: list[int]) -> list[int]:
+        done = len(list(self._marks.glob("done*")))
+        if self._at in rows and done < self._times:
+            (self._marks / f"done{done}").touch()
+            self._do()
+        return rows
+
+    def collater(self, batch: Any) -> Any:
+        return batch
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+BATCHES = [[2 * place, 2 * place + 1] for place in range(9)]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("do", [die, stop])
+def test_every_batch_comes_once_and_in_order_though_a_worker_dies_or_stalls(
+    tmp_path: Path, do: Callable[[], Any], persistent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = DataFaultsConfig(stall_seconds=1.0)
+    loader = Loader(Numbers(tmp_path, 7, do), BATCHES, 2, faults, persistent=persistent)
+    assert list(loader) == BATCHES
+    assert list(loader) == BATCHES
+    assert (tmp_path / "done0").exists()
+
+
+@pytest.mark.parametrize(("do", "told"), [(die, "was killed by SIGKILL"), (stop, "for 0.5 s")])
+def test_workers_are_started_again_so_often_and_no_more(
+    tmp_path: Path, do: Callable[[], Any], told: str
+) -> None:
+    faults = DataFaultsConfig(stall_seconds=0.5, retries=2)
+    loader = Loader(Numbers(tmp_path, 7, do, times=99), BATCHES, 1, faults)
+    got = []
+    started_at = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        got.extend(iter(loader))
+    assert got == BATCHES[:3]
+    assert told in str(caught.value)
+    assert "3 times in a row (run.data_faults.retries)" in str(caught.value)
+    assert len(list(tmp_path.glob("done*"))) == 3
+    assert time.monotonic() - started_at < 30
+    if do is stop:
+        assert str(caught.value).startswith(f"{tmp_path}: no batch has come")
+
+
+def test_a_worker_that_dies_during_a_step_is_told_where_batches_are_waited_for(
+    tmp_path: Path,
+) -> None:
+    loader = Loader(Numbers(tmp_path, -1, die), BATCHES, 1, DataFaultsConfig())
+    others = set(multiprocessing.active_children())  # of tests before this one
+    got = []
+    for batch in loader:
+        got.append(batch)
+        if batch == BATCHES[2]:
+            (worker,) = set(multiprocessing.active_children()) - others
+            worker.kill()
+            time.sleep(0.3)  # torch would raise here
+    assert got == BATCHES
+
+
+@pytest.mark.parametrize("fault", ["killed", "fifo"])
+def test_a_run_whose_worker_dies_or_whose_file_stalls_ends_as_an_undisturbed_one(
+    config: Callable[..., Config],
+    data: Path,
+    tmp_path: Path,
+    before_step: Callable[[int, Callable[[], Any]], None],
+    fault: str,
+) -> None:
+    options = ["run.log_freq=1", "run.num_workers=1", "run.max_epoch=2", "run.test_splits=[]"]
+    options += ["run.data_faults.stall_seconds=2", "model.fusion.dropout=0.2"]
+    undisturbed = train(config(*options, f"run.output_dir={tmp_path / 'a'}")).output_dir
+    if fault == "killed":
+        before_step(2, lambda: [each.kill() for each in multiprocessing.active_children()])
+    else:
+        with started(config(*options, f"run.output_dir={tmp_path / 'plan'}"), SPLITS) as runner:
+            rows = list(runner.plan.batches)[2].rows
+            dataset = runner.datasets["train"]
+            path = dataset.images.path(str(dataset.table.text("image_id", int(rows[0]))))
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+
+        def mended() -> None:
+            path.unlink()
+            path.write_bytes(content)
+
+        Timer(4, mended).start()
+    found = train(config(*options, f"run.output_dir={tmp_path / 'b'}")).output_dir
+    assert "new loader workers go on with batch" in (found / "log.txt").read_text()
+    ours, theirs = (RunState.load(state_paths(folder)[0]).model for folder in (undisturbed, found))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = [[line["loss"] for line in lines(folder)] for folder in (undisturbed, found)]
+    assert losses[0] == losses[1]

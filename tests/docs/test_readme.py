@@ -1,0 +1,55 @@
+"""What the README shows works as it stands."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lavis_ext.config.loader import Config
+from tests.tiny import HEAD, make_model, make_samples
+
+pytestmark = pytest.mark.beyond_core
+
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return found
+
+
+def test_the_fusion_of_ones_own_trains_from_a_yaml(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    configured: Callable[..., Config],
+) -> None:
+    (tmp_path / "my_fusion.py").write_text(block("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = yaml.safe_load(block("yaml"))
+    fusion = shown["model"]["fusion"]
+    cfg = configured(
+        f"imports={shown['imports']}", *(f"model.fusion.{k}={v}" for k, v in fusion.items())
+    )
+    assert (cfg.model.fusion.name, cfg.model.fusion.heads) == ("cross", 8)
+    model = make_model({"answer": HEAD}, fusion)
+    model(make_samples())["loss"].backward()
+    gradient = model.fusion.gate.grad
+    assert gradient is not None
+    assert torch.any(gradient != 0)
+
+
+def test_the_example_is_as_short_as_promised() -> None:
+    code = block("python").split("@dataclass")[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+
+
+def test_every_file_and_command_that_it_names_exists() -> None:
+    for path in re.findall(r"\b((?:projects|run_scripts|docs|tests)/[\w./-]+)", README):
+        assert (PROJECT / path).exists(), path
+    for module in re.findall(r"python -m (lavis_ext[\w.]*)", README):
+        file = PROJECT / Path(*module.split("."))
+        assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module

@@ -1,0 +1,221 @@
+"""GQA's metrics in validations and evaluations: computed, selected by, or missing with a reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lavis_ext.common.errors import UserError
+from lavis_ext.config.loader import Config
+from lavis_ext.datasets.samplers import BatchRows
+from lavis_ext.evaluation.gqa.__main__ import main as score_command
+from lavis_ext.evaluation.predictions import write_predictions
+from lavis_ext.runners.launch import started
+from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
+from tests.runners.test_runner import TINY_MODEL
+
+pytestmark = pytest.mark.beyond_core
+
+SPLITS = ["train", "val", "testdev"]
+ALL = "datasets.gqa_fusion.subset=all"
+UNSAMPLED = ["run.small_val_size=9999", "run.small_test_size=9999"]
+FAST = ["run.max_steps=1", "run.resamples=100", "run.report_examples=4"]
+
+Configured = Callable[..., Config]
+
+
+@pytest.fixture
+def config(configured: Configured, tiny_options: list[str]) -> Configured:
+    return lambda *options: configured(*tiny_options, *TINY_MODEL, *FAST, *options)
+
+
+def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
+    entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run(
+    config: Configured, mini_gqa: Path, tmp_path: Path
+) -> None:
+    with started(config(ALL, *UNSAMPLED), SPLITS) as runner:
+        figures = runner.train()["testdev"]
+    folder = runner.output_dir
+    score_command(
+        [
+            *("--questions", str(mini_gqa / "questions" / "testdev_all_questions.json")),
+            *("--choices", str(mini_gqa / "choices" / "testdev_choices.json")),
+            *("--predictions", str(folder / "testdev_predictions.json"), "--consistency"),
+            *("--resamples", "100", "--seed", "42", "--json", str(tmp_path / "scores.json")),
+        ]
+    )
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    ours = json.loads((folder / "testdev_scores.json").read_text())
+    assert ours["metrics"] == scores["metrics"]
+    assert ours["breakdowns"] == scores["breakdowns"]
+    metrics = scores["metrics"]
+    assert {"consistency", "validity", "plausibility", "distribution"} <= metrics.keys()
+    for name in ("consistency", "validity", "plausibility", "distribution"):
+        assert figures[name] == metrics[name]["value"]
+    assert figures["answer_accuracy"] == metrics["accuracy"]["value"]
+    assert figures["answer_accuracy_open"] == metrics["open"]["value"]
+    assert "the answer head has no attention map" in ours["not_computed"]["grounding"]
+
+
+def test_validations_read_no_more_files_unless_asked_to(config: Configured) -> None:
+    for options, there in (([], False), (["run.full_metrics=always"], True)):
+        with started(config(*options), SPLITS) as runner:
+            runner.train()
+        first, last = logged(runner.output_dir, "val")
+        assert ("validity" in first) == there
+        assert "validity" in last
+        assert "answer_accuracy_binary" in first
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "goal"),
+    [
+        ("validity", [], "max"),
+        ("distribution", [], "min"),
+        ("answer_accuracy_binary", [], "max"),
+        ("consistency", [ALL, "run.small_val_size=9999"], "max"),
+        ("itm_loss", [], "min"),
+    ],
+)
+def test_any_metric_selects_in_its_own_direction(
+    config: Configured, metric: str, options: list[str], goal: str
+) -> None:
+    with started(config(f"run.metric={metric}", *options), ["train", "val"]) as runner:
+        assert runner.early_stopping.goal == goal
+        figures = runner.eval_epoch("val")
+        assert metric in figures
+
+
+def test_the_direction_can_be_given(config: Configured) -> None:
+    assert config("run.metric=loss", "run.metric_goal=max").run.goal == "max"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["run.metric=consistency"],
+            r"isn't computed on 'val': the questions that were answered don't include \d+",
+        ),
+        (["run.metric=grounding"], "the answer head has no attention map"),
+        (["run.metric=validty"], "Did you mean 'validity'"),
+        (["run.resamples=7"], r"run\.resamples is 7; it must be 0"),
+    ],
+)
+def test_a_metric_that_cannot_be_had_is_refused_before_training(
+    config: Configured, options: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message), started(config(*options), SPLITS):
+        pass
+    assert not (tmp_path / "output").exists()
+
+
+def test_without_choices_the_run_says_so_and_selecting_by_them_is_refused(
+    config: Configured, mini_gqa: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "gqa"
+    root.mkdir()
+    for name in ("questions", "images"):
+        (root / name).symlink_to(mini_gqa / name)
+    here = f"datasets.gqa_fusion.root={root}"
+    with started(config(here), SPLITS) as runner:
+        runner.train()
+    text = (runner.output_dir / "log.txt").read_text()
+    assert "not computed on testdev: validity, plausibility: there is no choices file" in text
+    with (
+        pytest.raises(UserError, match="'validity', which isn't computed on 'val': there is no ch"),
+        started(config(here, "run.metric=validity"), SPLITS),
+    ):
+        pass
+    choices = mini_gqa / "choices" / "val_choices.json"
+    named = [here, f"datasets.gqa_fusion.choices.val={choices}", "run.metric=validity"]
+    with started(config(*named), ["train", "val"]) as runner:
+        assert "validity" in runner.eval_epoch("val")
+    wrong = f"datasets.gqa_fusion.choices.val={tmp_path / 'none.json'}"
+    with (
+        pytest.raises(UserError, match=r"choices\.val: there is no file"),
+        started(config(here, wrong), SPLITS),
+    ):
+        pass
+
+
+def test_choices_of_another_split_are_a_reason_not_an_error(
+    config: Configured, mini_gqa: Path
+) -> None:
+    other = mini_gqa / "choices" / "val_choices.json"
+    cfg = config(
+        f"datasets.gqa_fusion.choices.testdev={other}", "run.valid_splits=[]", "run.patience=null"
+    )
+    with started(cfg, ["train", "testdev"]) as runner:
+        figures = runner.train()["testdev"]
+        scores = json.loads((runner.output_dir / "testdev_scores.json").read_text())
+    assert "validity" not in figures
+    assert "no choices for" in scores["not_computed"]["validity"]
+
+
+def test_grounding_of_heat_maps_is_that_of_the_command(
+    configured: Configured, mini_gqa: Path, tmp_path: Path
+) -> None:
+    """Heat maps are kept row by row, the command's maps by column."""
+    cfg = configured(
+        "model.model_type=mini",
+        "model.objectives.itm.weight=1",
+        "model.fusion.name=grid_only",
+        "model.captioner.sampling.num_captions=2",
+        f"datasets.gqa_fusion.mini_gqa.root={mini_gqa}",
+        "datasets.gqa_fusion.mini_gqa.images=40",
+        "run.small_test_size=30",
+        "run.resamples=0",
+        "run.report_examples=7",
+        cfg_path="projects/pnp-vqa/eval/mini_eval.yaml",
+    )
+    task = GqaReadingComprehensionFusionTask.setup_task(cfg)
+    dataset = task.build_datasets(cfg, ["testdev"])["testdev"]
+    model = task.build_model(cfg).eval()
+    rows = np.arange(len(dataset))
+    samples = dataset.__getitems__(BatchRows(rows, 0, len(rows)))
+    maps = {}
+    answer = model.answer
+
+    def kept(samples: Any) -> Any:
+        output = answer(samples)
+        for name, heat in zip(samples["question_id"], output.patch_heat, strict=True):
+            by_column = heat.reshape(output.grid).T
+            maps[name] = (by_column / by_column.sum()).double().tolist()
+        return output
+
+    model.answer = kept
+    task.before_evaluation(model, dataset, final=True)
+    evaluation = task.after_evaluation(
+        task.evaluation(model, [samples], cuda_enabled=False), dataset, model
+    )
+    records = json.loads((mini_gqa / "questions" / "testdev_balanced_questions.json").read_text())
+    asked = {name: records[name] for name in maps}
+    (tmp_path / "questions.json").write_text(json.dumps(asked))
+    (tmp_path / "maps.json").write_text(
+        json.dumps([{"questionId": name, "attention": each} for name, each in maps.items()])
+    )
+    write_predictions(tmp_path / "predictions.json", evaluation.predictions)
+    names = {"questions": "questions", "predictions": "predictions", "attentions": "maps"}
+    score_command(
+        [
+            *(f"--{option}={tmp_path / name}.json" for option, name in names.items()),
+            f"--scenes={mini_gqa / 'sceneGraphs' / 'testdev_sceneGraphs.json'}",
+            *("--json", str(tmp_path / "scores.json"), "--resamples", "0"),
+        ]
+    )
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    expected = scores["metrics"]["grounding"]["value"]
+    assert evaluation.figures["grounding"] == pytest.approx(expected, rel=1e-5)
+    assert evaluation.result is not None
+    assert len(evaluation.result.shown) == len(evaluation.result.traces) == 7
+    trace = next(iter(evaluation.result.traces.values()))
+    assert trace.raw.max() == trace.refined.max() == 255
+    assert max(trace.refined.shape) <= 32

@@ -1,0 +1,175 @@
+"""The objectives learn, and can't be cheated."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+from lavis_ext.objectives.base import FusedBatch
+from lavis_ext.objectives.matching import _matching
+from lavis_ext.runners.freezing import freeze_all_but, train_mode
+from tests.tiny import DIFNET, HEAD, make_model, make_samples
+
+OBJECTIVES: dict[str, dict[str, Any]] = {"itm": {}, "head": HEAD, "answer": HEAD}
+
+
+def overfit(model: PnpVqaFusion, samples: FusionSamples, steps: int = 300) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = model(samples)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if loss.item() < 0.01:
+            break
+    return losses
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_batch_is_overfitted_from_scratch(name: str) -> None:
+    model = make_model({name: OBJECTIVES[name]})
+    freeze_all_but(model, ["*"])
+    train_mode(model)
+    losses = overfit(model, make_samples())
+    assert losses[0] > 0.4
+    assert losses[-1] < 0.02
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_fusion_alone_overfits_another_batch_on_frozen_encoders(name: str) -> None:
+    """What the user does: encoders that know something are frozen, only fusion.* is trained."""
+    model = make_model({name: OBJECTIVES[name]}, {**DIFNET, "gate": False})
+    train_mode(model)
+    overfit(model, make_samples())
+    freeze_all_but(model, ["fusion.*"])
+    train_mode(model)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    losses = overfit(model, make_samples(seed=1))
+    assert losses[0] > 0.4
+    assert losses[-1] < 0.1 * losses[0]
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name in frozen:
+            assert torch.equal(parameter, frozen[parameter_name]), parameter_name
+
+
+def test_matched_pairs_alone_would_teach_nothing() -> None:
+    """DESIGN, trap 1: always answering "match" must stay as bad as chance."""
+    always_match = torch.tensor([[-20.0, 20.0]]).expand(16, 2)
+    output = _matching(always_match, 8)
+    assert output.losses.mean() > 10
+    assert output.report["matched_accuracy"] == 8
+    assert output.report["mismatched_accuracy"] == 0
+    assert output.report["accuracy"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_saying_mismatched_is_chance_however_many_are_drawn(count: int) -> None:
+    never_match = torch.tensor([[20.0, -20.0]]).expand(8 * (1 + count), 2)
+    assert _matching(never_match, 8).report["accuracy"] == 4
+
+
+@pytest.mark.parametrize("name", ["itm", "head"])
+def test_a_mismatched_question_that_is_the_matched_one_cannot_be_learned(name: str) -> None:
+    """If negatives included a matched pair, its loss could not fall below ln 2."""
+    model = make_model({name: OBJECTIVES[name]})
+    freeze_all_but(model, ["*"])
+    train_mode(model)
+    samples = make_samples()
+    samples["mismatched_input"] = list(samples["text_input"])
+    assert overfit(model, samples, steps=100)[-1] > 0.6
+
+
+@pytest.mark.parametrize("name", ["head", "answer", "itm"])
+def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
+    """DESIGN, traps 3 and 8: the head sees the question, and the second stream is one."""
+    model = make_model({name: OBJECTIVES[name]}).eval()
+    torch.nn.init.ones_(model.fusion.gate)  # closed at first, when only the grid stream counts
+    samples = make_samples()
+
+    def losses(**changed: Any) -> torch.Tensor:
+        given: FusionSamples = {**samples, **changed}  # type: ignore[typeddict-item]
+        batch = FusedBatch(model.fuse(given), given, model.blip)
+        return model.objectives[name](batch, model._head(name)).losses
+
+    with torch.no_grad():
+        assert torch.equal(losses(), losses())
+        assert not torch.equal(losses(), losses(text_input=samples["text_input"][::-1]))
+        for stream in ("grid_image", "segmentation_image"):
+            assert not torch.equal(losses(), losses(**{stream: 255 - samples[stream]}))  # type: ignore[literal-required]
+
+
+def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() -> None:
+    model = make_model({"head": HEAD})
+    freeze_all_but(model, ["fusion.*"])
+    train_mode(model)
+    batch = FusedBatch(model.fuse(make_samples()), make_samples(), model.blip)
+    assert not batch.pair_states.requires_grad
+    assert model.objectives["head"](batch, model._head("head")).losses.requires_grad
+
+
+def test_calibration_starts_as_blip_and_then_takes_what_is_overconfident() -> None:
+    """Without it, fused tokens turn away from what BLIP's question matching reads in them."""
+    grid_only = {"name": "grid_only"}
+    plain = make_model({"itm": {}}, grid_only).eval()
+    model = make_model({"itm": {"calibrated": True}}, grid_only).eval()
+    model.blip.blip.itm_head.weight.data *= 200
+    plain.load_state_dict(model.state_dict(), strict=False)
+    samples = make_samples()
+    first = model(samples)["loss"]
+    torch.testing.assert_close(first, plain(samples)["loss"])
+    assert first > 1.0
+    freeze_all_but(model, ["fusion.heads.itm.*"])
+    assert overfit(model, samples, steps=200)[-1] < 0.75
+
+
+def test_answers_outside_the_vocabulary_have_no_loss_and_are_counted() -> None:
+    model = make_model({"answer": HEAD}).eval()
+    samples = make_samples()
+    samples["answer"] = ["zebra", None, *samples["answer"][2:]]
+    report = model(samples)["report"]
+    assert report["answer_outside_vocabulary"] == 2
+    samples["answer"] = ["zebra"] * 8
+    output = model(samples)
+    assert output["loss"] == 0
+    assert output["report"]["answer_accuracy"] == 0
+
+
+def test_objectives_mix_by_their_weights() -> None:
+    objectives = {"itm": {"weight": 0.25}, "answer": {**HEAD, "weight": 2.0}}
+    model = make_model(objectives).eval()
+    samples = make_samples()
+    with torch.no_grad():
+        output = model(samples)
+    report = output["report"]
+    expected = 0.25 * report["itm_loss"] + 2.0 * report["answer_loss"]
+    torch.testing.assert_close(output["loss"], expected / samples["global_size"])
+    torch.testing.assert_close(report["loss"], expected)
+
+
+def test_questions_of_one_image_share_its_encoding() -> None:
+    """A batch with shared images gives the losses of its questions one at a time."""
+    model = make_model({"itm": {}, "answer": HEAD}).eval()
+    samples = make_samples()
+    with torch.no_grad():
+        together = model(samples)["report"]
+        apart = [model(_only(samples, q))["report"] for q in range(8)]
+    for name, value in together.items():
+        torch.testing.assert_close(value, sum(report[name] for report in apart), atol=1e-4, rtol=0)
+
+
+def _only(samples: FusionSamples, q: int) -> FusionSamples:
+    image = int(samples["image_index"][q])
+    return {
+        "grid_image": samples["grid_image"][image : image + 1],
+        "segmentation_image": samples["segmentation_image"][image : image + 1],
+        "image_index": torch.zeros(1, dtype=torch.long),
+        "text_input": [samples["text_input"][q]],
+        "mismatched_input": [samples["mismatched_input"][q]],
+        "answer": [samples["answer"][q]],
+        "question_id": [samples["question_id"][q]],
+        "global_size": 1,
+    }

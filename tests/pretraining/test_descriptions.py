@@ -1,0 +1,112 @@
+"""What is said of a mini-GQA scene is true of it, and what is to be false is false."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
+from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF
+from lavis_ext.pretraining.descriptions import Mention, caption, value_of
+from lavis_ext.pretraining.matching_pairs import matching_pair
+
+
+@pytest.fixture(scope="module")
+def graphs(mini_gqa: Path) -> dict[str, SceneGraph]:
+    return read_scene_graphs(mini_gqa / "sceneGraphs" / "train_sceneGraphs.json")
+
+
+def test_captions_name_all_that_an_object_is(graphs: dict[str, SceneGraph]) -> None:
+    rng = random.Random(0)
+    kinds = set()
+    for graph in graphs.values():
+        for item in graph.objects:
+            text = caption(item, graph, rng)
+            said = re.match(r"an? (\w+) (\w+) (\w+) (\w+)(.*)", text)
+            assert said is not None, text
+            assert list(said.groups()[:4]) == [
+                value_of(item, key) for key in ("size", "pattern", "color", "name")
+            ]
+            rest = said[5]
+            kinds.add(rest.split()[0] if rest else "")
+            if beside := re.fullmatch(r" (.*?) an? (\w+) (\w+)", rest):
+                relation, color, name = beside.groups()
+                others = [each for each in graph.objects if each.name == name]
+                assert any(
+                    (relation, each.id) in item.relations and color in each.attributes
+                    for each in others
+                ) or rest.startswith(f" in a {graph.weather}")
+    assert kinds >= {"", "on", "to", "above", "below", "in"}
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("red circle", ("red", "circle")),
+        ("large striped shape", ("large", "striped")),
+        ("plain curved shape", ("plain", "curved shape")),
+        ("star", ("star",)),
+    ],
+)
+def test_a_mention_is_parsed_and_said_again(words: str, values: tuple[str, ...]) -> None:
+    mention = Mention.parse(words)
+    assert mention.values == values
+    assert mention.words == words
+
+
+@pytest.mark.parametrize("words", ["shape", "pink circle", ""])
+def test_what_is_no_mention_is_refused(words: str) -> None:
+    with pytest.raises(ValueError, match="no mention"):
+        Mention.parse(words)
+
+
+def test_one_word_makes_a_text_false(mini_gqa: Path, graphs: dict[str, SceneGraph]) -> None:
+    questions = read_grounded_questions(mini_gqa / "questions" / "train_balanced_questions.json")
+    rng = random.Random(0)
+    asked = 0
+    for image_id, graph in graphs.items():
+        for _ in range(10):
+            true, false = matching_pair(graph, questions.get(image_id, []), rng)
+            # "an" for "a" is no difference that a model should go by.
+            ours, theirs = (re.sub(r"\ban\b", "a", text).split() for text in (true, false))
+            different = [
+                (a, b) for a, b in zip(ours, theirs, strict=True) if a.strip("?,") != b.strip("?,")
+            ]
+            assert len(different) == 1, (true, false)
+            assert not re.search(r"\ban? (?=[aeio])(?<!an )", false), false
+            asked += true.endswith("?")
+            if not true.endswith("?"):
+                mention = re.sub("^an? ", "", true), re.sub("^an? ", "", false)
+                assert Mention.parse(mention[0]).fits(graph)
+                assert not Mention.parse(mention[1]).fits(graph)
+    assert 0.4 < asked / (10 * len(graphs)) < 0.8
+
+
+def test_swapped_values_stay_of_their_kind(graphs: dict[str, SceneGraph]) -> None:
+    rng = random.Random(1)
+    for graph in graphs.values():
+        mention = Mention.drawn(rng.choice(graph.objects), rng)
+        false = mention.swapped(graph, rng)
+        assert false is None or [KEY_OF[v] for v in false.values] == [
+            KEY_OF[v] for v in mention.values
+        ]
+
+
+def test_files_of_another_shape_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "graphs.json"
+    with pytest.raises(UserError, match=r"graphs\.json: .*can't be read"):
+        read_scene_graphs(file)
+    for content, message in (
+        ("{", "aren't JSON"),
+        ("[]", "keyed by image id"),
+        ('{"7": {"width": 3}}', "image 7 has no scene graph"),
+    ):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            read_scene_graphs(file)
+    file.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="keyed by question id"):
+        read_grounded_questions(file)

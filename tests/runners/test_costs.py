@@ -1,0 +1,225 @@
+"""A dry run tells what a run will cost, changes nothing and leaves nothing."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavis_ext.config.loader import Config
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+from lavis_ext.runners import costs
+from lavis_ext.runners.flops import BatchFlops, Passes, count_flops, count_passes, counted_flops
+from lavis_ext.runners.freezing import freeze_all_but, train_mode
+from lavis_ext.runners.launch import describe, prepared
+from lavis_ext.runners.measured_steps import MeasuredSteps, measure_steps
+from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.stepper import Stepper
+from tests.launching import torchrun
+from tests.runners.test_runner import TINY_MODEL
+from tests.tiny import DIFNET, HEAD, SIDE, make_model, make_samples
+
+PROJECT = Path(__file__).parents[2]
+SPLITS = ["train", "val", "testdev"]
+FUSION_ALONE = 'run.trainable=["fusion.*"]'
+
+
+@pytest.fixture
+def config(configured: Callable[..., Config], tiny_options: list[str]) -> Callable[..., Config]:
+    return lambda *options: configured(*tiny_options, *TINY_MODEL, *options)
+
+
+def told(config: Config, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What a dry run says after the plan, by the first word of the line; the first such line."""
+    describe(config, SPLITS)
+    lines = reversed(capsys.readouterr().out.splitlines())
+    return {line.split()[0]: line for line in lines if line.strip()}
+
+
+def test_a_dry_run_tells_flops_memory_and_time_and_leaves_no_file(
+    config: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs, "STEPS", 3)
+    lines = told(config(), capsys)
+    assert "FLOPs      an image " in lines["FLOPs"]
+    assert "FLOP of it encoders), backward" in lines["FLOPs"]
+    assert "a process" in lines["memory"]
+    assert (
+        "2 step(s) after 1 to warm up, on cpu with 1 thread(s), 1 process(es)"
+        in (lines["measured"])
+    )
+    assert "an epoch" in lines["time"]
+    assert "evaluations" in lines["time"]
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_with_features_their_size_is_told_and_steps_are_measured_without_a_store(
+    config: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs, "STEPS", 2)
+    stored = config(f"run.features.root={tmp_path / 'features'}", FUSION_ALONE)
+    lines = told(stored, capsys)
+    assert "are free" in lines["features"]
+    assert "random tokens in place of features" in lines["measured"]
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_what_does_not_fit_into_memory_is_not_tried(
+    config: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs, "free_bytes", lambda: 2**20)
+    lines = told(config(), capsys)
+    assert "doesn't fit into memory" in lines["measured"]
+    assert "time" not in lines
+
+
+def test_two_processes_measure_together_and_one_tells(tiny_arguments: list[str]) -> None:
+    done = torchrun(2, "train.py", "--dry-run", *tiny_arguments, *TINY_MODEL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 process(es); random weights") == 1
+    assert "2 process(es), 1 batch(es) a step" in done.stdout
+
+
+def measured(config: Config, **limits: Any) -> tuple[MeasuredSteps, list[bool]]:
+    """Steps as they were measured, and which of the parameters are as before."""
+    with prepared(config, ["train"], load_weights=False) as parts:
+        before = [parameter.clone() for parameter in parts.model.parameters()]
+        plan = TrainingPlan.of(config.run, parts.datasets)
+        stepper = Stepper.at_rest(parts.task, parts.model, config.run, parts.device)
+        found = measure_steps(
+            config.run, stepper, parts.datasets["train"], plan.batches, parts.device, **limits
+        )
+    after = parts.model.parameters()
+    return found, [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+
+
+def test_measured_steps_change_no_weight_and_go_on_beyond_an_epoch(
+    config: Callable[..., Config],
+) -> None:
+    found, same = measured(config(), budget=60.0, at_most=5)
+    assert all(same)
+    assert len(found.questions) == 5
+    assert sum(found.questions[:3]) == 48, "an epoch"
+    assert len(found.rates) == 4
+    assert 0 <= found.waiting_share < 1
+    assert all(
+        waiting <= seconds for waiting, seconds in zip(found.waiting, found.seconds, strict=True)
+    )
+
+
+def test_one_step_is_measured_however_small_the_budget(config: Callable[..., Config]) -> None:
+    found, _ = measured(config("run.accum_grad_iters=2"), budget=0.0, at_most=5)
+    assert len(found.questions) == 1
+    assert 16 < found.questions[0] < 48, "two batches"
+    assert found.unsettled == 0
+    found, _ = measured(config(), budget=0.0, at_least=3)
+    assert len(found.seconds) == 3
+
+
+def on_meta(fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
+    with torch.device("meta"):
+        model = make_model({"itm": {"weight": 1.0}, "answer": HEAD}, fusion)
+    freeze_all_but(model, ["fusion.*"])
+    train_mode(model)
+    return model
+
+
+def test_flops_add_up_and_an_images_are_those_of_encoders_fusion_keys_and_values() -> None:
+    model, samples = on_meta(), make_samples()
+    found = count_flops(model, samples)
+    assert (found.images, found.questions) == (4, 8)
+    whole = make_model({"itm": {"weight": 1.0}, "answer": HEAD})
+    freeze_all_but(whole, ["fusion.*"])
+    train_mode(whole)
+    passes = count_passes(lambda batch: whole(batch)["loss"], samples)
+    forward, total = passes.forward, passes.both
+    with counted_flops() as counter:
+        whole.fuse(samples)
+    seen = counter.get_total_flops() / 4
+    assert found.a_question * 8 == pytest.approx(total)
+    assert found.image.forward * 4 + found.question.forward * 8 == pytest.approx(forward)
+    tokens, width, head = 17, 32, 32
+    # Of two layers of the text encoder, and of the answer head with its projection of the tokens.
+    keys_and_values = 2 * tokens * width * (2 * 2 * width + head + 2 * head)
+    assert found.image.forward == pytest.approx(seen + keys_and_values, rel=0.02)
+
+
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def attend_where(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(1, 6, device=x.device) > 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "shape", "forward"),
+    [
+        (attend, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (attend_where, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (nn.Linear(8, 5), (2, 6, 8), 2 * 2 * 6 * 8 * 5),
+        (nn.Conv2d(3, 5, 2, stride=2), (2, 3, 8, 8), 2 * 2 * 16 * 5 * 3 * 4),
+        (nn.MultiheadAttention(8, 2, batch_first=True), (2, 6, 8), 2 * 2 * 6 * (4 * 64 + 2 * 48)),
+    ],
+    ids=["attention", "masked attention", "linear", "convolution", "multi-head attention"],
+)
+def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
+    layer: Any, shape: tuple[int, ...], forward: int, dtype: torch.dtype, device: str
+) -> None:
+    if isinstance(layer, nn.Module):
+        layer = copy.deepcopy(layer).to(dtype).to(device)
+    x: Any = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+
+    def loss(x: Any) -> Tensor:
+        out = layer(x, x, x)[0] if isinstance(layer, nn.MultiheadAttention) else layer(x)
+        return out.sum()
+
+    passes = count_passes(loss, x)
+    assert passes == Passes(forward, 2 * forward)
+
+
+def test_stored_features_leave_out_what_the_encoders_take() -> None:
+    samples = make_samples()
+    live = count_flops(on_meta(), samples)
+    tokens: Any = {
+        **{name: value for name, value in samples.items() if not name.endswith("_image")},
+        "grid_tokens": torch.zeros(4, 17, 32),
+        "grid_shape": (4, 4),
+        "segmentation_tokens": torch.zeros(4, (SIDE // 16) ** 2, 16),
+        "segmentation_shape": (SIDE // 16, SIDE // 16),
+    }
+    stored = count_flops(on_meta(), tokens)
+    assert stored.encoders == 0 < live.encoders
+    assert live.image.forward - stored.image.forward == pytest.approx(live.encoders)
+    assert live.question.both == pytest.approx(stored.question.both)
+    assert live.image.backward == pytest.approx(stored.image.backward)
+
+
+def test_recomputing_activations_keeps_fewer_of_them() -> None:
+    kept, recomputed = (
+        count_flops(on_meta({**DIFNET, "recompute_activations": again}), make_samples())
+        for again in (False, True)
+    )
+    assert recomputed.activation_bytes < kept.activation_bytes
+    assert recomputed.image.backward > kept.image.backward
+
+
+def test_an_evaluation_costs_the_forward_passes() -> None:
+    flops = BatchFlops(Passes(10, 20), Passes(1, 2), 5, 2, 8, 0)
+    assert flops.evaluation(3, 30) == 60
+    assert replace(flops, images=4).a_question == 3 + 30 * 4 / 8

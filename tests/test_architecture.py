@@ -1,0 +1,88 @@
+"""Imports point one way, along the way of the data."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lavis_ext"
+
+ORDER = [
+    # What everything stands on.
+    "common",
+    "registry",
+    "checkpoints",
+    "distributed",
+    "config",
+    # The data's way.
+    "datasets",
+    "processors",
+    "encoders",
+    "fusion",
+    "decoders",
+    "objectives",
+    "features",
+    "models",
+    "evaluation",
+    "tasks",
+    "runners",
+    "pretraining",
+    "ask",
+]
+"""Folders and files of the package; each may import those before it."""
+ENTRY_POINTS = {"__init__.py", "__main__.py", "features/extract.py"}
+MODULES = sorted(
+    path.relative_to(PACKAGE)
+    for path in PACKAGE.rglob("*.py")
+    if str(path.relative_to(PACKAGE)) not in ENTRY_POINTS
+)
+
+
+def part_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str) -> set[str]:
+    """Parts of the package that a module imports, in functions too, but not for types alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = []
+        found.update(n.split(".")[1] for n in names if n.startswith("lavis_ext."))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_imports_only_what_comes_before_it(module: Path) -> None:
+    part = part_of(module)
+    assert part in ORDER, f"{part} has no place in the order yet"
+    allowed = ORDER[: ORDER.index(part) + 1]
+    imported = imported_parts((PACKAGE / module).read_text(encoding="utf-8"))
+    assert not imported - {*allowed}, f"{module} imports what comes after it"
+
+
+def test_imports_in_functions_and_of_names_are_seen() -> None:
+    source = """
+from typing import TYPE_CHECKING
+import lavis_ext.common.files
+from lavis_ext import distributed
+if TYPE_CHECKING:
+    from lavis_ext.runners import plan
+def f():
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
+"""
+    assert imported_parts(source) == {"files", "distributed", "encoders"}
