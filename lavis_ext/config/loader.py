@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -64,8 +64,8 @@ class Config(LavisConfig):
         given = merge(*sources)
         with _interpolations_named(path):
             _check_sections(given, path)
-            imports = OmegaConf.to_container(given).get("imports")  # type: ignore[union-attr]
-            import_modules(imports or [])
+            plain = cast(dict[str, Any], OmegaConf.to_container(given))
+            import_modules(plain.get("imports") or [])
             old_keys = old_keys_of(given)
             self.renamed: dict[str, str] = {}
             given = merge(*(self._renamed(source, old_keys) for source in sources))

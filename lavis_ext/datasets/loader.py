@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from weakref import WeakSet
 
 import torch
@@ -197,7 +197,7 @@ class _Workers:
                 raise LostWorkers(*_death(process)) from None
 
     def _stalled(self) -> tuple[str, str]:
-        folder = self._loader.dataset.images.folder  # type: ignore[attr-defined]
+        folder = cast(Any, self._loader.dataset).images.folder
         return (
             f"{folder}: no batch has come from its images for {self._loader.timeout:g} s",
             "Look whether that folder, or the one of stored features, still answers; if it is only "

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -43,7 +43,7 @@ class RunFiles:
     def __init__(
         self, cfg: Config, stem: str, batches: Callable[[], Mapping[str, Any]] | None
     ) -> None:
-        self.resolved: dict[str, Any] = OmegaConf.to_container(cfg.config)  # type: ignore[assignment]
+        self.resolved = cast(dict[str, Any], OmegaConf.to_container(cfg.config))
         self.state: RunState | None = None
         self._cfg = cfg
         self._run: RunConfig = cfg.run

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lavis_ext.common.errors import UserError, printable
 from lavis_ext.common.files import Appended
@@ -174,7 +174,7 @@ def _wandb(
         return wandb.init(
             project=config.project,
             name=config.name or folder.name,
-            mode=config.mode,  # type: ignore[arg-type]
+            mode=cast(Any, config.mode),
             dir=str(folder),
             config=dict(resolved),
             id=run_id,

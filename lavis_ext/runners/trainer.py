@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -647,7 +647,7 @@ class Stepper:
         else:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler
+        cast(Any, self.optimizer).found_inf = skipped  # as torch's GradScaler does
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return skipped
