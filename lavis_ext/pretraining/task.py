@@ -1,9 +1,9 @@
 """The task ``pretraining``."""
 
 from lavis_ext.registry import registry
-from lavis_ext.tasks.base import SummingTask
+from lavis_ext.tasks.base import Task
 
 
 @registry.register_task("pretraining")
-class PretrainingTask(SummingTask):
-    """Trains a part of the miniature and reports the model's own figures."""
+class PretrainingTask(Task):
+    """Trains a part of the miniature and reports the model's own metrics."""
