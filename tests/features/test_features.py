@@ -24,7 +24,7 @@ from lavis_ext.common import locks
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import QuestionBatch, GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
@@ -33,7 +33,7 @@ from lavis_ext.features.precision import bytes_a_token, compressed, pooled, rest
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.runners.freezing import freeze_all_but
 from lavis_ext.runners.launch import describe, started
 from tests.launching import torchrun
@@ -43,7 +43,7 @@ from tests.tiny import make_model
 PROJECT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OBJECTIVES = {"itm": None, "answer": {"width": 32, "layers": 1, "dropout": 0.0}}
-RANDOM = FusionImageConfig(grid_size=32, segmentation_size=32, crop=0.5, jitter=0.4)
+RANDOM = StreamImagesConfig(grid_size=32, segmentation_size=32, crop=0.5, jitter=0.4)
 
 
 class Run:
@@ -113,7 +113,7 @@ def made(run: Run, undisturbed: Run) -> Run:
     return run
 
 
-def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> FusionSamples:
+def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> QuestionBatch:
     rows = np.arange(count) * (len(dataset) // count)
     found = dataset.__getitems__(BatchRows(rows, epoch, count))
     assert isinstance(found, dict), found
@@ -504,7 +504,7 @@ def test_what_a_dtype_cannot_hold_is_refused() -> None:
 
 
 def random_views(datasets: dict[str, GqaFusionDataset]) -> dict[str, GqaFusionDataset]:
-    datasets["train"].vis_processor = FusionImageProcessor(RANDOM)
+    datasets["train"].vis_processor = StreamImagesProcessor(RANDOM)
     return datasets
 
 

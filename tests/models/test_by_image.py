@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from tests.tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 MIXTURES = [*([name] for name in OBJECTIVES), list(OBJECTIVES)]
 
 
-def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples:
+def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> QuestionBatch:
     """Questions about images as ``index`` says; some have the same text, and one is long."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(
@@ -148,7 +148,7 @@ def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
     assert sum(rows * places for rows, places, _ in alone) < 9 * 30 < matching[0] * matching[1]
 
 
-def asked(questions: list[int], words: int) -> FusionSamples:
+def asked(questions: list[int], words: int) -> QuestionBatch:
     """So many questions about each image, each of at most so many words."""
     samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
     for name in ("text_input", "mismatched_input"):

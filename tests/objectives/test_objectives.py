@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.base import FusedBatch
 from lavis_ext.objectives.matching import _matching
@@ -15,7 +15,7 @@ from tests.tiny import DIFNET, HEAD, make_model, make_samples
 OBJECTIVES: dict[str, dict[str, Any]] = {"itm": {}, "head": HEAD, "answer": HEAD}
 
 
-def overfit(model: PnpVqaFusion, samples: FusionSamples, steps: int = 300) -> list[float]:
+def overfit(model: PnpVqaFusion, samples: QuestionBatch, steps: int = 300) -> list[float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):
@@ -91,7 +91,7 @@ def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
     samples = make_samples()
 
     def losses(**changed: Any) -> torch.Tensor:
-        given: FusionSamples = {**samples, **changed}  # type: ignore[typeddict-item]
+        given: QuestionBatch = {**samples, **changed}  # type: ignore[typeddict-item]
         batch = FusedBatch(model.fuse(given), given, model.blip)
         return model.objectives[name](batch, model._head(name)).losses
 
@@ -161,15 +161,15 @@ def test_questions_of_one_image_share_its_encoding() -> None:
         torch.testing.assert_close(value, sum(report[name] for report in apart), atol=1e-4, rtol=0)
 
 
-def _only(samples: FusionSamples, q: int) -> FusionSamples:
+def _only(samples: QuestionBatch, q: int) -> QuestionBatch:
     image = int(samples["image_index"][q])
     return {
-        "grid_image": samples["grid_image"][image : image + 1],
-        "segmentation_image": samples["segmentation_image"][image : image + 1],
+        "grid_image": samples["images"]["grid"][image : image + 1],
+        "segmentation_image": samples["images"]["segmentation"][image : image + 1],
         "image_index": torch.zeros(1, dtype=torch.long),
         "text_input": [samples["text_input"][q]],
         "mismatched_input": [samples["mismatched_input"][q]],
         "answer": [samples["answer"][q]],
-        "question_id": [samples["question_id"][q]],
+        "question_id": [samples["ids"][q]],
         "global_size": 1,
     }
