@@ -6,7 +6,7 @@ patches that a caption sees, R samples generated together, D image width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -199,7 +199,7 @@ class BlipCaptioner(nn.Module, GenerativeModel):
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, each in enumerate(prompts) if each == prompt]
             start = torch.tensor([self._begun(prompt)] * len(rows), device=tokens.device)
-            found = self.blip.text_decoder.generate(  # type: ignore[misc]
+            found = cast(Any, self.blip.text_decoder).generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
                 encoder_hidden_states=tokens[rows],
@@ -362,7 +362,8 @@ class BlipCaptioner(nn.Module, GenerativeModel):
         # In lower precision many words have equal scores, and which of them counts as the best
         # would depend on the batch.
         with torch.autocast(tokens.device.type, enabled=False):
-            said = self.blip.text_decoder.generate(  # type: ignore[misc]
+            # How ``generate`` is typed differs between releases.
+            said = cast(Any, self.blip.text_decoder).generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 encoder_hidden_states=states.to(self.blip.dtype),
