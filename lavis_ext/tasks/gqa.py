@@ -73,32 +73,24 @@ class GqaTaskConfig(TaskConfig):
             )
 
 
-@registry.register_task("gqa_fusion")
-class GqaFusionTask(Task):
-    """Trains a fusion network on GQA and scores its answers and matches.
+class GqaTask(Task):
+    """GQA's data, and a model built for it.
 
     Class attributes:
-        no_grounding: why there are no attention maps; empty where there are some.
-        answering: whether it needs the model's captioner and reader.
+        answering: whether the model needs its captioner and reader.
     """
 
     Config = GqaTaskConfig
     splits = Splits(train=("train",), valid=("val",), test=("testdev",))
-    default_metric = ACCURACY
     OLD_KEYS = tuple(
         OldKey(f"run.{name}", f"task.{name}")
         for name in ("full_metrics", "resamples", "report_examples")
-    )
-    no_grounding: ClassVar[str] = (
-        "the answer head has no attention map; the pipeline has heat maps "
-        "(run.task: gqa_reading_comprehension_fusion)"
     )
     answering: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.vocabulary: AnswerVocabulary | None = None
-        self.scoring = AnswerScoring(config, self.no_grounding)
 
     @classmethod
     def setup_task(cls, cfg: Any) -> "Task":
@@ -137,6 +129,25 @@ class GqaFusionTask(Task):
         return registry.get_model_class(cfg.model.arch).from_config(
             cfg.model, load_weights=load_weights, vocabulary=self.vocabulary, **answering
         )
+
+
+@registry.register_task("gqa_fusion")
+class GqaFusionTask(GqaTask):
+    """Trains a fusion network on GQA and scores its answers and matches.
+
+    Class attributes:
+        no_grounding: why there are no attention maps; empty where there are some.
+    """
+
+    default_metric = ACCURACY
+    no_grounding: ClassVar[str] = (
+        "the answer head has no attention map; the pipeline has heat maps "
+        "(run.task: gqa_reading_comprehension_fusion)"
+    )
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.scoring = AnswerScoring(config, self.no_grounding)
 
     def metrics(self, model: Any) -> list[Metric]:
         """The model's metrics, and GQA's if it answers."""
