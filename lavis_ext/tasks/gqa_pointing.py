@@ -11,16 +11,15 @@ import torch
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, read_object_masks
 from lavis_ext.datasets.gqa.questions import find_questions
-from lavis_ext.datasets.gqa.scene_graphs import read_object_masks, read_scene_graphs
-from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
 from lavis_ext.evaluation.gqa.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
-from lavis_ext.evaluation.report.content import ReportedSplit
 from lavis_ext.registry import registry
-from lavis_ext.tasks.base import Datasets, EvalStep, Evaluation, Task, Totals
-from lavis_ext.tasks.gqa import GqaFusionTask
+from lavis_ext.tasks.base import Datasets, EvalStep
+from lavis_ext.tasks.gqa import GqaTask
 
 POINTING = (
     Metric("pointing_accuracy", "share"),
@@ -35,30 +34,26 @@ POINTING = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The object that a question asks about: which of ``count`` in a file of masks.
+    """The mask of the object that a question asks about.
 
     ``boxes`` [K, 4] are those of all objects that question and answer name, for grounding.
     """
 
-    masks: Path
-    index: int
-    count: int
+    mask: ObjectMask
     boxes: Attention
-
-    def mask(self) -> np.ndarray:
-        """Its mask, bool [H, W]."""
-        return np.asarray(read_object_masks(self.masks, self.count)[self.index])
 
 
 @registry.register_task("gqa_pointing")
-class GqaPointingTask(GqaFusionTask):
+class GqaPointingTask(GqaTask):
     """Compares heat maps with masks, for the questions that name one object.
 
-    It needs mini-GQA: its masks, scene graphs and annotations.
+    It needs scene graphs, questions that name their objects, and the objects' masks in COCO's
+    instance format, as mini-GQA has them.
     """
 
     takes_features = False
     answering = True
+    default_metric = "pointing_accuracy"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -75,7 +70,9 @@ class GqaPointingTask(GqaFusionTask):
     def _keep_pointed_at(self, section: Any, split: str, dataset: Any) -> None:
         boxes = GqaScorer(dataset.table, dataset.files).boxes
         questions = find_questions(Path(section.root), split, section.subset)
-        targets = read_targets(Path(section.root), questions, dataset.files, boxes)
+        graphs = read_scene_graphs(dataset.files.scene_graphs)
+        masks = read_object_masks(Path(section.root), split, graphs)
+        targets = read_targets(graphs, masks, questions, boxes)
         known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
         if not any(known):
             raise UserError(
@@ -90,20 +87,13 @@ class GqaPointingTask(GqaFusionTask):
         """Accuracy and overlap of heat maps, beside chance."""
         return [*POINTING]
 
-    def not_computed(self, model: Any, dataset: Any) -> dict[str, str]:
-        """Nothing: all metrics are computed."""
-        return {}
-
-    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """There are no answers to get ready for."""
-
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
         """Sums and count of a batch."""
         located = model.locate(samples)
         sums = dict.fromkeys(by_name(POINTING), 0.0)
         for row, question_id in enumerate(samples["ids"]):
             target = self._targets[question_id]
-            mask = target.mask()
+            mask = target.mask.decode()
             heat = located.heat[row].reshape(located.grid).cpu().numpy()
             patch_heat = located.patch_heat[row].reshape(located.grid).cpu().numpy()
             sums["pointing_accuracy"] += points_into(heat, mask)
@@ -116,31 +106,24 @@ class GqaPointingTask(GqaFusionTask):
         report = {name: torch.tensor(value) for name, value in sums.items()}
         return EvalStep(report, len(samples["ids"]))
 
-    def after_evaluation(self, val_result: Totals, dataset: Any, model: Any) -> Evaluation:
-        """Means over all processes' shares."""
-        return Task.after_evaluation(self, val_result, dataset, model)
-
-    def reported(
-        self, split: str, dataset: Any, model: Any, evaluation: Evaluation
-    ) -> ReportedSplit:
-        """The metrics as they are: there are no answers."""
-        return Task.reported(self, split, dataset, model, evaluation)
-
 
 def read_targets(
-    root: Path, questions: Path, files: ScoringFiles, boxes: Mapping[str, Attention]
+    graphs: Mapping[str, SceneGraph],
+    masks: Mapping[str, Sequence[ObjectMask]],
+    questions: Path,
+    boxes: Mapping[str, Attention],
 ) -> dict[str, Target]:
     """The object of each question that names exactly one, by question id.
 
-    ``boxes`` are those of the objects that questions name, of the questions that count.
+    ``masks`` are those of an image's objects, in the order of its graph. ``boxes`` are those of the
+    objects that questions name, of the questions that count.
     """
-    graphs = read_scene_graphs(files.scene_graphs)
     targets = {}
     for image_id, asked_there in read_grounded_questions(questions).items():
         ids = [item.id for item in graphs[image_id].objects]
         for question in asked_there:
             if len(question.asked) == 1 and question.id in boxes:
                 (asked,) = question.asked
-                path = root / "masks" / f"{image_id}.png"
-                targets[question.id] = Target(path, ids.index(asked), len(ids), boxes[question.id])
+                mask = masks[image_id][ids.index(asked)]
+                targets[question.id] = Target(mask, boxes[question.id])
     return targets
