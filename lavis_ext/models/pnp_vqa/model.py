@@ -264,16 +264,18 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
 
     @torch.no_grad()
-    def evaluate(self, samples: QuestionBatch) -> tuple[StepOutput, list[str] | None]:
-        """What ``forward`` gives, and the answers [Q] of the answer head.
+    def evaluate(self, samples: QuestionBatch) -> tuple[dict[str, Tensor], list[str] | None]:
+        """The sums that ``forward`` reports and that of its losses, and the answer head's answers.
 
-        The answers are None for a model without such a head.
+        The answers [Q] are None for a model without such a head.
         """
         batch = FusedBatch(self.fuse(samples), samples, self.blip)
         answers = None
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
-        return self._losses(batch), answers
+        output = self._losses(batch)
+        total = torch.stack([*output.losses.values()]).sum()
+        return {"loss": total.detach(), **output.report}, answers
 
     @torch.no_grad()
     def locate(self, samples: QuestionBatch, block_num: int | None = None) -> "Located":
