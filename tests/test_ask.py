@@ -155,7 +155,7 @@ def test_what_the_model_gets(told: Told) -> None:
 
 
 def test_each_stream_gets_its_own_size() -> None:
-    sizes = ["model.blip.image_size=64", "model.efficient_sam.image_size=128"]
+    sizes = ["model.streams.grid.image_size=64", "model.streams.segmentation.image_size=128"]
     section = model_section(None, "base_esam", sizes)
     image = Image.new("RGB", (30, 20))
     samples = samples_of(image, ["what?"], section, torch.device("cpu"))

@@ -32,7 +32,9 @@ class PretrainingDataConfig:
     """A mini-GQA of its own, so that no part of the miniature has seen what it is tested on."""
 
     type: str = option("mini", "Which default config the section starts from.")
-    root: str = option("data/mini_gqa_pretraining", "Where the mini-GQA is made.")
+    root: str = option(
+        "data/mini_gqa_pretraining", "Where the mini-GQA is made.", may_change=True
+    )
     images: int = option(12000, "Its images; a tenth each is val and testdev.", at_least=10)
     seed: int = option(1000, "Seed of its scenes; data sets of other seeds share none.", at_least=0)
     image_size: int = option(128, "Side in pixels of the images.", at_least=1)

@@ -143,7 +143,7 @@ def test_grid_only_gives_blips_own_scores(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     input_ids, mask = blip.tokenize(["red dog", "dog"])
     with torch.no_grad():
-        fused = build("grid_only")(blip.encode_image(images))
+        fused = build("grid_only")(blip.encode(images))
         whole = blip.blip(
             input_ids=input_ids, pixel_values=blip.normalise(images), attention_mask=mask
         )

@@ -36,13 +36,15 @@ def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> QuestionBatch
     texts = [*QUESTIONS, LONG]
     count = len(index)
     return {
-        "grid_image": pictures,
-        "segmentation_image": pictures.flip(-1),
+        "images": {
+            "grid": pictures,
+            "segmentation": pictures.flip(-1),
+        },
         "image_index": torch.tensor(index),
         "text_input": [texts[(4 * q + seed) % 9] for q in range(count)],
         "mismatched_input": [texts[(2 * q + 3) % 9] for q in range(count * mismatched)],
         "answer": ["zebra", *(ANSWERS[q % len(ANSWERS)] for q in range(1, count))],
-        "question_id": [str(q) for q in range(count)],
+        "ids": [str(q) for q in range(count)],
         "global_size": count,
     }
 
@@ -116,7 +118,7 @@ def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_a
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
     model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
     encoded: list[int] = []
-    model.efficient_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    model.streams["segmentation"].image_encoder.register_forward_hook(lambda *_: encoded.append(1))
     straightforward_loss(model, samples)
     assert not any(fused)
     assert len(encoded) == 3 * 3, "once for each pair"

@@ -9,7 +9,7 @@ from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from tests.tiny import QUESTIONS, SIDE, make_answering_model, make_samples
 
 TARGETS = ["a red circle", "a blue square on a beach"]
-STEP = 1e-4
+STEP = 1e-6
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,13 @@ def output(model: PnpVqaFusion, samples: QuestionBatch) -> PipelineOutput:
 def part_of(samples: QuestionBatch, questions: list[int]) -> QuestionBatch:
     images, index = torch.unique(samples["image_index"][questions], return_inverse=True)
     return {
-        "grid_image": samples["images"]["grid"][images],
-        "segmentation_image": samples["images"]["segmentation"][images],
+        "images": {
+            "grid": samples["images"]["grid"][images],
+            "segmentation": samples["images"]["segmentation"][images],
+        },
         "image_index": index,
         "text_input": [samples["text_input"][q] for q in questions],
-        "question_id": [samples["ids"][q] for q in questions],
+        "ids": [samples["ids"][q] for q in questions],
     }
 
 
@@ -87,7 +89,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(
     model: PnpVqaFusion, samples: QuestionBatch
 ) -> None:
     seen: list[int] = []
-    modules = (model.blip.blip.vision_model.embeddings, model.efficient_sam.image_encoder)
+    modules = (model.blip.blip.vision_model.embeddings, model.streams["segmentation"].image_encoder)
     hooks = [
         module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         for module in modules

@@ -98,7 +98,7 @@ def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(losses(), losses())
         assert not torch.equal(losses(), losses(text_input=samples["text_input"][::-1]))
-        for stream in ("grid_image", "segmentation_image"):
+        for stream in ("grid", "segmentation"):
             assert not torch.equal(losses(), losses(**{stream: 255 - samples[stream]}))  # type: ignore[literal-required]
 
 
@@ -122,7 +122,7 @@ def test_calibration_starts_as_blip_and_then_takes_what_is_overconfident() -> No
     first = model(samples)["loss"]
     torch.testing.assert_close(first, plain(samples)["loss"])
     assert first > 1.0
-    freeze_all_but(model, ["fusion.heads.itm.*"])
+    freeze_all_but(model, ["objectives.itm.*"])
     assert overfit(model, samples, steps=200)[-1] < 0.75
 
 
@@ -164,12 +164,14 @@ def test_questions_of_one_image_share_its_encoding() -> None:
 def _only(samples: QuestionBatch, q: int) -> QuestionBatch:
     image = int(samples["image_index"][q])
     return {
-        "grid_image": samples["images"]["grid"][image : image + 1],
-        "segmentation_image": samples["images"]["segmentation"][image : image + 1],
+        "images": {
+            "grid": samples["images"]["grid"][image : image + 1],
+            "segmentation": samples["images"]["segmentation"][image : image + 1],
+        },
         "image_index": torch.zeros(1, dtype=torch.long),
         "text_input": [samples["text_input"][q]],
         "mismatched_input": [samples["mismatched_input"][q]],
         "answer": [samples["answer"][q]],
-        "question_id": [samples["ids"][q]],
+        "ids": [samples["ids"][q]],
         "global_size": 1,
     }

@@ -42,7 +42,7 @@ class MismatchedConfig:
 class MiniGqaConfig:
     """The mini-GQA that is made on first use."""
 
-    root: str = option("data/mini_gqa", "Where it is made.")
+    root: str = option("data/mini_gqa", "Where it is made.", may_change=True)
     images: int = option(4000, "Images, of which a tenth each is val and testdev.", at_least=10)
     seed: int = option(0, "Seed of the scenes and questions.", at_least=0)
 
@@ -72,11 +72,15 @@ class GqaFusionConfig:
     """The section ``datasets.gqa_fusion``."""
 
     type: str = option("balanced", "Which default config the section starts from.")
-    root: str = option("data/gqa", "Folder in GQA's layout.")
+    root: str = option("data/gqa", "Folder in GQA's layout.", may_change=True)
     subset: str = option("balanced", "GQA's question files.", choices=("balanced", "all"))
-    questions: dict[str, str] = option(dict, "Question files by split, instead of looking in root.")
+    questions: dict[str, str] = option(
+        dict, "Question files by split, instead of looking in root.", may_change=True
+    )
     question_store: str | None = option(
-        None, "Folder for large question files as converted on first use; by default beside them."
+        None,
+        "Folder for large question files as converted on first use; by default beside them.",
+        may_change=True,
     )
     choices: dict[str, str] = option(
         dict, "Choices files by split, for validity; by default root/choices/SPLIT_choices.json."
@@ -84,7 +88,7 @@ class GqaFusionConfig:
     scene_graphs: dict[str, str] = option(
         dict, "Scene graphs by split; by default root/sceneGraphs/SPLIT_sceneGraphs.json."
     )
-    images: str | None = option(None, "Image folder; by default root/images.")
+    images: str | None = option(None, "Image folder; by default root/images.", may_change=True)
     missing_images_limit: float = option(
         0.0,
         "Share of images that may be missing; their questions are left out.",

@@ -174,10 +174,10 @@ def test_a_batch_holds_each_image_once_and_points_to_it(train: GqaFusionDataset)
     assert samples["images"]["grid"].dtype == torch.uint8
     assert samples["image_index"].dtype == torch.int64
     for place, image in enumerate(images):
-        alone = train.vis_processor(train.images.read(str(image)))
+        alone = train.processor(train.images.read(str(image)))
         mine = samples["image_index"][place]
-        assert torch.equal(samples["images"]["grid"][mine], alone["grid_image"])
-        assert torch.equal(samples["images"]["segmentation"][mine], alone["segmentation_image"])
+        assert torch.equal(samples["images"]["grid"][mine], alone["grid"])
+        assert torch.equal(samples["images"]["segmentation"][mine], alone["segmentation"])
     assert samples["ids"] == [train.table.text("question_id", row) for row in rows]
     assert samples["answer"] == [train.table.text("answer", row) for row in rows]
     assert samples["global_size"] == 99
@@ -199,7 +199,7 @@ def test_mismatched_questions_stand_with_their_question(train: GqaFusionDataset)
 def test_without_mismatched_questions_there_are_none(mini_gqa: Path) -> None:
     dataset = builder(mini_gqa).build_datasets({"val": None}, with_mismatched=False)["val"]
     assert batch_of(dataset, [0, 1])["mismatched_input"] == []
-    assert dataset[1]["question_id"] == [dataset.table.text("question_id", 1)]
+    assert dataset[1]["ids"] == [dataset.table.text("question_id", 1)]
 
 
 def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) -> None:
@@ -212,7 +212,7 @@ def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) 
     for one, other in zip(inside, outside, strict=True):
         assert one.keys() == other.keys()
         assert one["mismatched_input"] == other["mismatched_input"]
-        assert torch.equal(one["grid_image"], to_device(other, torch.device("cpu"))["grid_image"])
+        assert torch.equal(one["images"]["grid"], to_device(other, torch.device("cpu"))["images"]["grid"])
     assert sum(len(batch["text_input"]) for batch in inside) == len(train)
 
 
@@ -237,7 +237,7 @@ def test_the_image_processor_keeps_the_whole_picture_the_right_way_round() -> No
     picture.paste((255, 0, 0), (0, 0, 20, 20))
     picture.paste((0, 0, 255), (40, 0, 60, 20))
     images = StreamImagesProcessor(StreamImagesConfig(grid_size=30, segmentation_size=15))(picture)
-    for name, side in (("grid_image", 30), ("segmentation_image", 15)):
+    for name, side in (("grid", 30), ("segmentation", 15)):
         pixels = images[name]
         assert pixels.shape == (3, side, side)
         assert pixels[:, side // 2, 1].tolist() == [255, 0, 0]
