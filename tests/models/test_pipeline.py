@@ -17,7 +17,7 @@ from lavis_ext.decoders.patches import PatchConfig, draw_patches
 from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
+from lavis_ext.tasks.gqa import GqaReadingComprehensionFusionTask
 from tests.tiny import make_answering_model, make_samples, model_section, vocabulary
 
 
