@@ -36,7 +36,7 @@ from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_lo
 from lavis_ext import distributed
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.loader import to_device
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.features.run_features import RunFeatures
@@ -198,7 +198,7 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
             features.use(parts.device, cfg.run.num_workers)
         batches = TrainingPlan.of(cfg.run, parts.datasets).batches
-        samples: FusionSamples = parts.datasets["train"].__getitems__(next(iter(batches)))
+        samples: QuestionBatch = parts.datasets["train"].__getitems__(next(iter(batches)))
         flops = count(cfg, parts, variant, samples)
         parts.model.to(parts.device)
         stepper = Stepper.at_rest(parts.task, parts.model, cfg.run, parts.device)
@@ -234,7 +234,7 @@ def make_features(given: Namespace) -> float:
         return time.perf_counter() - started
 
 
-def count(cfg: Config, parts: Prepared, variant: Variant, samples: FusionSamples) -> dict[str, Any]:
+def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch) -> dict[str, Any]:
     """FLOPs of a question with its share of the image; for the library's ways, of both apart."""
     ways = variant.ways
     if ways is not None and not ways.fused_attention:

@@ -151,7 +151,7 @@ def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path)
     model = {"arch": path.parent.name, "model_type": path.stem}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"model": model}))
     contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    assert path.stem in registry.get_model_class(path.parent.name).PRETRAINED_MODEL_CONFIG_DICT
+    assert path.stem in registry.get_model_class(path.parent.name).types()
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/datasets/*/*.yaml")), ids=relative)

@@ -20,7 +20,7 @@ from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.curves import MOST_POINTS, read_curves
 from lavis_ext.evaluation.report.page import page, write_report
 from lavis_ext.evaluation.report.thumbnails import thumbnails
-from lavis_ext.evaluation.result import SplitResult, Trace
+from lavis_ext.evaluation.gqa.result import SplitResult, Trace
 from tests.browser import Page, browser_page, find_browser
 from tests.gqa_rule import write_files
 
