@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows
-from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Companions, Heard
+from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Heard, Peers
 from lavis_ext.distributed.process_group import at, greatest, process_group
 from lavis_ext.runners.stepper import Stepper
 from tests.launching import torchrun
@@ -338,19 +339,17 @@ def test_a_process_that_is_stopped_is_told_from_one_that_is_slow() -> None:
     assert "was loading data for step 3 when it was last heard of, 50 s ago" in str(stopped)
 
 
-def test_a_stranger_that_connects_ends_nothing() -> None:
-    store = torch.distributed.HashStore()
-    first = Companions(0, 2, store, "127.0.0.1")
-    port, _ = store.get("companions").decode().split()
-    for message in (b"hello\n", b'{"rank": 1, "token": "guessed"}\n', b"\xff\n", b"[1]\n"):
-        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-            stranger.sendall(message)
-            assert stranger.recv(99) == b""
-    second = Companions(1, 2, store, "127.0.0.1")
+def test_a_stranger_that_connects_to_the_store_ends_nothing() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    first = Peers(0, 2, store, host=0)
+    for message in (b"hello\n", b'{"rank": 1, "failed": "guessed"}\n', b"\xff\n", b"[1]\n"):
+        with socket.create_connection(("127.0.0.1", store.port)) as stranger:
+            stranger.sendall(99 * message)
+    second = Peers(1, 2, store, host=0)
     second.at = At(4, COMPUTING, time.monotonic())
     first.at = At(3, LOADING, time.monotonic())
     deadline = time.monotonic() + 10
-    while not (first.behind() and second.behind()) and time.monotonic() < deadline:
+    while not [*first.behind()] == [*second.behind()] == [0] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert list(first.behind()) == list(second.behind()) == [0]
     second.leave()
