@@ -90,9 +90,10 @@ class Ended(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        who = "torchrun's agent with the job's store" if self.rank is None else f"rank {self.rank}"
+        if self.rank is None:
+            return "torchrun has ended on the first machine, with the job's store"
         how = f"({self.reason})" if self.reason else "without a word, as if killed"
-        return f"{who} has ended {how}"
+        return f"rank {self.rank} has ended {how}"
 
 
 class Heard(NamedTuple):
@@ -124,6 +125,16 @@ class _Beats:
     done: bool = False
     heard: Heard | None = None
 
+    def take(self, value: bytes) -> None:
+        """Compare what is in the store now with the last heartbeat."""
+        if value == self.value:
+            self.missed += bool(value)
+            return
+        now = time.monotonic()
+        _, step, stage, seconds, self.done = json.loads(value)
+        self.heard = Heard(At(step, Stage(stage), now - seconds), now)
+        self.value, self.missed = value, 0
+
 
 class Peers:
     """The ranks of a job, as one of them knows them.
@@ -150,11 +161,11 @@ class Peers:
         self._left, self._news, self._told = (threading.Event() for _ in range(3))
         # Of several machines, torchrun's store outlives a restart, and what was written before it.
         start = store.add(f"peers/{rank}/starts", 1)
-        # A client of its own: the others' waits for keys would hold up the heartbeats.
+        # A client of its own, as a blocking read by the process group would delay heartbeats.
         self._store = PrefixStore(f"peers/{start}", store).clone()
         self._keys = [*map(str, self._others), FIRST_END]
         for key in self._keys:
-            self._store.compare_set(key, "", "")  # of an absent key, it would wait
+            self._store.compare_set(key, "", "")  # reading an absent key would block
         threading.Thread(target=self._exchange_beats, name="peers", daemon=True).start()
         threading.Thread(target=self._watch_store, name="peers' store", daemon=True).start()
 
@@ -237,7 +248,7 @@ class Peers:
         self._write()
         *values, first = self._store.multi_get(self._keys)
         for beats, value in zip(self._others.values(), values, strict=True):
-            _take(beats, value)
+            beats.take(value)
         self._beats += 1
         most = MISSED_BEATS_AFTER_FAILURE if self._collective_failed else MISSED_BEATS
         silent = {rank: each.missed for rank, each in self._others.items() if not each.done}
@@ -281,23 +292,15 @@ class Peers:
     def _end_too(self) -> None:
         if self._left.is_set():
             return
+        blamed = self.ended is not None and self.ended.rank == self.rank
+        why = "the others have not heard of this process for too long" if blamed else self.ended
         print(
-            f"{self.ended}; this process (rank {self.rank}) ends too, {self.at}",
+            f"{why}; this process (rank {self.rank}) ends too, {self.at}",
             file=sys.stderr,
             flush=True,
         )
         self._told.set()
         end_within(GRACE_SECONDS)
-
-
-def _take(beats: _Beats, value: bytes) -> None:
-    if value == beats.value:
-        beats.missed += bool(value)
-        return
-    now = time.monotonic()
-    _, step, stage, seconds, beats.done = json.loads(value)
-    beats.heard = Heard(At(step, Stage(stage), now - seconds), now)
-    beats.value, beats.missed = value, 0
 
 
 def end_within(seconds: float) -> None:

@@ -20,6 +20,7 @@ from torch.distributed import TCPStore
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows
+from lavis_ext.distributed import peers
 from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Heard, Peers
 from lavis_ext.distributed.process_group import at, greatest, process_group
 from lavis_ext.runners.stepper import Stepper
@@ -239,6 +240,36 @@ def test_one_process_that_ends_ends_the_job_with_its_error_first(
     assert said.index(shown) <= said.index(line)
     assert said.count("Traceback") == (code == 1)
     assert "gloo" not in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_noticed_where_no_collective_waits_for_it(
+    pair: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(peers, "MISSED_BEATS", 6)
+    monkeypatch.setattr(peers, "GRACE_SECONDS", 0.5)
+    started = time.monotonic()
+    codes, said = pair(
+        None, lambda: killed() if os.environ["RANK"] == str(rank) else time.sleep(60)
+    )
+    assert time.monotonic() - started < 30
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert codes[rank] == -signal.SIGKILL
+    assert f"rank {rank} has ended without a word, as if killed; this process" in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_for_a_while_ends_nothing(
+    pair: Callable[..., tuple[list[int], str]], rank: int
+) -> None:
+    def stop() -> None:
+        wake = f"sleep 3; kill -CONT {os.getpid()}"
+        subprocess.Popen(["sh", "-c", wake], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    codes, said = pair(rank, stop)
+    assert codes == [0, 0]
+    assert "ended" not in said
 
 
 def test_an_error_that_all_processes_raise_is_shown_once(
