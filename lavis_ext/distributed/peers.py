@@ -1,21 +1,19 @@
 """The other ranks of a job: what each is doing, and which one has ended.
 
 A thread of each rank writes a heartbeat to the job's own store twice a second, and reads those of
-the others in the same request. That takes 0.1 ms for 64 ranks, and the training thread has no part
-in it: it only sets :attr:`Peers.at`.
+the others. On one machine that takes 0.1 ms for 64 ranks. The training thread has no part in it: it
+only sets :attr:`Peers.at`.
 
 A rank that fails writes its error to the store before it ends, so that the first error is the one
 all agree on. A rank that is killed can't; these tell of it:
 
-- its heartbeats stop. After 30 s that alone is enough. It is enough after 2 s for a rank whose
-  collective has failed, which happens only if a rank has ended.
+- its heartbeats stop: for 30 s, or for 2 s after a collective of the rank that listens has failed.
 - the store is gone, if it was rank 0 that held it. Under torchrun the agent holds the store; it
   also sends SIGTERM to the ranks of its machine when one of them has ended.
 """
 
 import faulthandler
 import json
-import logging
 import os
 import sys
 import threading
@@ -25,8 +23,6 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from torch.distributed import PrefixStore, Store
-
-log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 MISSED_BEATS = 60

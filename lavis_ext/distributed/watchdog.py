@@ -1,4 +1,4 @@
-"""Says so when a process makes no progress: which, at what, for how long, and who holds it up."""
+"""Warns when a rank stalls, naming the rank, its step and the rank it waits for."""
 
 import logging
 import threading
