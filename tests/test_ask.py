@@ -148,7 +148,11 @@ def test_what_the_model_gets(told: Told) -> None:
     assert samples["text_input"] == ["what color is it?", "where?"]
     assert samples["ids"] == samples["text_input"], "the same draws whatever else is asked"
     assert samples["image_index"].tolist() == [0, 0]
-    assert samples["images"]["grid"].shape == samples["images"]["segmentation"].shape == (1, 3, 384, 384)
+    assert (
+        samples["images"]["grid"].shape
+        == samples["images"]["segmentation"].shape
+        == (1, 3, 384, 384)
+    )
     assert samples["images"]["grid"].dtype == torch.uint8
     red, green, _ = samples["images"]["grid"].float().mean(dim=(0, 2, 3)).tolist()
     assert red > green + 100

@@ -213,7 +213,9 @@ class BlipCaptioner(nn.Module, GenerativeModel):
                 suppress_tokens=self._not_words,
                 **drawing,
             )
-            texts = self.tokenizer.batch_decode(found[:, start.shape[1] :], skip_special_tokens=True)
+            texts = self.tokenizer.batch_decode(
+                found[:, start.shape[1] :], skip_special_tokens=True
+            )
             for row, text in zip(rows, texts, strict=True):
                 said[row] = text.strip()
         return said

@@ -38,8 +38,7 @@ def typed_streams(sections: Any, where: str) -> dict[str, EncoderConfig]:
             continue
         if not isinstance(section, Mapping) or not section.get("encoder"):
             raise UserError(
-                f"{key}.encoder is missing; it names one of: "
-                f"{', '.join(registry.list_encoders())}."
+                f"{key}.encoder is missing; it names one of: {', '.join(registry.list_encoders())}."
             )
         schema = schema_of("encoder", section["encoder"], f"{key}.encoder")
         found[str(name)] = typed(schema, section, key)

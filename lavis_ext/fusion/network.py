@@ -69,9 +69,7 @@ class FusionNetwork(nn.Module):
         self.config = config
         self.adapter = StreamAdapter(layouts, self.reads, d_model)
         self.encoder = encoder_class(config, d_model)
-        self.output_projection = (
-            nn.Identity() if d_model == width else nn.Linear(d_model, width)
-        )
+        self.output_projection = nn.Identity() if d_model == width else nn.Linear(d_model, width)
         self.gate = nn.Parameter(torch.zeros(width)) if config.gate else None
 
     def forward(self, streams: Mapping[str, Tokens]) -> Tensor:

@@ -80,9 +80,7 @@ class BlipPretraining(PretrainingModel):
     def metrics(self) -> list[Metric]:
         """The losses that have a weight, and how often labels and matches are right."""
         given = [name for name, (weight, _) in self._losses.items() if weight > 0]
-        rates = [
-            Metric(f"{name}_accuracy", "share") for name in given if name != "captioning"
-        ]
+        rates = [Metric(f"{name}_accuracy", "share") for name in given if name != "captioning"]
         return [*(Metric(f"{name}_loss", better="min") for name in given), *rates]
 
     def forward(self, samples: DescriptionSamples) -> StepOutput:

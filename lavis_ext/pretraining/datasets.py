@@ -32,9 +32,7 @@ class PretrainingDataConfig:
     """A mini-GQA of its own, so that no part of the miniature has seen what it is tested on."""
 
     type: str = option("mini", "Which default config the section starts from.")
-    root: str = option(
-        "data/mini_gqa_pretraining", "Where the mini-GQA is made.", may_change=True
-    )
+    root: str = option("data/mini_gqa_pretraining", "Where the mini-GQA is made.", may_change=True)
     images: int = option(12000, "Its images; a tenth each is val and testdev.", at_least=10)
     seed: int = option(1000, "Seed of its scenes; data sets of other seeds share none.", at_least=0)
     image_size: int = option(128, "Side in pixels of the images.", at_least=1)
@@ -69,7 +67,9 @@ class PretrainingDataset(Dataset[Any], ABC):
         self.split = split
         self.seed = seed
         self.images = ImageFolder(split.folder / "images")
-        self._process = StreamImagesProcessor(StreamImagesConfig(sizes={"image": config.image_size}))
+        self._process = StreamImagesProcessor(
+            StreamImagesConfig(sizes={"image": config.image_size})
+        )
         self.records = self._records()
         if size is not None and size < len(self.records):
             chosen = np.random.default_rng(seed).choice(len(self.records), size, replace=False)

@@ -23,7 +23,7 @@ from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.distributed import peers
 from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Heard, Peers
 from lavis_ext.distributed.process_group import at, greatest, process_group
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import Stepper
 from tests.launching import torchrun
 from tests.robustness.torture_jobs import Job
 from tests.runners.test_runner import TINY_MODEL, UNVALIDATED

@@ -24,7 +24,7 @@ from lavis_ext.common import locks
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import QuestionBatch, GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
@@ -34,8 +34,9 @@ from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
+from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.freezing import freeze_all_but
-from lavis_ext.runners.launch import describe, started
+from lavis_ext.runners.launch import started
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import make_model
@@ -527,7 +528,9 @@ def test_stored_views_are_chosen_by_image_and_epoch_alone(run: Run) -> None:
         assert 0.1 < dropped[:, 1:].float().mean() < 0.5
     assert not torch.equal(seen[0], seen[1])
     val = datasets["val"]
-    assert torch.equal(batch(val, 0, 4)["tokens"]["grid"].values, batch(val, 1, 4)["tokens"]["grid"].values)
+    assert torch.equal(
+        batch(val, 0, 4)["tokens"]["grid"].values, batch(val, 1, 4)["tokens"]["grid"].values
+    )
     assert not (batch(val, 0, 4)["tokens"]["grid"].values == 0).all(dim=-1).any()
 
 

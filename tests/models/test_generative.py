@@ -45,7 +45,7 @@ def test_an_images_gradient_passes_frozen_encoders_and_the_fusion(
     samples = make_samples(images=2)
 
     def fused(pixels: Tensor) -> Tensor:
-        return model.fuse({**samples, "images": {name: pixels for name in model.streams}}).sin().sum()
+        return model.fuse({**samples, "images": dict.fromkeys(model.streams, pixels)}).sin().sum()
 
     assert_gradient_is_the_finite_difference(fused, image)
 
@@ -56,7 +56,7 @@ def test_an_images_gradient_reaches_it_from_an_objectives_loss(
     samples = make_samples(images=2)
 
     def loss(pixels: Tensor) -> Tensor:
-        output = model({**samples, "images": {name: pixels for name in model.streams}})
+        output = model({**samples, "images": dict.fromkeys(model.streams, pixels)})
         return torch.stack([*output.losses.values()]).sum().double()
 
     (gradient,) = torch.autograd.grad(loss(image.requires_grad_()), image)

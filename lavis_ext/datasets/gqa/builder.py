@@ -173,9 +173,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
             image_sizes: side in pixels of the image of each of the model's streams; without a
                 model, processors need ``sizes`` of their own.
         """
-        processors = {
-            mode: self._image_processor(mode, image_sizes) for mode in ("train", "eval")
-        }
+        processors = {mode: self._image_processor(mode, image_sizes) for mode in ("train", "eval")}
         sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
         self._refuse_unread_files(sizes)
         with main_process_first():

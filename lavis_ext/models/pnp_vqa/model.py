@@ -36,7 +36,6 @@ from lavis_ext.registry import registry
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip.encoder import BlipEncoder
-    from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
     from lavis_ext.models.pnp_vqa.answering import Located, PipelineOutput
 
 UNREAD = StreamLayout(0, (0, 0), 0)
@@ -117,9 +116,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         read = {self.first, *streams_read(config.fusion, names)}
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
-        encoders = build_streams(
-            config.streams, wanted, "model.streams", load_weights=load_weights
-        )
+        encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
         self.streams = nn.ModuleDict(encoders)  # type: ignore[misc]  # read as a property
         blip = self.blip
         self.fusion = FusionNetwork(

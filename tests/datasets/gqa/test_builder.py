@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.base import DataFault, GqaFusionDataset, QuestionBatch
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.base import DataFault, QuestionBatch, GqaFusionDataset
 from lavis_ext.datasets.loader import Loader, to_device
 from lavis_ext.datasets.samplers import BatchRows, EvalBatches, TrainBatches
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
@@ -204,7 +204,7 @@ def test_without_mismatched_questions_there_are_none(mini_gqa: Path) -> None:
 
 def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) -> None:
     batches = TrainBatches(
-        train.table.codes("image_id"), batch_size=40, questions_per_image=8, seed=1
+        train.table.codes("image_id"), batch_size=40, examples_per_image=8, seed=1
     )
     inside = list(Loader(train, batches, 0, DataFaultsConfig()))
     outside = list(Loader(train, batches, 1, DataFaultsConfig()))
@@ -212,7 +212,9 @@ def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) 
     for one, other in zip(inside, outside, strict=True):
         assert one.keys() == other.keys()
         assert one["mismatched_input"] == other["mismatched_input"]
-        assert torch.equal(one["images"]["grid"], to_device(other, torch.device("cpu"))["images"]["grid"])
+        assert torch.equal(
+            one["images"]["grid"], to_device(other, torch.device("cpu"))["images"]["grid"]
+        )
     assert sum(len(batch["text_input"]) for batch in inside) == len(train)
 
 
