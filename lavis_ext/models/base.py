@@ -31,8 +31,8 @@ class StepOutput(NamedTuple):
     """Sums over the examples by name, weighted, with gradient; their sum is trained."""
     report: dict[str, Tensor]
     """Sums over the examples of what is averaged in the log and in evaluations."""
-    count: int
-    """Examples."""
+    examples: int
+    """How many."""
 
 
 class TrainableModel(BaseModel, ABC):
@@ -151,7 +151,8 @@ class TrainableModel(BaseModel, ABC):
         """
         if not isinstance(cfg, cls.Config):
             cfg = typed(cls.Config, cfg, "model")
-        return cls(cfg, load_weights=load_weights, **facts)  # type: ignore[call-arg]
+        build: Any = cls
+        return build(cfg, load_weights=load_weights, **facts)
 
 
 class TargetScores(NamedTuple):

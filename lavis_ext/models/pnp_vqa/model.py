@@ -117,7 +117,8 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
-        self.streams = nn.ModuleDict(encoders)  # type: ignore[misc]  # read as a property
+        # A property reads them, so that they are encoders to whoever reads the code.
+        self._modules["streams"] = nn.ModuleDict(encoders)
         blip = self.blip
         self.fusion = FusionNetwork(
             config.fusion,
