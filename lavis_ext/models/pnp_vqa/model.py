@@ -67,6 +67,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     Config = PnpVqaFusionConfig
     CONFIGS = Path(__file__).parent / "configs"
     weights_key = "fusion_weights"
+    default_task = "gqa_fusion"
     weights_name = "fusion_encoder"
     trainable = ("fusion.*", "objectives.*")
     OLD_KEYS = (
