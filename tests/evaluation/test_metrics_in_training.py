@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
@@ -14,7 +15,6 @@ from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.evaluation.gqa.__main__ import main as score_command
 from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.runners.launch import started
-from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 from tests.runners.test_runner import TINY_MODEL
 
 pytestmark = pytest.mark.beyond_core
