@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -151,7 +151,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     def streams(self) -> Mapping[str, Encoder]:
         """The encoders that were built, by stream."""
         built: Any = self._modules["streams"]
-        return dict(built.items())
+        return cast(Mapping[str, Encoder], built)
 
     @property
     def blip(self) -> "BlipEncoder":
