@@ -94,7 +94,7 @@ def test_any_metric_selects_in_its_own_direction(
 
 
 def test_the_direction_can_be_given(config: Configured) -> None:
-    assert config("run.metric=loss", "run.metric_goal=max").run.goal == "max"
+    assert config("run.metric=loss", "run.metric_goal=max").run.metric_goal == "max"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         r"^fusion\.adapter\.segmentation_norm\.": "fusion.adapter.norms.segmentation.",
         r"^fusion\.adapter\.class_partner$": "fusion.adapter.partners.segmentation",
     }
-    OLD_TRAINABLE = {"fusion.*": ("fusion.*", "objectives.*")}
+    OLD_TRAINABLE = {
+        "fusion.*": ("fusion.*", "objectives.*"),
+        "fusion.heads.*": ("objectives.*",),
+    }
 
     def __init__(
         self,
