@@ -40,7 +40,7 @@ def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run(
     config: Configured, mini_gqa: Path, tmp_path: Path
 ) -> None:
-    with started(config(ALL, *UNSAMPLED), SPLITS) as runner:
+    with started(config(ALL, *UNSAMPLED, "run.seed=1"), SPLITS) as runner:
         figures = runner.train()["testdev"]
     folder = runner.output_dir
     score_command(
@@ -48,7 +48,7 @@ def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run
             *("--questions", str(mini_gqa / "questions" / "testdev_all_questions.json")),
             *("--choices", str(mini_gqa / "choices" / "testdev_choices.json")),
             *("--predictions", str(folder / "testdev_predictions.json"), "--consistency"),
-            *("--resamples", "100", "--seed", "42", "--json", str(tmp_path / "scores.json")),
+            *("--resamples", "100", "--seed", "1", "--json", str(tmp_path / "scores.json")),
         ]
     )
     scores = json.loads((tmp_path / "scores.json").read_text())
