@@ -15,12 +15,13 @@ SECONDS ?= 600
 # `make bench SMALL=1` measures the model type mini.
 SMALL ?=
 
-.PHONY: help setup lint test torture fuzz demo bench miniature clean distclean
+.PHONY: help setup lint test docs torture fuzz demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
+	@echo "make docs       the documentation as a site in build/docs; fails on a broken link or reference"
 	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
 	@echo "make fuzz       damage question files, configs and weights, SECONDS=600 of each"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
@@ -39,7 +40,7 @@ $(STAMP): setup.py
 		else "error: $(PYTHON) is not Python 3.11 to 3.13. Name one that is: make setup PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --editable '.[dev,docs]'
 	$(BIN)/python -m pip install --no-deps salesforce-lavis==1.0.2
 	touch $@
 
@@ -50,6 +51,10 @@ lint: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The page of every config key is made from the package, so it is on the path.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet --strict
 
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \

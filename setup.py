@@ -53,12 +53,18 @@ setup(
     extras_require={
         "dev": [
             "hypothesis>=6.130",
+            "markdown-it-py>=3.0",
             "mypy>=2.4",
             "pytest>=8.3.1",
             "pytest-timeout>=2.3.1",
             "ruff>=0.17.5",
             "tensorboard>=2.19",
             "types-PyYAML>=6.0.12",
+        ],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=1.0",
         ],
         "tensorboard": ["tensorboard>=2.19"],
     },
