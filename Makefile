@@ -54,7 +54,7 @@ test: setup
 
 # The page of every config key is made from the package, so it is on the path.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \

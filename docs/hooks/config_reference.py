@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     ),
 }
 HEADER = (
-    "| key | type | limits | default | may change | meaning |\n| --- | --- | --- | --- | --- | --- |"
+    "| key | meaning | type | limits | default | may change |\n| --- | --- | --- | --- | --- | --- |"
 )
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "mapping"}
 INTRODUCTION = """# Every config key
@@ -145,11 +145,11 @@ def _rows(schema: type, where: str, owners: Mapping[type, tuple[str, str]]) -> I
             help_ += f" By default [{owned[1]}](#{anchor(*owned)}); see [{owned[0]}](#{owned[0]})."
         cells = [
             f"`{key}`",
+            help_,
             kind,
             _limits(field.metadata),
             default,
             "yes" if field.metadata.get("may_change", False) else "",
-            help_,
         ]
         yield f"| {' | '.join(cells)} |"
         if is_section and not owned:
