@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str,
     order = TrainBatches(table.codes("image_id"), batch_size=BATCH, questions_per_image=16, seed=0)
     loader = DataLoader(
         dataset,
-        batch_sampler=_Repeated(order, batches),  # type: ignore[arg-type]
+        batch_sampler=cast(Any, _Repeated(order, batches)),
         num_workers=WORKERS,
         collate_fn=list,
     )

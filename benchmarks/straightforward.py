@@ -15,7 +15,7 @@ trains this way, with 128 questions a step.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ def _asked(model: PnpVqaFusion, head: QuestionHead, fused: Tensor, text: str, wa
     for layer in head.layers:
         memory = head.token_projection(fused)
         # Torch's own pass of the layer, which the library's is a subclass of.
-        states = nn.TransformerDecoderLayer.forward(layer, states, memory)  # type: ignore[arg-type]
+        states = cast(Any, nn.TransformerDecoderLayer).forward(layer, states, memory)
     scores: Tensor = head.score(head.norm(states.mean(dim=1)))
     return scores
 
@@ -173,14 +173,14 @@ def unfused(model: PnpVqaFusion) -> Iterator[None]:
     encoder = model.fusion.encoder
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     blocks = [m for s in model.modules() if isinstance(s, EfficientSam) for m in s.modules()]
-    timms = [m for m in blocks if hasattr(m, "fused_attn")]
+    timms: list[Any] = [m for m in blocks if hasattr(m, "fused_attn")]
     for attention in attentions:
-        attention.forward = _plain_attention.__get__(attention)  # type: ignore[method-assign]
+        attention.__dict__["forward"] = _plain_attention.__get__(attention)
     if isinstance(encoder, DifnetEncoder):
-        encoder.forward = _two_passes.__get__(encoder)  # type: ignore[method-assign]
+        encoder.__dict__["forward"] = _two_passes.__get__(encoder)
     before = [(m, m.fused_attn) for m in timms]
     for m in timms:
-        m.fused_attn = False  # type: ignore[assignment]
+        m.fused_attn = False
     try:
         with sdpa_kernel(SDPBackend.MATH):  # torch's own decoder layer goes through it
             yield

@@ -82,7 +82,9 @@ def read_picture(path: Path) -> Image.Image:
 
     Raises UserError naming the file if it is missing or can't be read as a picture.
     """
-    return ImageOps.exif_transpose(read_image(path))
+    image = read_image(path)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def model_section(

@@ -6,6 +6,7 @@ patches that a caption sees, R samples generated together, D image width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import transformers
@@ -285,7 +286,8 @@ class BlipCaptioner(nn.Module):
         # In lower precision many words have equal scores, and which of them counts as the best
         # would depend on the batch.
         with torch.autocast(tokens.device.type, enabled=False):
-            said = self.blip.text_decoder.generate(  # type: ignore[misc]
+            # How ``generate`` is typed differs between releases.
+            said = cast(Any, self.blip.text_decoder).generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 encoder_hidden_states=states.to(self.blip.dtype),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ class RunFeatures:
         self._root = Path(config.root) if config.root else images.folder.parent / "features"
         self._datasets = datasets
         self._model = model
-        streams: list[ImageStream] = model.image_streams()  # type: ignore[operator]
+        streams: list[ImageStream] = cast(Any, model).image_streams()
         for stream in streams:
             self._check(stream)
         encoders = {stream.name: stream.weights_digest() for stream in streams}
@@ -144,7 +144,7 @@ class RunFeatures:
 
     def _prepared(self, split: str, dataset: GqaFusionDataset) -> dict[str, Any]:
         """How images of a split are prepared."""
-        processor = dataset.vis_processor
+        processor = cast(Any, dataset.vis_processor)
         views = self.config.views if split == "train" else 1
         if views > 1 and not getattr(processor, "random", True):
             raise UserError(
@@ -156,7 +156,7 @@ class RunFeatures:
                 f"The processor of split '{split}' draws at random, and one stored view would fix "
                 "what it draws; set run.features.views to more, or leave crop and jitter out."
             )
-        return {"processor": asdict(processor.config), "views": views}  # type: ignore[attr-defined]
+        return {"processor": asdict(processor.config), "views": views}
 
     def _group(
         self,

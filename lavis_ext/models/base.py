@@ -42,6 +42,7 @@ class TrainableModel(BaseModel, ABC):
         Config: the section ``model``, a dataclass of options with ``arch`` and ``model_type``.
         CONFIGS: folder of the model's types, a YAML each; None for a model without types.
         weights_name: what the files of weights that training writes begin with.
+        default_task: the task of a run that names none; None where it has to.
         trainable: patterns of the parameters that are trained where ``run.trainable`` is null.
         weights_key: the option that names such a file, to be loaded.
         OLD_KEYS: renamed keys of configs.
@@ -52,6 +53,7 @@ class TrainableModel(BaseModel, ABC):
     Config: ClassVar[type[Any]]
     CONFIGS: ClassVar[Path | None] = None
     weights_name: ClassVar[str] = "weights"
+    default_task: ClassVar[str | None] = None
     trainable: ClassVar[Sequence[str]] = ("*",)
     weights_key: ClassVar[str] = "weights"
     OLD_KEYS: ClassVar[Sequence[OldKey]] = ()
@@ -92,6 +94,13 @@ class TrainableModel(BaseModel, ABC):
         state = weights.renamed(self.OLD_PARAMETERS)
         allowed = [key for key in self.state_dict() if key not in self.exported_state()]
         return load_into(self, state, name=name, allow_missing=allowed)
+
+    def may_leave_unused(self, trained: Mapping[str, Tensor]) -> bool:
+        """Whether some of the ``trained`` parameters may get no gradient in a step.
+
+        DDP then looks for them in each step, which costs a pass over the graph.
+        """
+        return True
 
     def compile_parts(self, backend: str) -> None:
         """Compile what a batch passes on its way to a loss, with a backend of ``torch.compile``."""

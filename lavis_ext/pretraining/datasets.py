@@ -20,7 +20,8 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa.dataset import DataFault
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
-from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_object_masks
+from lavis_ext.datasets.gqa.object_masks import ObjectMask
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
@@ -39,10 +40,11 @@ class PretrainingDataConfig:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of mini-GQA. ``questions`` by image id."""
+    """One split of mini-GQA: scene graphs, their objects' masks, and questions by image id."""
 
     folder: Path
     graphs: dict[str, SceneGraph]
+    masks: dict[str, tuple[ObjectMask, ...]]
     questions: dict[str, list[GroundedQuestion]]
 
 
@@ -109,5 +111,4 @@ class PretrainingDataset(Dataset[Any], ABC):
 
     def _masks(self, image_id: str) -> npt.NDArray[np.bool_]:
         """Masks [objects, H, W] of an image's objects."""
-        count = len(self.split.graphs[image_id].objects)
-        return read_object_masks(self.split.folder / "masks" / f"{image_id}.png", count)
+        return np.stack([mask.decode() for mask in self.split.masks[image_id]])

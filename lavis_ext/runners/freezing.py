@@ -5,7 +5,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lavis_ext.checkpoints.trained_weights import renamed
 from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.models.base import TrainableModel
 
 
 def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -26,6 +28,16 @@ def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"run.trainable: {list(patterns)} leaves nothing to train.")
+
+
+def trained_patterns(model: TrainableModel, given: Sequence[str] | None) -> list[str]:
+    """The patterns of what is trained: those ``given``, by today's names, or the model's own."""
+    if given is None:
+        return list(model.trainable)
+    found: list[str] = []
+    for pattern in given:
+        found += model.OLD_TRAINABLE.get(pattern, [renamed(pattern, model.OLD_PARAMETERS)])
+    return list(dict.fromkeys(found))
 
 
 def train_mode(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from lavis_ext.common.files import write_json, written_aside
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "omegaconf", "salesforce-lavis")
 LINES = "log.jsonl"
-FIGURES = "metrics.json"
+METRICS = "metrics.json"
 """What a run that has ended leaves, and no other."""
 
 
@@ -60,7 +60,7 @@ def describe_run(folder: Path, config: Any) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Of Python and of the packages that figures depend on."""
+    """Of Python and of the packages that results depend on."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

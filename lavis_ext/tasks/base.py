@@ -181,7 +181,9 @@ class Task(BaseTask):
         """A sentence for the end of an evaluation; empty for none."""
         return ""
 
-    def reported(self, split: str, dataset: Any, model: Any, evaluation: Evaluation) -> ReportedSplit:
+    def reported(
+        self, split: str, dataset: Any, model: Any, evaluation: Evaluation
+    ) -> ReportedSplit:
         """What ``report.html`` shows of a split."""
         declared = {metric.name: metric for metric in self.metrics(model)}
         return ReportedSplit(evaluation.metrics, declared)

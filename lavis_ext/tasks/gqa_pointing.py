@@ -1,6 +1,6 @@
 """The task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, read_object_masks
 from lavis_ext.datasets.gqa.questions import find_questions
-from lavis_ext.datasets.gqa.scene_graphs import read_object_masks, read_scene_graphs
-from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
@@ -36,26 +36,21 @@ FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The object that a question asks about: which of ``count`` in a file of masks.
+    """The mask of the object that a question asks about.
 
     ``boxes`` [K, 4] are those of all objects that question and answer name, for grounding.
     """
 
-    masks: Path
-    index: int
-    count: int
+    mask: ObjectMask
     boxes: Attention
-
-    def mask(self) -> np.ndarray:
-        """Its mask, bool [H, W]."""
-        return np.asarray(read_object_masks(self.masks, self.count)[self.index])
 
 
 @registry.register_task("gqa_pointing")
 class GqaPointingTask(GqaFusionTask):
     """Compares heat maps with masks, for the questions that name one object.
 
-    It needs mini-GQA: its masks, scene graphs and annotations.
+    It needs scene graphs, questions that name their objects, and the objects' masks in COCO's
+    instance format, as mini-GQA has them.
     """
 
     takes_features = False
@@ -71,7 +66,9 @@ class GqaPointingTask(GqaFusionTask):
         for split, dataset in datasets.items():
             boxes = GqaScorer(dataset.table, dataset.files).boxes
             questions = find_questions(Path(section.root), split, section.subset)
-            targets = read_targets(Path(section.root), questions, dataset.files, boxes)
+            graphs = read_scene_graphs(dataset.files.scene_graphs)
+            masks = read_object_masks(Path(section.root), split, graphs)
+            targets = read_targets(graphs, masks, questions, boxes)
             known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
             if not any(known):
                 raise UserError(
@@ -103,7 +100,7 @@ class GqaPointingTask(GqaFusionTask):
         sums = dict.fromkeys(FIGURES, 0.0)
         for row, question_id in enumerate(samples["question_id"]):
             target = self._targets[question_id]
-            mask = target.mask()
+            mask = target.mask.decode()
             heat = located.heat[row].reshape(located.grid).cpu().numpy()
             patch_heat = located.patch_heat[row].reshape(located.grid).cpu().numpy()
             sums["pointing_accuracy"] += points_into(heat, mask)
@@ -126,19 +123,22 @@ class GqaPointingTask(GqaFusionTask):
 
 
 def read_targets(
-    root: Path, questions: Path, files: ScoringFiles, boxes: Mapping[str, Attention]
+    graphs: Mapping[str, SceneGraph],
+    masks: Mapping[str, Sequence[ObjectMask]],
+    questions: Path,
+    boxes: Mapping[str, Attention],
 ) -> dict[str, Target]:
     """The object of each question that names exactly one, by question id.
 
-    ``boxes`` are those of the objects that questions name, of the questions that count.
+    ``masks`` are those of an image's objects, in the order of its graph. ``boxes`` are those of the
+    objects that questions name, of the questions that count.
     """
-    graphs = read_scene_graphs(files.scene_graphs)
     targets = {}
     for image_id, asked_there in read_grounded_questions(questions).items():
         ids = [item.id for item in graphs[image_id].objects]
         for question in asked_there:
             if len(question.asked) == 1 and question.id in boxes:
                 (asked,) = question.asked
-                path = root / "masks" / f"{image_id}.png"
-                targets[question.id] = Target(path, ids.index(asked), len(ids), boxes[question.id])
+                mask = masks[image_id][ids.index(asked)]
+                targets[question.id] = Target(mask, boxes[question.id])
     return targets

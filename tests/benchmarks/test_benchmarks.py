@@ -15,6 +15,8 @@ from lavis_ext.config.loader import Config
 from lavis_ext.runners.launch import started
 from tests.runners.test_runner import BEST, TINY_MODEL, UNVALIDATED
 
+pytestmark = pytest.mark.beyond_core
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:

@@ -30,6 +30,8 @@ from lavis_ext.runners.trainer import FusionRunner
 from tests import tiny
 from tests.runners.test_runner import TINY_MODEL, UNVALIDATED, lines
 
+pytestmark = pytest.mark.beyond_core
+
 SPLITS = ["train", "val", "testdev"]
 SKIP = "run.data_faults.then=skip"
 

@@ -11,6 +11,8 @@ import yaml
 from lavis_ext.config.loader import Config
 from tests.tiny import HEAD, make_model, make_samples
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 

@@ -17,6 +17,8 @@ from lavis_ext.runners.launch import started
 from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 from tests.runners.test_runner import TINY_MODEL
 
+pytestmark = pytest.mark.beyond_core
+
 SPLITS = ["train", "val", "testdev"]
 ALL = "datasets.gqa_fusion.subset=all"
 UNSAMPLED = ["run.small_val_size=9999", "run.small_test_size=9999"]

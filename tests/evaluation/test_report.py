@@ -24,6 +24,8 @@ from lavis_ext.evaluation.result import SplitResult, Trace
 from tests.browser import Page, browser_page, find_browser
 from tests.gqa_rule import write_files
 
+pytestmark = pytest.mark.beyond_core
+
 EXAMPLES = 2000
 IMAGES = 150
 ANSWERS = ("red", "blue", "green", "yes", "no", "left", "right", "circle")

@@ -35,6 +35,8 @@ from tests.robustness.torture_jobs import differences, left_by
 from tests.runners.test_resuming import SPLITS, Killed, cut_off, flipped, kill, train
 from tests.runners.test_runner import BEST, TINY_MODEL
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[2]
 LARGEST = 100_000
 """Bytes of a file while the disk is full: more than a log of this size, less than weights."""

@@ -41,6 +41,8 @@ from lavis_ext.features.store import INDEX, INDEX_SCHEMA, FeatureStore
 from lavis_ext.runners.run_log import set_up_logging
 from tests.evaluation.test_report import NASTY, content_of, result_of
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[2]
 SOURCES = [
     *sorted((PROJECT / "lavis_ext").rglob("*.py")),
@@ -101,7 +103,7 @@ def test_each_dangerous_reader_has_one_door() -> None:
     """What is safe in one place, for a reason that is written there, is called nowhere else."""
     doors = {
         "torch.load": {"lavis_ext/weights.py"},
-        "Image.open": {"lavis_ext/datasets/images.py", "lavis_ext/datasets/scene_graphs.py"},
+        "Image.open": {"lavis_ext/datasets/pictures.py", "lavis_ext/datasets/gqa/object_masks.py"},
         # Between processes of one run, which torchrun started.
         "dist.all_gather_object": {"lavis_ext/distributed.py"},
         "dist.broadcast_object_list": {"lavis_ext/distributed.py"},

@@ -1,5 +1,6 @@
 """A dry run tells what a run will cost, changes nothing and leaves nothing."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lavis_ext.config.loader import Config
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners import costs
-from lavis_ext.runners.flops import BatchFlops, Passes, count_flops
+from lavis_ext.runners.flops import BatchFlops, Passes, count_flops, count_passes, counted_flops
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from lavis_ext.runners.launch import describe, prepared
 from lavis_ext.runners.measured_steps import MeasuredSteps, measure_steps
@@ -142,21 +144,53 @@ def test_flops_add_up_and_an_images_are_those_of_encoders_fusion_keys_and_values
     whole = make_model({"itm": {"weight": 1.0}, "answer": HEAD})
     freeze_all_but(whole, ["fusion.*"])
     train_mode(whole)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            loss = whole(samples)["loss"]
-            forward = counter.get_total_flops()
-            loss.backward()
-        total = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            whole.fuse(samples)
-        seen = counter.get_total_flops() / 4
+    passes = count_passes(lambda batch: whole(batch)["loss"], samples)
+    forward, total = passes.forward, passes.both
+    with counted_flops() as counter:
+        whole.fuse(samples)
+    seen = counter.get_total_flops() / 4
     assert found.a_question * 8 == pytest.approx(total)
     assert found.image.forward * 4 + found.question.forward * 8 == pytest.approx(forward)
     tokens, width, head = 17, 32, 32
     # Of two layers of the text encoder, and of the answer head with its projection of the tokens.
     keys_and_values = 2 * tokens * width * (2 * 2 * width + head + 2 * head)
     assert found.image.forward == pytest.approx(seen + keys_and_values, rel=0.02)
+
+
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def attend_where(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(1, 6, device=x.device) > 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "shape", "forward"),
+    [
+        (attend, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (attend_where, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (nn.Linear(8, 5), (2, 6, 8), 2 * 2 * 6 * 8 * 5),
+        (nn.Conv2d(3, 5, 2, stride=2), (2, 3, 8, 8), 2 * 2 * 16 * 5 * 3 * 4),
+        (nn.MultiheadAttention(8, 2, batch_first=True), (2, 6, 8), 2 * 2 * 6 * (4 * 64 + 2 * 48)),
+    ],
+    ids=["attention", "masked attention", "linear", "convolution", "multi-head attention"],
+)
+def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
+    layer: Any, shape: tuple[int, ...], forward: int, dtype: torch.dtype, device: str
+) -> None:
+    if isinstance(layer, nn.Module):
+        layer = copy.deepcopy(layer).to(dtype).to(device)
+    x: Any = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+
+    def loss(x: Any) -> Tensor:
+        out = layer(x, x, x)[0] if isinstance(layer, nn.MultiheadAttention) else layer(x)
+        return out.sum()
+
+    passes = count_passes(loss, x)
+    assert passes == Passes(forward, 2 * forward)
 
 
 def test_stored_features_leave_out_what_the_encoders_take() -> None:

@@ -36,6 +36,8 @@ from tests.launching import torchrun_command
 from tests.robustness.torture_jobs import differences, left_by
 from tests.runners.test_runner import BEST, TINY_MODEL, lines
 
+pytestmark = pytest.mark.beyond_core
+
 PROJECT = Path(__file__).parents[2]
 SPLITS = ["train", "val", "testdev"]
 Configured = Callable[..., Config]

@@ -1,17 +1,17 @@
-"""Room on the disk for what a run keeps: known before it starts."""
+"""The disk space that a run needs, known before it starts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import room_in, size_in_words
+from lavis_ext.models.base import TrainableModel
 from lavis_ext.runners.plan import TrainingPlan
-from lavis_ext.runners.run_state import KEPT, state_paths
+from lavis_ext.runners.state import KEPT, state_paths
 
 MOMENTS = 2
 """AdamW's, each as large as what it is of."""
@@ -22,7 +22,7 @@ FACTS_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskBudget:
     """Bytes that a run's files take. ``str()`` says it in words.
 
     Attributes:
@@ -36,8 +36,8 @@ class Room:
     epochs: int
 
     @classmethod
-    def of(cls, model: Any, plan: TrainingPlan) -> "Room":
-        """The room for a run of this plan; ``model`` is frozen but for what is trained."""
+    def of(cls, model: TrainableModel, plan: TrainingPlan) -> "DiskBudget":
+        """The budget of a run of this plan; ``model`` is frozen but for what is trained."""
         trained = [p for p in model.parameters() if p.requires_grad]
         changing = [
             buffer
@@ -63,7 +63,7 @@ class Room:
         """
         return (KEPT + 1) * (self.state + self.weights) + self.epochs * self.weights
 
-    def refuse_too_little(self, folder: Path, weights_name: str) -> None:
+    def check(self, folder: Path, weights_name: str) -> None:
         """Raise UserError if the run's files don't fit beside ``folder``'s, or what it is made in.
 
         What the run has there already, because it goes on, is not needed once more.
