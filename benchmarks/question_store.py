@@ -133,7 +133,7 @@ def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str,
     if rows is not None:
         table = table.take(np.arange(0, len(table), len(table) // rows)[:rows])
     dataset = _Questions(table)
-    order = TrainBatches(table.codes("image_id"), batch_size=BATCH, questions_per_image=16, seed=0)
+    order = TrainBatches(table.codes("image_id"), batch_size=BATCH, examples_per_image=16, seed=0)
     loader = DataLoader(
         dataset,
         batch_sampler=cast(Any, _Repeated(order, batches)),

@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.gqa.vocabulary import OUTSIDE
+from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
-from lavis_ext.models.pnp_vqa.model import PnpVqaFusion, no_grad_if_frozen
+from lavis_ext.models.base import no_grad_if_constant
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.objectives.question_head import QuestionHead
 from lavis_ext.registry import registry
-from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+from lavis_ext.tasks.gqa import GqaFusionTask
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class StraightforwardTask(GqaFusionTask):
     takes_features = False
     ways = STRAIGHTFORWARD
 
-    def train_step(self, model: nn.Module, samples: FusionSamples) -> dict[str, Any]:
+    def train_step(self, model: nn.Module, samples: QuestionBatch) -> dict[str, Any]:
         """Loss, report and count."""
         plain: Any = model
         loss = straightforward_loss(plain, samples, self.ways)
@@ -66,14 +68,14 @@ class StraightforwardTask(GqaFusionTask):
 
 
 def straightforward_loss(
-    model: PnpVqaFusion, samples: FusionSamples, ways: Ways = STRAIGHTFORWARD
+    model: PnpVqaFusion, samples: QuestionBatch, ways: Ways = STRAIGHTFORWARD
 ) -> Tensor:
     """The loss of a batch, one question at a time; what the model's ``forward`` gives."""
     losses = [question_loss(model, samples, q, ways) for q in range(len(samples["text_input"]))]
     return torch.stack(losses).sum() / samples["global_size"]
 
 
-def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, ways: Ways) -> Tensor:
+def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, ways: Ways) -> Tensor:
     """The weighted losses of one question, summed."""
     per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
     texts = [
@@ -91,7 +93,7 @@ def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, wa
             share = 0.5 if place == 0 else 0.5 / per_question
             for name, objective in model.objectives.items():
                 weight = objective.config.weight
-                head: Any = dict(model.fusion.heads.items()).get(name)
+                head: Any = objective.head
                 if name == "itm":
                     scores = _matched(model, fused, text, ways)
                     scores = scores if head is None else head(scores)
@@ -109,20 +111,22 @@ def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, wa
     return total
 
 
-def _fused(model: PnpVqaFusion, samples: FusionSamples, image: int, ways: Ways) -> Tensor:
+def _fused(model: PnpVqaFusion, samples: QuestionBatch, image: int, ways: Ways) -> Tensor:
     """Fused tokens [1, 1+N, D]; both encoders run anew."""
-    grid_image = samples["grid_image"][image : image + 1]
-    segmentation_image = samples["segmentation_image"][image : image + 1]
-    with no_grad_if_frozen(model.blip.blip.vision_model):
+    grid_image = samples["images"]["grid"][image : image + 1]
+    segmentation_image = samples["images"]["segmentation"][image : image + 1]
+    with no_grad_if_constant([model.blip.blip.vision_model]):
         if ways.fused_attention:
-            grid_tokens = model.blip.encode_image(grid_image)
+            grid_tokens = model.blip.encode(grid_image)
         else:
             pixels = model.blip.normalise(grid_image)
             grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
-    with no_grad_if_frozen(model.efficient_sam):
-        segmentation_tokens = model.efficient_sam.encode_image(segmentation_image)
-    grid = model.efficient_sam.grid(*segmentation_image.shape[-2:])
-    fused: Tensor = model.fusion(grid_tokens, segmentation_tokens, grid)
+    second = model.streams["segmentation"]
+    with no_grad_if_constant([second]):
+        segmentation = second(segmentation_image)
+    fused: Tensor = model.fusion(
+        {"grid": Tokens(grid_tokens, model.blip.grid, 1), "segmentation": segmentation}
+    )
     return fused
 
 
@@ -146,7 +150,7 @@ def _asked(model: PnpVqaFusion, head: QuestionHead, fused: Tensor, text: str, wa
         packed = model.blip.pack([text])
         return head(fused, packed, model.blip.encode_questions(packed))
     ids, mask = (tensor.to(fused.device) for tensor in model.blip.tokenize([text]))
-    with no_grad_if_frozen(model.blip.blip.text_encoder):
+    with no_grad_if_constant([model.blip.blip.text_encoder]):
         states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
     states = head.question_projection(states.last_hidden_state)
     for layer in head.layers:

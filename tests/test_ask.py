@@ -146,21 +146,25 @@ def test_what_the_model_gets(told: Told) -> None:
     main(["cup.jpg", "  What   COLOR is it? ", "where?", *UNTRAINED])
     samples = told.samples
     assert samples["text_input"] == ["what color is it?", "where?"]
-    assert samples["question_id"] == samples["text_input"], "the same draws whatever else is asked"
+    assert samples["ids"] == samples["text_input"], "the same draws whatever else is asked"
     assert samples["image_index"].tolist() == [0, 0]
-    assert samples["grid_image"].shape == samples["segmentation_image"].shape == (1, 3, 384, 384)
-    assert samples["grid_image"].dtype == torch.uint8
-    red, green, _ = samples["grid_image"].float().mean(dim=(0, 2, 3)).tolist()
+    assert (
+        samples["images"]["grid"].shape
+        == samples["images"]["segmentation"].shape
+        == (1, 3, 384, 384)
+    )
+    assert samples["images"]["grid"].dtype == torch.uint8
+    red, green, _ = samples["images"]["grid"].float().mean(dim=(0, 2, 3)).tolist()
     assert red > green + 100
 
 
 def test_each_stream_gets_its_own_size() -> None:
-    sizes = ["model.blip.image_size=64", "model.efficient_sam.image_size=128"]
+    sizes = ["model.streams.grid.image_size=64", "model.streams.segmentation.image_size=128"]
     section = model_section(None, "base_esam", sizes)
     image = Image.new("RGB", (30, 20))
     samples = samples_of(image, ["what?"], section, torch.device("cpu"))
-    assert samples["grid_image"].shape == (1, 3, 64, 64)
-    assert samples["segmentation_image"].shape == (1, 3, 128, 128)
+    assert samples["images"]["grid"].shape == (1, 3, 64, 64)
+    assert samples["images"]["segmentation"].shape == (1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(

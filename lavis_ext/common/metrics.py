@@ -1,6 +1,6 @@
 """What a metric is, declared by whoever computes it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,6 @@ def prefixed(prefix: str, metrics: Iterable[Metric]) -> list[Metric]:
     return [Metric(f"{prefix}_{each.name}", each.unit, each.better) for each in metrics]
 
 
-def by_name(metrics: Iterable[Metric]) -> Mapping[str, Metric]:
+def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
     """The metrics by name."""
     return {metric.name: metric for metric in metrics}

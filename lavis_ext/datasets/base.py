@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -86,8 +86,10 @@ class PictureDataset(Dataset[Any], ABC):
         processor: RGB picture to the images of each stream, ``{stream: uint8 [3, S, S]}``.
     """
 
-    noun = "examples"
+    noun: ClassVar[str] = "examples"
     """What the log calls them."""
+    on_host: ClassVar[Sequence[str]] = ()
+    """Fields of a batch that stay on the host."""
 
     def __init__(
         self, images: ImageFolder, processor: Callable[[Image.Image], dict[str, Tensor]]

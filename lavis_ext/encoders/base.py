@@ -35,6 +35,7 @@ class EncoderConfig:
 
     encoder: str = option("", "The encoder's name in the registry.")
     image_size: int = option(384, "Side of the input image in pixels.", at_least=1)
+    weights: str | None = option(None, "What it starts from; null is random weights.")
 
 
 class Encoder(nn.Module, ABC):

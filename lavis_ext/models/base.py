@@ -5,7 +5,7 @@ The runner trains any :class:`TrainableModel`; whatever asks for texts works wit
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -184,9 +184,9 @@ class GenerativeModel(ABC):
         """Logits and hidden states for given texts, differentiable down to the images."""
 
 
-def no_grad_if_constant(module: nn.Module, *inputs: Tensor) -> Any:
-    """Keep no activations where neither the module's parameters nor its inputs need a gradient."""
-    needed = any(p.requires_grad for p in module.parameters()) or any(
+def no_grad_if_constant(modules: Iterable[nn.Module], *inputs: Tensor) -> Any:
+    """Keep no activations where neither the modules' parameters nor the inputs need a gradient."""
+    needed = any(p.requires_grad for module in modules for p in module.parameters()) or any(
         each.requires_grad for each in inputs
     )
     return torch.set_grad_enabled(needed and torch.is_grad_enabled())

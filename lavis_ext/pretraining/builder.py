@@ -39,8 +39,9 @@ class PretrainingBuilder(BaseDatasetBuilder):
         self.config = config
 
     @classmethod
-    def default_config_path(cls, type: str = "mini") -> str:
+    def default_config_path(cls, type: str | None = None) -> str:
         """The default config of a type. Raises UserError naming the types there are."""
+        type = type or "mini"
         if type not in cls.DATASET_CONFIG_DICT:
             raise UserError(
                 f"The data set type '{type}' isn't known; there are: "

@@ -1,4 +1,4 @@
-"""What a task is: data and model of a run, one step, one evaluation, and what a report shows."""
+"""The contract of a task: data and model of a run, one step, one evaluation, the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,16 +114,21 @@ class Task(BaseTask):
 
     def build_datasets(self, cfg: Any, splits: Sequence[str]) -> dict[str, Datasets]:
         """Data sets by name, then by split, as in LAVIS."""
-        return {
-            name: registry.get_builder_class(name)(section).build_datasets(
+        datasets = {}
+        for name, section in cfg.datasets.items():
+            builder = registry.get_builder_class(name)(section)
+            datasets[name] = builder.build_datasets(
                 cfg.run.sizes(splits), seed=cfg.run.seed, **self.build_options(cfg)
             )
-            for name, section in cfg.datasets.items()
-        }
+            self.built(builder, cfg, splits)
+        return datasets
 
     def build_options(self, cfg: Any) -> dict[str, Any]:
         """Further arguments of the builders' ``build_datasets``."""
         return {}
+
+    def built(self, builder: Any, cfg: Any, splits: Sequence[str]) -> None:
+        """Called with each builder after its data sets, for facts such as a vocabulary."""
 
     def build_model(self, cfg: Any, *, load_weights: bool = True) -> TrainableModel:
         """The model that the config names."""

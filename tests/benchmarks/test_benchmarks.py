@@ -36,13 +36,13 @@ def test_variants_are_measured_as_ratios_and_drawn(given: Namespace) -> None:
     found = speed.summary(runs, variants, {"fp32": 1e11, "bf16": 1e11})
     plain, live, stored = (found[name] for name in names)
     assert plain["times_straightforward"] == 1
-    ratio = live["questions_per_second"] / plain["questions_per_second"]
+    ratio = live["examples_per_second"] / plain["examples_per_second"]
     assert live["times_straightforward"] == ratio > 1
     # Two passes through everything for each question; then sixteen share one; then no encoders.
     assert plain["flops_a_question"] > 4 * live["flops_a_question"]
     assert live["flops_a_question"] > stored["flops_a_question"]
     assert stored["share_of_peak"] == pytest.approx(
-        stored["questions_per_second"] * stored["flops_a_question"] / 1e11
+        stored["examples_per_second"] * stored["flops_a_question"] / 1e11
     )
     rows = speed.table(found, names).splitlines()
     assert len(rows) == 2 + len(names)
@@ -89,9 +89,9 @@ def test_training_the_straightforward_way_makes_the_same_weights(
 def test_a_curve_leaves_validations_out_of_its_seconds(tmp_path: Path) -> None:
     figures = dict.fromkeys(same_accuracy.FIGURES, 0.5)
     lines = [
-        {"kind": "train", "step": 5, "questions_per_second": 20.0},
+        {"kind": "train", "step": 5, "examples_per_second": 20.0},
         {"kind": "val", "step": 5, **figures},
-        {"kind": "train", "step": 10, "questions_per_second": 10.0},
+        {"kind": "train", "step": 10, "examples_per_second": 10.0},
         {"kind": "val", "step": 10, **figures, "answer_accuracy": 0.75},
         {"kind": "val", "step": 10, **figures},  # the best weights once more
     ]
@@ -114,8 +114,8 @@ def test_the_largest_difference_of_two_trainings_is_found_and_shown() -> None:
     assert differences == {1: 0.0, 2: pytest.approx(2e-6)}
     with pytest.raises(SystemExit, match="steps differ"):
         nothing_lost.largest_differences(before, {1: before[1]})
-    speeds = {"questions_per_second": 10.0, "times_straightforward": 2.0}
-    slower = {"questions_per_second": 9.0, "times_straightforward": 1.8}
+    speeds = {"examples_per_second": 10.0, "times_straightforward": 2.0}
+    slower = {"examples_per_second": 9.0, "times_straightforward": 1.8}
     training = {"before": before, "after": after, "differences": differences}
     text = nothing_lost.table(
         {

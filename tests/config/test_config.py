@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import lavis_ext.pretraining  # noqa: F401  (its data sets have configs too)
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.config.schema import check, option
@@ -53,7 +53,7 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
     assert config.datasets["gqa_fusion"].mini_gqa.seed == 5
     assert config.datasets["gqa_fusion"].root == "data/mini_gqa"  # data set's defaults
     assert config.model.blip.text_width == 128  # model type's defaults
-    assert config.run.questions_per_image == 1  # the class's
+    assert config.run.examples_per_image == 1  # the class's
     images = config.datasets["gqa_fusion"].vis_processor.train
     assert (images.grid_size, images.segmentation_size) == (48, 128)  # taken from the model
 
@@ -127,7 +127,7 @@ def weights(configured: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of fusion weights as far as a config looks into it."""
     path = tmp_path_factory.mktemp("weights") / "fusion_encoder_best.safetensors"
     config: Any = OmegaConf.to_container(configured().config)
-    FusionWeights({"gate": torch.zeros(1)}, config, None, metric=None, value=None, step=0).save(
+    TrainedWeights({"gate": torch.zeros(1)}, config, None, metric=None, value=None, step=0).save(
         path
     )
     return path
@@ -151,7 +151,7 @@ def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path)
     model = {"arch": path.parent.name, "model_type": path.stem}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"model": model}))
     contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    assert path.stem in registry.get_model_class(path.parent.name).PRETRAINED_MODEL_CONFIG_DICT
+    assert path.stem in registry.get_model_class(path.parent.name).types()
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/datasets/*/*.yaml")), ids=relative)

@@ -47,7 +47,7 @@ def test_every_model_type_has_the_size_that_its_config_says(
 
 
 def test_every_type_is_covered() -> None:
-    assert set(MILLIONS) == set(PnpVqaFusion.PRETRAINED_MODEL_CONFIG_DICT)
+    assert set(MILLIONS) == set(PnpVqaFusion.types())
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,8 @@ from lavis_ext.datasets.loader import Loader
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.runners.launch import started
-from lavis_ext.runners.run_state import RunState, state_paths
-from lavis_ext.runners.stepper import Stepper
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.state import RunState, state_paths
+from lavis_ext.runners.trainer import Stepper, Trainer
 from tests import tiny
 from tests.runners.test_runner import TINY_MODEL, UNVALIDATED, lines
 
@@ -53,7 +52,7 @@ def config(
     return lambda *options: configured(*tiny_options, *TINY_MODEL, root, *options)
 
 
-def train(cfg: Config, splits: list[str] = SPLITS) -> FusionRunner:
+def train(cfg: Config, splits: list[str] = SPLITS) -> Trainer:
     with started(cfg, splits) as runner:
         runner.train()
     return runner

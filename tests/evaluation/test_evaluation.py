@@ -9,11 +9,11 @@ from lavis_ext.datasets.gqa.question_table import QuestionTable
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
-from lavis_ext.evaluation.baselines import baseline_answers
-from lavis_ext.evaluation.figures import figures_of, lower_is_better
+from lavis_ext.evaluation.gqa.baselines import baseline_answers
+from lavis_ext.evaluation.gqa.metrics import figures_of, lower_is_better
+from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.evaluation.gqa.scores import score
-from lavis_ext.evaluation.predictions import write_predictions
 from lavis_ext.evaluation.table import figures_table, headline
 
 

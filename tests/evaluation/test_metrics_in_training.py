@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.evaluation.gqa.__main__ import main as score_command
-from lavis_ext.evaluation.predictions import write_predictions
+from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.runners.launch import started
-from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
 from tests.runners.test_runner import TINY_MODEL
 
 pytestmark = pytest.mark.beyond_core
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.beyond_core
 SPLITS = ["train", "val", "testdev"]
 ALL = "datasets.gqa_fusion.subset=all"
 UNSAMPLED = ["run.small_val_size=9999", "run.small_test_size=9999"]
-FAST = ["run.max_steps=1", "run.resamples=100", "run.report_examples=4"]
+FAST = ["run.max_steps=1", "task.resamples=100", "task.report_examples=4"]
 
 Configured = Callable[..., Config]
 
@@ -65,7 +65,7 @@ def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run
 
 
 def test_validations_read_no_more_files_unless_asked_to(config: Configured) -> None:
-    for options, there in (([], False), (["run.full_metrics=always"], True)):
+    for options, there in (([], False), (["task.full_metrics=always"], True)):
         with started(config(*options), SPLITS) as runner:
             runner.train()
         first, last = logged(runner.output_dir, "val")
@@ -106,7 +106,7 @@ def test_the_direction_can_be_given(config: Configured) -> None:
         ),
         (["run.metric=grounding"], "the answer head has no attention map"),
         (["run.metric=validty"], "Did you mean 'validity'"),
-        (["run.resamples=7"], r"run\.resamples is 7; it must be 0"),
+        (["task.resamples=7"], r"run\.resamples is 7; it must be 0"),
     ],
 )
 def test_a_metric_that_cannot_be_had_is_refused_before_training(
@@ -172,8 +172,8 @@ def test_grounding_of_heat_maps_is_that_of_the_command(
         f"datasets.gqa_fusion.mini_gqa.root={mini_gqa}",
         "datasets.gqa_fusion.mini_gqa.images=40",
         "run.small_test_size=30",
-        "run.resamples=0",
-        "run.report_examples=7",
+        "task.resamples=0",
+        "task.report_examples=7",
         cfg_path="projects/pnp-vqa/eval/mini_eval.yaml",
     )
     task = GqaReadingComprehensionFusionTask.setup_task(cfg)

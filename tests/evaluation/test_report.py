@@ -13,6 +13,7 @@ from PIL import Image
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.evaluation.gqa.outcomes import judge
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
+from lavis_ext.evaluation.gqa.result import SplitResult, Trace
 from lavis_ext.evaluation.gqa.scores import score
 from lavis_ext.evaluation.report.__main__ import main
 from lavis_ext.evaluation.report.confusions import confusions
@@ -20,7 +21,6 @@ from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.curves import MOST_POINTS, read_curves
 from lavis_ext.evaluation.report.page import page, write_report
 from lavis_ext.evaluation.report.thumbnails import thumbnails
-from lavis_ext.evaluation.result import SplitResult, Trace
 from tests.browser import Page, browser_page, find_browser
 from tests.gqa_rule import write_files
 

@@ -24,7 +24,7 @@ from lavis_ext.common import locks
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
@@ -33,9 +33,10 @@ from lavis_ext.features.precision import bytes_a_token, compressed, pooled, rest
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
+from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.freezing import freeze_all_but
-from lavis_ext.runners.launch import describe, started
+from lavis_ext.runners.launch import started
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import make_model
@@ -43,7 +44,7 @@ from tests.tiny import make_model
 PROJECT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OBJECTIVES = {"itm": None, "answer": {"width": 32, "layers": 1, "dropout": 0.0}}
-RANDOM = FusionImageConfig(grid_size=32, segmentation_size=32, crop=0.5, jitter=0.4)
+RANDOM = StreamImagesConfig(grid_size=32, segmentation_size=32, crop=0.5, jitter=0.4)
 
 
 class Run:
@@ -113,7 +114,7 @@ def made(run: Run, undisturbed: Run) -> Run:
     return run
 
 
-def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> FusionSamples:
+def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> QuestionBatch:
     rows = np.arange(count) * (len(dataset) // count)
     found = dataset.__getitems__(BatchRows(rows, epoch, count))
     assert isinstance(found, dict), found
@@ -132,7 +133,7 @@ def test_loss_and_gradients_of_stored_features_are_those_of_the_images(
         if stored:
             run.features(datasets, model, dtype=dtype, make=True).use(CPU, 0)
         samples = batch(datasets["train"])
-        assert ("grid_image" in samples) != stored
+        assert ("images" in samples) != stored
         model.zero_grad()
         loss = model(samples)["loss"]
         loss.backward()
@@ -391,10 +392,10 @@ def test_a_changed_image_is_noticed_and_a_copied_one_is_not(made: Run, tmp_path:
     with pytest.raises(UserError, match=f"has an earlier state of 1 of .*{image}"):
         made.features().use(CPU, 0)
     before = {path.name for path in made.shards()}
-    seen = model.encode(train[0]).grid_tokens
+    seen = model.encode(train[0])["grid"].values
     made.features(datasets, model, make=True).use(CPU, 0)
     assert len(before - {path.name for path in made.shards()}) == 1, "one shard is made anew"
-    assert torch.allclose(model.encode(train[0]).grid_tokens, seen, atol=0.05)
+    assert torch.allclose(model.encode(train[0])["grid"].values, seen, atol=0.05)
 
 
 def test_an_image_that_changes_meanwhile_is_not_taken_for_what_it_was(
@@ -470,8 +471,8 @@ def test_pooled_tokens_are_a_smaller_grid_that_trains_and_validates(run: Run) ->
     datasets, model = run.datasets(), run.model()
     run.features(datasets, model, pooling=2, make=True).use(CPU, 0)
     samples = batch(datasets["train"])
-    assert samples["grid_tokens"].shape[1] == 1 + 2 * 2  # of 4x4 patches
-    assert samples["segmentation_tokens"].shape[1] == 1  # of 2x2
+    assert samples["tokens"]["grid"].values.shape[1] == 1 + 2 * 2  # of 4x4 patches
+    assert samples["tokens"]["segmentation"].values.shape[1] == 1  # of 2x2
     assert model.fuse(samples).shape[1] == 5
     assert model(samples)["loss"].isfinite()
     with pytest.raises(UserError, match=r"pooling is 4; it must divide the segmentation"):
@@ -504,7 +505,7 @@ def test_what_a_dtype_cannot_hold_is_refused() -> None:
 
 
 def random_views(datasets: dict[str, GqaFusionDataset]) -> dict[str, GqaFusionDataset]:
-    datasets["train"].vis_processor = FusionImageProcessor(RANDOM)
+    datasets["train"].processor = StreamImagesProcessor(RANDOM)
     return datasets
 
 
@@ -520,21 +521,23 @@ def test_stored_views_are_chosen_by_image_and_epoch_alone(run: Run) -> None:
         image = int(whole["image_index"][4])
         alone = train.__getitems__(BatchRows(np.array([4 * (len(train) // 12)]), epoch, 1))
         assert isinstance(alone, dict)
-        assert torch.equal(whole["grid_tokens"][image], alone["grid_tokens"][0])
-        seen[epoch] = whole["grid_tokens"][image]
-        dropped = (whole["grid_tokens"] == 0).all(dim=-1)
+        assert torch.equal(whole["tokens"]["grid"].values[image], alone["tokens"]["grid"].values[0])
+        seen[epoch] = whole["tokens"]["grid"].values[image]
+        dropped = (whole["tokens"]["grid"].values == 0).all(dim=-1)
         assert not dropped[:, 0].any(), "class tokens stay"
         assert 0.1 < dropped[:, 1:].float().mean() < 0.5
     assert not torch.equal(seen[0], seen[1])
     val = datasets["val"]
-    assert torch.equal(batch(val, 0, 4)["grid_tokens"], batch(val, 1, 4)["grid_tokens"])
-    assert not (batch(val, 0, 4)["grid_tokens"] == 0).all(dim=-1).any()
+    assert torch.equal(
+        batch(val, 0, 4)["tokens"]["grid"].values, batch(val, 1, 4)["tokens"]["grid"].values
+    )
+    assert not (batch(val, 0, 4)["tokens"]["grid"].values == 0).all(dim=-1).any()
 
 
 def test_several_views_are_stored_and_all_of_them_used(run: Run) -> None:
     datasets = random_views(run.datasets())
     run.features(datasets, views=3, make=True).use(CPU, 0)
-    tokens = [batch(datasets["train"], epoch, 1)["grid_tokens"] for epoch in range(16)]
+    tokens = [batch(datasets["train"], epoch, 1)["tokens"]["grid"].values for epoch in range(16)]
     different = {each.float().sum().item() for each in tokens}
     assert len(different) == 3
 
@@ -548,7 +551,7 @@ def test_views_need_a_processor_that_draws_and_the_other_way_round(run: Run) -> 
 
 def test_live_augmentation_follows_image_and_epoch(run: Run) -> None:
     train = random_views(run.datasets())["train"]
-    first, again, later = (batch(train, epoch)["grid_image"] for epoch in (0, 0, 1))
+    first, again, later = (batch(train, epoch)["images"]["grid"] for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
     assert first.shape[1:] == (3, 32, 32)

@@ -19,13 +19,13 @@ from torch import nn
 from lavis_ext.ask import model_section
 from lavis_ext.checkpoints import trained_weights as fusion_weights
 from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import load_into, read_state_dict
 from lavis_ext.common import files
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
-from lavis_ext.runners import run_state
+from lavis_ext.runners import state as run_state
 from lavis_ext.runners.resuming import check_fits
-from lavis_ext.runners.run_state import RankState, RunState
+from lavis_ext.runners.state import RankState, RunState
 from tests.fuzzing.mutations import changed, changes, damaged, deeds, written
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}
@@ -143,10 +143,10 @@ SHARD_NAMES = [
 ]
 
 
-def _fusion_weights() -> FusionWeights:
+def _fusion_weights() -> TrainedWeights:
     section = {"arch": "pnp_vqa_fusion", "model_type": "mini", "fusion": {"name": "grid_only"}}
     vocabulary = AnswerVocabulary(("yes", "no"), "yes", {"is it": "no"})
-    return FusionWeights(
+    return TrainedWeights(
         TENSORS, {"model": section, "run": {"seed": 1}}, vocabulary, "answer_accuracy", 0.5, 7
     )
 
@@ -248,7 +248,7 @@ def read_weights(folder: Path, kind: str) -> None:
         check_fits(state, now.config, now.batches)
         return
     if kind == "fusion":
-        saved = FusionWeights.load(file)
+        saved = TrainedWeights.load(file)
         assert saved.vocabulary is None or all(isinstance(a, str) for a in saved.vocabulary.answers)
         section = model_section(str(file), None, [])
         assert section.fusion_weights == str(file)

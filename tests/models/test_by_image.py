@@ -13,7 +13,7 @@ from torch.backends import cuda as attention_backends
 from torch.nn import functional as F
 
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from tests.tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 MIXTURES = [*([name] for name in OBJECTIVES), list(OBJECTIVES)]
 
 
-def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples:
+def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> QuestionBatch:
     """Questions about images as ``index`` says; some have the same text, and one is long."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(
@@ -36,13 +36,15 @@ def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples
     texts = [*QUESTIONS, LONG]
     count = len(index)
     return {
-        "grid_image": pictures,
-        "segmentation_image": pictures.flip(-1),
+        "images": {
+            "grid": pictures,
+            "segmentation": pictures.flip(-1),
+        },
         "image_index": torch.tensor(index),
         "text_input": [texts[(4 * q + seed) % 9] for q in range(count)],
         "mismatched_input": [texts[(2 * q + 3) % 9] for q in range(count * mismatched)],
         "answer": ["zebra", *(ANSWERS[q % len(ANSWERS)] for q in range(1, count))],
-        "question_id": [str(q) for q in range(count)],
+        "ids": [str(q) for q in range(count)],
         "global_size": count,
     }
 
@@ -116,7 +118,7 @@ def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_a
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
     model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
     encoded: list[int] = []
-    model.efficient_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    model.streams["segmentation"].image_encoder.register_forward_hook(lambda *_: encoded.append(1))
     straightforward_loss(model, samples)
     assert not any(fused)
     assert len(encoded) == 3 * 3, "once for each pair"
@@ -160,7 +162,7 @@ def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
     assert sum(rows * places for rows, places, _ in alone) < 9 * 30 < matching[0] * matching[1]
 
 
-def asked(questions: list[int], words: int) -> FusionSamples:
+def asked(questions: list[int], words: int) -> QuestionBatch:
     """So many questions about each image, each of at most so many words."""
     samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
     for name in ("text_input", "mismatched_input"):

@@ -26,7 +26,7 @@ from safetensors.torch import save, save_file
 
 from lavis_ext.ask import model_section
 from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import read_state_dict
 from lavis_ext.common.errors import UserError, exit_with, listed, printable
 from lavis_ext.common.files import is_file, is_folder
@@ -146,12 +146,12 @@ def test_a_name_that_no_file_can_have_is_of_no_file(name: str, tmp_path: Path) -
     for look in (is_file, is_folder):
         assert not look(tmp_path / name)
     with pytest.raises(UserError, match=r"model\.fusion_weights: there is no file x"):
-        FusionWeights.load(name)
+        TrainedWeights.load(name)
 
 
 def saved_weights(path: Path, **config: Any) -> Path:
     section = {"arch": "pnp_vqa_fusion", "model_type": "mini", "fusion": {"name": "grid_only"}}
-    FusionWeights({"a": torch.ones(1)}, {"model": section, **config}, None, None, None, 1).save(
+    TrainedWeights({"a": torch.ones(1)}, {"model": section, **config}, None, None, None, 1).save(
         path
     )
     return path
@@ -177,7 +177,7 @@ def test_nothing_is_put_in_place_of_what_weights_say(
     """An address with the environment in it would send that away."""
     monkeypatch.setenv("SECRET", "1234")
     path = saved_weights(tmp_path / "w.safetensors")
-    saved = FusionWeights.load(path)
+    saved = TrainedWeights.load(path)
     saved.config.setdefault(where, {})["blip"] = {"weights": [{"deep": text}]}
     saved.save(path)
     with pytest.raises(UserError, match="refers to something outside of it"):

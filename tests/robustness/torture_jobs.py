@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file
 
 import lavis_ext.runners.launch  # noqa: F401  (before the first fork)
-from lavis_ext.runners.run_state import RunState, state_paths
+from lavis_ext.runners.state import RunState, state_paths
 from tests.tiny import BLIP, EFFICIENT_SAM
 
 PROJECT = Path(__file__).parents[2]
 IMAGES = 40
 STEPS = 60
-TIMED = ("time", "questions_per_second", "waiting_for_data")
+TIMED = ("time", "examples_per_second", "waiting_for_data")
 MOST_SECONDS = 180.0
 """A run takes seconds, but for a machine that has much else to do."""
 SECONDS_TO_END = 10.0
@@ -54,7 +54,7 @@ OPTIONS = [
     "run.process_group_timeout_minutes=1",
     "run.resume=auto",
     "run.report=false",
-    "run.resamples=0",
+    "task.resamples=0",
 ]
 
 

@@ -231,7 +231,7 @@ def sound_folder(folder: Path) -> None:
         "run.num_workers=0",
         "run.device=cpu",
         "run.report=false",
-        "run.resamples=0",
+        "task.resamples=0",
     ]
     merged = OmegaConf.merge(OmegaConf.load(SMALL), OmegaConf.from_dotlist(options))
     (folder / "mine.yaml").write_text(OmegaConf.to_yaml(merged))

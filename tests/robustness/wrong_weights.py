@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.runners.run_state import state_paths
+from lavis_ext.runners.state import state_paths
 from tests.fuzzing.fuzz_weights import Code
 from tests.robustness.damages import (
     ALL,

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from lavis_ext.config.loader import Config
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.runners import costs
+from lavis_ext.runners import dry_run as costs
+from lavis_ext.runners.dry_run import MeasuredSteps, describe, measure_steps
 from lavis_ext.runners.flops import BatchFlops, Passes, count_flops, count_passes, counted_flops
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
-from lavis_ext.runners.launch import describe, prepared
-from lavis_ext.runners.measured_steps import MeasuredSteps, measure_steps
+from lavis_ext.runners.launch import prepared
 from lavis_ext.runners.plan import TrainingPlan
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import Stepper
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import DIFNET, HEAD, SIDE, make_model, make_samples
@@ -98,7 +98,7 @@ def measured(config: Config, **limits: Any) -> tuple[MeasuredSteps, list[bool]]:
     with prepared(config, ["train"], load_weights=False) as parts:
         before = [parameter.clone() for parameter in parts.model.parameters()]
         plan = TrainingPlan.of(config.run, parts.datasets)
-        stepper = Stepper.at_rest(parts.task, parts.model, config.run, parts.device)
+        stepper = Stepper.for_timing(parts.task, parts.model, config.run, parts.device)
         found = measure_steps(
             config.run, stepper, parts.datasets["train"], plan.batches, parts.device, **limits
         )

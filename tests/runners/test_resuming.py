@@ -25,12 +25,10 @@ from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.launch import started
-from lavis_ext.runners.random_states import random_states, set_random_states
 from lavis_ext.runners.resuming import check_fits
-from lavis_ext.runners.run_state import RunState, state_paths
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.state import RunState, random_states, set_random_states, state_paths
 from lavis_ext.runners.stop_signals import StopSignals
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.trainer import Stepper, Trainer
 from tests.distributed.test_processes import train as launch
 from tests.launching import torchrun_command
 from tests.robustness.torture_jobs import differences, left_by
@@ -87,7 +85,7 @@ def kill() -> None:
     raise Killed
 
 
-def train(cfg: Config) -> FusionRunner:
+def train(cfg: Config) -> Trainer:
     with started(cfg, SPLITS) as runner:
         runner.train()
     return runner
@@ -152,11 +150,11 @@ def test_patience_best_metric_and_best_weights_survive(
     scripted = {1: 0.5, 2: 0.2, 3: 0.3, 4: 0.1, 5: 0.1, 6: 0.1}
     states = {}
 
-    def scripted_epoch(runner: FusionRunner, split: str, **_: Any) -> dict[str, float]:
+    def scripted_epoch(runner: Trainer, split: str, **_: Any) -> dict[str, float]:
         states[runner.steps] = {n: t.clone() for n, t in runner.model.exported_state().items()}
         return {"answer_accuracy": scripted[runner.steps]}
 
-    monkeypatch.setattr(FusionRunner, "eval_epoch", scripted_epoch)
+    monkeypatch.setattr(Trainer, "eval_epoch", scripted_epoch)
     options = ["run.val_every_steps=1", "run.patience=3", "run.save_every_steps=1"]
     options += ["run.test_splits=[]"]
     before_step(3, kill)
@@ -353,17 +351,17 @@ def test_another_number_of_processes_has_the_same_batches_if_they_are_as_large()
 
     def layout(size: int, world: int) -> str:
         batches = TrainBatches(
-            images, batch_size=size, questions_per_image=2, seed=0, world_size=world
+            images, batch_size=size, examples_per_image=2, seed=0, world_size=world
         )
         return batches.layout
 
     assert layout(16, 1) == layout(8, 2)
     assert layout(16, 1) != layout(16, 2)
     halves = [
-        TrainBatches(images, batch_size=8, questions_per_image=2, seed=0, rank=rank, world_size=2)
+        TrainBatches(images, batch_size=8, examples_per_image=2, seed=0, rank=rank, world_size=2)
         for rank in (0, 1)
     ]
-    whole = TrainBatches(images, batch_size=16, questions_per_image=2, seed=0)
+    whole = TrainBatches(images, batch_size=16, examples_per_image=2, seed=0)
     whole.start = halves[0].start = halves[1].start = 2
     batches = [list(each) for each in (whole, *halves)]
     assert len(batches[0]) == len(whole) - 2

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 from lavis_ext.runners import run_log
 from lavis_ext.runners.launch import started
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.trainer import Trainer
 from tests.tiny import BLIP, EFFICIENT_SAM
 
 SPLITS = ["train", "val", "testdev"]
@@ -111,12 +111,12 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     scripted = iter([0.30, 0.50, 0.50, 0.49, 0.40, 0.99, 0.99])
     states: list[dict[str, torch.Tensor]] = []
 
-    def scripted_epoch(runner: FusionRunner, split_name: str, **_: Any) -> dict[str, float]:
+    def scripted_epoch(runner: Trainer, split_name: str, **_: Any) -> dict[str, float]:
         state = runner.model.exported_state()
         states.append({name: tensor.clone() for name, tensor in state.items()})
         return {"answer_accuracy": next(scripted)}
 
-    monkeypatch.setattr(FusionRunner, "eval_epoch", scripted_epoch)
+    monkeypatch.setattr(Trainer, "eval_epoch", scripted_epoch)
     cfg = config("run.max_epoch=9", "run.val_every_steps=1", "run.patience=3", "run.test_splits=[]")
     with started(cfg, ["train", "val"]) as runner:
         runner.train()
@@ -126,7 +126,7 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     assert exported.keys() == states[1].keys()
     assert all(torch.equal(exported[name], states[1][name]) for name in exported)
     assert not all(torch.equal(exported[name], states[4][name]) for name in exported)
-    weights = FusionWeights.load(runner.output_dir / BEST, tensors=False)
+    weights = TrainedWeights.load(runner.output_dir / BEST, tensors=False)
     assert (weights.metric, weights.value, weights.step) == ("answer_accuracy", 0.5, 2)
     # What is reported at the end are the best weights, not the last.
     assert all(torch.equal(states[5][name], states[1][name]) for name in exported)
@@ -140,13 +140,11 @@ def test_a_first_validation_that_is_no_number_is_not_the_best(
     config: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted = iter([float("nan"), 0.5, 0.5])
-    monkeypatch.setattr(
-        FusionRunner, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)}
-    )
+    monkeypatch.setattr(Trainer, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)})
     cfg = config("run.max_steps=2", "run.val_every_steps=1", "run.test_splits=[]")
     with started(cfg, ["train", "val"]) as runner:
         runner.train()
-    assert FusionWeights.load(runner.output_dir / BEST, tensors=False).step == 2
+    assert TrainedWeights.load(runner.output_dir / BEST, tensors=False).step == 2
 
 
 def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(

@@ -11,12 +11,11 @@ from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.registry import registry
-from lavis_ext.runners.early_stopping import EarlyStopping
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
-from lavis_ext.runners.progress import Progress
+from lavis_ext.runners.optimizer import WarmupCosineLRScheduler
+from lavis_ext.runners.progress import EarlyStopping, Progress
 from lavis_ext.runners.run_folder import git_revision
 from lavis_ext.runners.run_log import duration
-from lavis_ext.runners.schedule import WarmupCosineLRScheduler
 from tests.tiny import HEAD, make_model
 
 

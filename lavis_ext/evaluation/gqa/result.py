@@ -1,4 +1,4 @@
-"""What an evaluation knows of a split, question by question."""
+"""Answers of a split, question by question."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,8 +57,8 @@ class SplitResult:
 
     Attributes:
         outcomes: the metrics' values of each question.
-        scores: the figures.
-        baselines: the same of blind guesses, by name; see ``baselines.BASELINES``.
+        scores: the metrics.
+        baselines: the same of blind guesses, by name; see ``metrics.BASELINES``.
         shown: ids of the questions that the report shows.
         traces: how the pipeline got to the answers of those, by id; empty for other models.
     """

@@ -8,7 +8,7 @@ import pytest
 
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.samplers import BatchRows
-from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
+from lavis_ext.evaluation.gqa.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.tasks.gqa_pointing import GqaPointingTask
 
 PROJECT = Path(__file__).parents[2]
