@@ -10,14 +10,15 @@ import contextlib
 import dataclasses
 import html
 import importlib
+import pkgutil
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 PAGE = "reference/config.md"
-MODULES = ("lavis_ext", "lavis_ext.pretraining")
-"""Imported for what they register; recipes name the second one under ``imports:``."""
+PACKAGE = "lavis_ext"
+"""All of its modules are imported for what they register; runs import only what they use."""
 
 KINDS: dict[str, tuple[str, str, str]] = {
     "runner": ("Runners", "run", "The section `run`; `run.runner` names the class."),
@@ -51,14 +52,12 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "Named by `run.lr_sched`; their options are keys of `run`.",
     ),
 }
-HEADER = (
-    "| key | meaning | type | limits | default | may change |\n| --- | --- | --- | --- | --- | --- |"
-)
+HEADER = "| key | meaning | type | limits | default | may change |\n" + "| --- " * 6 + "|"
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "mapping"}
 INTRODUCTION = """# Every config key
 
-Made from the registry when this site is built: the dataclass that a registered class declares as its
-`Config`. **May change** says whether a resumed run may have another value (see
+Made from the registry when this site is built: the dataclass that a registered class declares as
+its `Config`. **May change** says whether a resumed run may have another value (see
 [resuming](../resume.md)); a key without it has to stay. Defaults are those of the class; a model's
 type and a data set's type have defaults of their own, which win (see [configs](../configs.md)).
 
@@ -81,7 +80,8 @@ def page() -> str:
                 parts.append(_first_line(owner) + " No options of its own.")
                 continue
             key = where.replace("NAME", name) if kind != "processor" else where
-            rows = list(_rows(schema, key, classes_by_config(registered, but=owner)))
+            owners = classes_by_config(registered, but=owner)
+            rows = list(_rows(schema, key, owners, _example(name, owner)))
             parts.append(_first_line(owner))
             parts.append("\n".join([HEADER, *rows]) if rows else "It has no options.")
     return "\n\n".join(parts) + "\n"
@@ -104,20 +104,11 @@ def classes_by_config(
     }
 
 
-def keys(schema: type, where: str) -> set[str]:
-    """All keys below ``where`` that a dataclass of options has."""
-    found = set()
-    for field, value in _fields(schema, where):
-        key = f"{where}.{field.name}"
-        found.add(key)
-        if dataclasses.is_dataclass(value):
-            found |= keys(value if isinstance(value, type) else type(value), key)
-    return found
-
-
 def _registered() -> dict[str, dict[str, type]]:
-    for module in MODULES:
-        importlib.import_module(module)
+    package = importlib.import_module(PACKAGE)
+    for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
     from lavis_ext.registry import KINDS as KNOWN
     from lavis_ext.registry import registered, registry
 
@@ -130,9 +121,24 @@ def _registered() -> dict[str, dict[str, type]]:
     }
 
 
-def _rows(schema: type, where: str, owners: Mapping[type, tuple[str, str]]) -> Iterator[str]:
+def _example(name: str, owner: Any) -> Any:
+    """A typed section of a model that has types: its sections show which dataclasses own them."""
+    from omegaconf import OmegaConf
+
+    from lavis_ext.config.typed import typed
+
+    kinds = list(owner.types()) if hasattr(owner, "types") else []
+    if not kinds:
+        return None
+    section = owner.default_section(OmegaConf.create({"arch": name, "model_type": kinds[0]}))
+    return typed(owner.Config, section, "model")
+
+
+def _rows(
+    schema: type, where: str, owners: Mapping[type, tuple[str, str]], example: Any = None
+) -> Iterator[str]:
     hints = typing.get_type_hints(schema)
-    for field, value in _fields(schema, where):
+    for field, value in _fields(schema, where, example):
         key = f"{where}.{field.name}"
         nested = value if isinstance(value, type) else type(value)
         is_section = dataclasses.is_dataclass(value)
@@ -156,12 +162,14 @@ def _rows(schema: type, where: str, owners: Mapping[type, tuple[str, str]]) -> I
             yield from _rows(nested, key, owners)
 
 
-def _fields(schema: type, where: str) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+def _fields(
+    schema: type, where: str, example: Any = None
+) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """The fields of a dataclass with their defaults; for a section, the dataclass that types it."""
     from lavis_ext.common.errors import UserError
     from lavis_ext.config.schema import check
 
-    typed = schema()
+    typed = example or schema()
     # Checking gives sections their types. Defaults that need more from a config fail it, and what
     # is typed by then is all that the class says.
     with contextlib.suppress(UserError):

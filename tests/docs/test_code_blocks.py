@@ -37,7 +37,11 @@ from markdown_it import MarkdownIt
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
+import lavis_ext.encoders.blip.encoder
+import lavis_ext.encoders.efficient_sam.encoder
+import lavis_ext.encoders.timm  # noqa: F401  (registered before a test takes the registry's names)
 from lavis_ext.config.loader import Config
+from lavis_ext.registry import KINDS, registry
 from tests.gqa_rule import write_files
 
 pytestmark = [pytest.mark.beyond_core, pytest.mark.usefixtures("registry_as_installed")]
@@ -146,6 +150,9 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for kind in KINDS:
+        names = f"{kind}_name_mapping"
+        monkeypatch.setitem(registry.mapping, names, {**registry.mapping.get(names, {})})
     return place
 
 
