@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements.lock
+COMMA := ,
 
 # The same with the lower bounds of pyproject.toml in place of the versions that are locked.
 LOWEST_VENV := .venv-lowest
@@ -22,12 +23,13 @@ SECONDS ?= 600
 # `make bench SMALL=1` measures the model type mini.
 SMALL ?=
 
-.PHONY: help setup lint test lowest lock torture fuzz demo bench miniature clean distclean
+.PHONY: help setup lint test docs lowest lock torture fuzz demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
+	@echo "make docs       the documentation as a site in build/docs; fails on a broken link or reference"
 	@echo "make lowest     lint and core tests with the lowest versions that are claimed, in $(LOWEST_VENV)"
 	@echo "make lock       renew the versions in $(LOCK) and $(LOWEST_LOCK)"
 	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
@@ -41,24 +43,24 @@ help:
 
 setup: $(STAMP)
 
-# A virtual environment $(1) with the versions of $(2). LAVIS comes last and without its
-# dependencies; pyproject.toml says why.
+# A virtual environment $(1) with the versions of $(2) and the extras $(3). LAVIS comes last and
+# without its dependencies; pyproject.toml says why.
 define install
 @test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(None \
 	if (3, 11) <= sys.version_info[:2] < (3, 14) \
 	else "error: $(PYTHON) is not Python 3.11 to 3.13. Name one that is: make setup PYTHON=python3.12")'
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --constraint $(2) --upgrade pip
-$(1)/bin/python -m pip install --constraint $(2) --build-constraint $(2) --editable '.[dev]'
+$(1)/bin/python -m pip install --constraint $(2) --build-constraint $(2) --editable '.[$(3)]'
 $(1)/bin/python -m pip install --no-deps salesforce-lavis==1.0.2
 touch $(1)/.installed
 endef
 
 $(STAMP): pyproject.toml $(LOCK)
-	$(call install,$(VENV),$(LOCK))
+	$(call install,$(VENV),$(LOCK),dev$(COMMA)docs)
 
 $(LOWEST_STAMP): pyproject.toml $(LOWEST_LOCK)
-	$(call install,$(LOWEST_VENV),$(LOWEST_LOCK))
+	$(call install,$(LOWEST_VENV),$(LOWEST_LOCK),dev)
 
 # Resolved without an installation, from PyPI alone. The lock is for every Python and platform
 # that the package is for; the lowest versions are for the lowest Python, on Linux.
@@ -66,7 +68,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11
 	--no-annotate --custom-compile-command 'make lock' --quiet --upgrade
 
 lock: | $(BIN)/uv
-	$(COMPILE) --universal --fork-strategy fewest --output-file $(LOCK)
+	$(COMPILE) --extra docs --universal --fork-strategy fewest --output-file $(LOCK)
 	$(COMPILE) --resolution lowest-direct --python-platform linux --output-file $(LOWEST_LOCK)
 
 $(BIN)/uv:
@@ -79,6 +81,10 @@ lint: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The page of every config key is made from the package, so it is on the path.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 lowest: $(LOWEST_STAMP)
 	$(LOWEST_BIN)/ruff check .

@@ -40,7 +40,7 @@ def train(processes: int, options: list[str]) -> subprocess.CompletedProcess[str
 def test_two_processes_train_as_one_with_the_same_global_batch(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
-    """DESIGN, trap 6: the job ends by itself after the last evaluation."""
+    """docs/traps.md, 6: the job ends by itself after the last evaluation."""
     logged, figures, predictions = [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes)

@@ -1,6 +1,7 @@
 """What the README shows works as it stands."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    (found,) = re.findall(rf"```{language}[^\n]*\n(.*?)```", README, flags=re.DOTALL)
     return found
 
 
@@ -29,6 +30,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
 ) -> None:
     (tmp_path / "my_fusion.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_fusion", raising=False)
     shown = yaml.safe_load(block("yaml"))
     fusion = shown["model"]["fusion"]
     cfg = configured(
@@ -53,3 +55,7 @@ def test_every_file_and_command_that_it_names_exists() -> None:
     for module in re.findall(r"python -m (lavis_ext[\w.]*)", README):
         file = PROJECT / Path(*module.split("."))
         assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
+def test_it_has_at_most_1500_words() -> None:
+    assert len(README.split()) <= 1500

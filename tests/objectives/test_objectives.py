@@ -62,7 +62,7 @@ def test_the_fusion_alone_overfits_another_batch_on_frozen_encoders(name: str) -
 
 
 def test_matched_pairs_alone_would_teach_nothing() -> None:
-    """DESIGN, trap 1: always answering "match" must stay as bad as chance."""
+    """docs/traps.md, 1: always answering "match" must stay as bad as chance."""
     always_match = torch.tensor([[-20.0, 20.0]]).expand(16, 2)
     output = _matching(always_match, 8)
     assert output.losses.mean() > 10
@@ -90,7 +90,7 @@ def test_a_mismatched_question_that_is_the_matched_one_cannot_be_learned(name: s
 
 @pytest.mark.parametrize("name", ["head", "answer", "itm"])
 def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
-    """DESIGN, traps 3 and 8: the head sees the question, and the second stream is one."""
+    """docs/traps.md, 3 and 8: the head sees the question, and the second stream is one."""
     model = make_model({name: OBJECTIVES[name]}).eval()
     torch.nn.init.ones_(model.fusion.gate)  # closed at first, when only the grid stream counts
     samples = make_samples()

@@ -107,7 +107,7 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
 def test_early_stopping_exports_the_best_weights_bit_for_bit(
     config: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DESIGN, trap 5: what came after the best must not overwrite it."""
+    """docs/traps.md, 5: what came after the best must not overwrite it."""
     scripted = iter([0.30, 0.50, 0.50, 0.49, 0.40, 0.99, 0.99])
     states: list[dict[str, torch.Tensor]] = []
 
@@ -150,7 +150,7 @@ def test_a_first_validation_that_is_no_number_is_not_the_best(
 def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     config: Configured,
 ) -> None:
-    """DESIGN, trap 7."""
+    """docs/traps.md, 7."""
     cfg = config("run.trainable=[fusion.*]", "run.max_steps=2")
     with started(cfg, SPLITS) as runner:
         before = {name: p.clone() for name, p in runner.model.named_parameters()}

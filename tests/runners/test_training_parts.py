@@ -31,7 +31,7 @@ def test_early_stopping_counts_validations_without_gain() -> None:
 
 
 def test_early_stopping_takes_metrics_at_or_below_zero_and_less_as_better() -> None:
-    """DESIGN, trap 13: LAVIS needs a metric above 0."""
+    """docs/traps.md, 13: LAVIS needs a metric above 0."""
     stopping = EarlyStopping("min")
     assert [stopping.update(value) for value in (0.0, -1.0, -0.5)] == [True, True, False]
     assert EarlyStopping("max").update(-5.0)
@@ -67,7 +67,7 @@ def test_patterns_that_train_nothing_are_errors(patterns: list[str], message: st
 
 
 def test_frozen_modules_stay_in_eval_mode_with_their_dropout() -> None:
-    """DESIGN, trap 7."""
+    """docs/traps.md, 7."""
     model = nn.ModuleDict(
         {
             "frozen": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)),
@@ -128,7 +128,7 @@ def test_every_registered_schedule_can_be_built_as_the_runner_builds_it(name: st
 
 
 def test_the_time_left_is_that_of_the_whole_run() -> None:
-    """DESIGN, trap 14: LAVIS's was the epoch's."""
+    """docs/traps.md, 14: LAVIS's was the epoch's."""
     now = [0.0]
     progress = Progress(total_steps=100, total_validations=4, clock=lambda: now[0])
     for _ in range(10):
