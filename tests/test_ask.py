@@ -279,7 +279,7 @@ def test_options_reach_the_section_and_win() -> None:
     assert section.model_type == "base_esam"
     assert section.fusion_weights is None
     section = model_section(None, "base_esam", ["model.model_type=large_esam"])
-    assert section.blip.vision_width == 1024
+    assert section.streams.grid.vision_width == 1024
 
 
 @pytest.mark.parametrize("model_type", [None, "mini"])

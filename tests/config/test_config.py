@@ -42,17 +42,17 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
     configured: Make, tmp_path: Path
 ) -> None:
     content = MINIMAL | {
-        "model": MINIMAL["model"] | {"blip": {"text_layers": 1, "image_size": 48}},
+        "model": MINIMAL["model"] | {"streams": {"grid": {"text_layers": 1, "image_size": 48}}},
         "datasets": {"gqa_fusion": {"type": "mini", "mini_gqa": {"seed": 5}}},
     }
     file = written(tmp_path / "c.yaml", content)
-    config = configured("run.seed=3", "model.blip.text_layers=6", cfg_path=file)
-    assert config.model.blip.text_layers == 6  # options
+    config = configured("run.seed=3", "model.streams.grid.text_layers=6", cfg_path=file)
+    assert config.model.streams["grid"].text_layers == 6  # options
     assert config.run.seed == 3
     assert config.run.max_epoch == 7  # YAML
     assert config.datasets["gqa_fusion"].mini_gqa.seed == 5
     assert config.datasets["gqa_fusion"].root == "data/mini_gqa"  # data set's defaults
-    assert config.model.blip.text_width == 128  # model type's defaults
+    assert config.model.streams["grid"].text_width == 128  # model type's defaults
     assert config.run.examples_per_image == 1  # the class's
     images = config.datasets["gqa_fusion"].vis_processor.train
     assert (images.grid_size, images.segmentation_size) == (48, 128)  # taken from the model
@@ -61,7 +61,7 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
 def test_lavis_sees_the_same_values(configured: Make) -> None:
     config = configured("run.max_epoch=3")
     assert config.run_cfg.max_epoch == config.run.max_epoch == 3
-    assert config.model_cfg.blip.text_width == config.model.blip.text_width
+    assert config.model_cfg.streams.grid.text_width == config.model.streams["grid"].text_width
     assert config.datasets_cfg.gqa_fusion.type == "mini"
     assert registry.get("configuration") is config
 

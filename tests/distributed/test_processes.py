@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
     """docs/traps.md, 6: the job ends by itself after the last evaluation."""
-    logged, figures, predictions = [], [], []
+    logged, metrics, predictions = [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes)
         done = train(
@@ -64,7 +64,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         (folder,) = output.iterdir()
         entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         logged.append([entry["loss"] for entry in entries if entry["kind"] == "train"])
-        figures.append(json.loads((folder / "metrics.json").read_text()))
+        metrics.append(json.loads((folder / "metrics.json").read_text()))
         predictions.append(json.loads((folder / "testdev_predictions.json").read_text()))
         scores = json.loads((folder / "testdev_scores.json").read_text())
         assert scores["questions"] == scores["metrics"]["accuracy"]["count"] == len(predictions[-1])
@@ -72,7 +72,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert len(logged[0]) == STEPS
     assert logged[0] == pytest.approx(logged[1], abs=1e-4)
     for split in ("val", "testdev"):
-        assert figures[0][split] == pytest.approx(figures[1][split], abs=1e-3)
+        assert metrics[0][split] == pytest.approx(metrics[1][split], abs=1e-3)
     by_id = [{p["questionId"]: p["prediction"] for p in each} for each in predictions]
     assert len(by_id[1]) == len(predictions[1]), "a question was predicted twice"
     assert by_id[0].keys() == by_id[1].keys()
@@ -326,7 +326,7 @@ def test_one_process_that_can_read_nothing_takes_the_steps_with_the_others(
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     left_out = [line for line in lines if line["kind"] == "left_out"]
     assert {line["step"] for line in left_out} == {4, 5, 6}
-    assert 16 <= sum(len(line["question_ids"]) for line in left_out) <= 32
+    assert 16 <= sum(len(line["ids"]) for line in left_out) <= 32
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 10))
     assert "The folder doesn't answer." in said
 

@@ -197,7 +197,7 @@ def test_a_captioner_that_always_says_the_same_ends_and_says_so(
     tries = model.config.captioner.sampling.max_tries
     assert output.repeated == [2 * tries] * 16, "two of three captions, drawn again and again"
     task = GqaReadingComprehensionFusionTask(configured())
-    report = task.valid_step(model, samples)["report"]
+    report = task.valid_step(model, samples).report
     assert float(report["questions_short_of_captions"]) == 16
     assert float(report["captions_repeated"]) == 16 * 2 * tries
 
@@ -216,7 +216,9 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_built() -> None:
         PnpVqaFusion(config, vocabulary(), answering=True)
     section["captioner"] = {**section["captioner"], "patch_size": 16}
     config = typed(PnpVqaFusionConfig, section, "model")
-    with pytest.raises(UserError, match=r"captioner\.patch_size is 16 and model\.blip\.patch_size"):
+    with pytest.raises(
+        UserError, match=r"captioner\.patch_size is 16 and model\.streams\.grid\.patch_size"
+    ):
         PnpVqaFusion(config, vocabulary(), answering=True, load_weights=False)
 
 

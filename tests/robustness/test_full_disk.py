@@ -192,9 +192,7 @@ def test_other_best_weights_than_a_states_are_refused(
     cut_off(config(), Killed)
     best = tmp_path / "output" / "here" / BEST
     weights = TrainedWeights.load(best)
-    TrainedWeights(weights.state, weights.config, weights.vocabulary, "loss", 1.0, step=77).save(
-        best
-    )
+    TrainedWeights(weights.state, weights.config, "loss", 1.0, 77, weights.facts).save(best)
     with pytest.raises(UserError, match=r"holds weights of step 77, and the best .* of step 3"):
         train(config())
 
@@ -203,9 +201,7 @@ def test_a_bit_that_flips_in_weights_is_told_and_those_without_a_checksum_load(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / BEST
-    TrainedWeights({"fusion.gate": torch.ones(64)}, {"model": {}}, None, None, None, step=3).save(
-        path
-    )
+    TrainedWeights({"fusion.gate": torch.ones(64)}, {"model": {}}, None, None, step=3).save(path)
     whole = path.read_bytes()
     for place in (whole.index(b'"step') + 8, len(whole) - 9, whole.index(b"digest")):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])

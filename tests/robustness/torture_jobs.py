@@ -33,8 +33,8 @@ MOST_SECONDS = 180.0
 SECONDS_TO_END = 10.0
 """What torchrun grants is 30."""
 OPTIONS = [
-    *(f"model.blip.{k}={v}" for k, v in BLIP.items() if k != "weights"),
-    *(f"model.efficient_sam.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
+    *(f"model.streams.grid.{k}={v}" for k, v in BLIP.items() if k != "weights"),
+    *(f"model.streams.segmentation.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
     "model.fusion.d_model=32",
     "model.fusion.dropout=0.1",
     "model.objectives.answer.width=32",
@@ -165,7 +165,7 @@ def left_by(folder: Path) -> dict[str, Any]:
     best = load_file(folder / "fusion_encoder_best.safetensors")
     return {
         "lines": [{k: v for k, v in line.items() if k not in TIMED} for line in lines],
-        "figures": json.loads((folder / "metrics.json").read_text()),
+        "metrics": json.loads((folder / "metrics.json").read_text()),
         "predictions": json.loads((folder / "testdev_predictions.json").read_text()),
         "stopping": (state.step, state.validated_at, state.best, state.waited),
         "tensors": tensors | {f"best {name}": tensor for name, tensor in best.items()},
