@@ -83,7 +83,9 @@ def test_answers_are_printed_and_drawn(
         "",
         "Picture: cup_answers.png",
     ]
-    assert "the gate of base_esam is closed, and fused features are BLIP's own" in printed.err
+    assert (
+        "the gate of base_esam is closed, and fused features are those of its first" in printed.err
+    )
     with Image.open(tmp_path / "cup_answers.png") as drawn:
         assert drawn.format == "PNG"
         assert drawn.width == 1400
@@ -186,7 +188,7 @@ def test_each_stream_gets_its_own_size() -> None:
         (["cup.jpg", "what?", "--weights", "cup.jpg"], "cup.jpg can't be read"),
         (
             ["cup.jpg", "what?", "--model-type", "base_esm"],
-            "model.model_type is 'base_esm'; pnp_vqa_fusion has: base_esam",
+            "model.model_type is 'base_esm'; there are: base_esam",
         ),
         (
             [*UNTRAINED, "cup.jpg", "what?", "--options", "model.captioner.samplin.num_captions=5"],
@@ -279,7 +281,7 @@ def test_options_reach_the_section_and_win() -> None:
     assert section.model_type == "base_esam"
     assert section.fusion_weights is None
     section = model_section(None, "base_esam", ["model.model_type=large_esam"])
-    assert section.streams.grid.vision_width == 1024
+    assert section.streams["grid"].vision_width == 1024
 
 
 @pytest.mark.parametrize("model_type", [None, "mini"])

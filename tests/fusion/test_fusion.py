@@ -259,7 +259,7 @@ def test_a_wide_segmentation_grid_meets_a_tall_grid() -> None:
     network = build(gate=False, grid_size=(8, 2)).eval()
     grid, segmentation = tokens(cells=15)
     assert network(given(grid, segmentation, (3, 5), (8, 2))).shape == grid.shape
-    with pytest.raises(UserError, match="has 15 tokens.*4x4 are 16"):
+    with pytest.raises(UserError, match=r"has 15 tokens.*4x4 are 16"):
         network(given(grid, segmentation, (4, 4), (8, 2)))
 
 

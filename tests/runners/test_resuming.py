@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -339,11 +340,12 @@ def test_what_can_not_change_is_listed_and_what_may_is_said(
 
 
 def test_other_data_under_the_same_config_are_refused(config: Configured, tmp_path: Path) -> None:
-    folder = train(config("run.max_steps=2")).output_dir
+    cfg = config("run.max_steps=2")
+    folder = train(cfg).output_dir
     state = RunState.load(state_paths(folder)[0])
-    check_fits(state, state.config, state.batches)
+    check_fits(state, cfg, state.config, state.batches)
     with pytest.raises(UserError, match="the data set's questions or images are others"):
-        check_fits(state, state.config, state.batches | {"layout": "other"})
+        check_fits(state, cfg, state.config, state.batches | {"layout": "other"})
 
 
 def test_another_number_of_processes_has_the_same_batches_if_they_are_as_large() -> None:
@@ -528,12 +530,13 @@ def spoilt(
             def infinite(model: Any, samples: Any) -> Any:
                 output = whole(model, samples)
                 # Its gradient would be finite.
-                return {**output, "loss": output["loss"] + float("inf")}
+                losses = {n: each + float("inf") for n, each in output.losses.items()}
+                return output._replace(losses=losses)
 
             monkeypatch.setattr(task, "train_step", infinite)
         elif bad:
             hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
-        asked[steps_before + 1] = [question for s in group for question in s["question_id"]]
+        asked[steps_before + 1] = [question for s in group for question in s["ids"]]
         found = step(self, group, epoch, steps_before)
         if bad and how == "loss":
             monkeypatch.setattr(task, "train_step", whole)
@@ -574,7 +577,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
         3,
     ]
     skipped = lines(runner.output_dir, "skipped")
-    assert {line["step"]: line["question_ids"] for line in skipped} == {
+    assert {line["step"]: line["ids"] for line in skipped} == {
         step: asked[step] for step in (4, 5, 7)
     }
     if how == "loss":
@@ -586,15 +589,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
 SPOIL = """
 import torch
 from lavis_ext import distributed
-from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+from lavis_ext.tasks.gqa import GqaFusionTask
 
 train_step, calls = GqaFusionTask.train_step, []
 
 def spoilt(self, model, samples):
     output = train_step(self, model, samples)
-    calls.append(len(samples["question_id"]))
+    calls.append(len(samples["ids"]))
     if distributed.rank() == 1 and len(calls) == 3:
-        output["loss"] = output["loss"] + float("inf")
+        losses = {n: each + float("inf") for n, each in output.losses.items()}
+        output = output._replace(losses=losses)
     return output
 
 GqaFusionTask.train_step = spoilt
@@ -614,7 +618,7 @@ def test_all_processes_skip_a_step_that_one_of_them_finds_not_finite(
     assert [line["skipped_steps"] for line in lines(folder)] == [0, 0, 1, 1, 1, 1]
     (skipped,) = lines(folder, "skipped")
     assert skipped["step"] == 3
-    assert len(skipped["question_ids"]) > 8, "those of both processes"
+    assert len(skipped["ids"]) > 8, "those of both processes"
     state = RunState.load(state_paths(folder)[0])
     assert all(torch.isfinite(tensor).all() for tensor in state.model.values())
 
@@ -642,6 +646,7 @@ def test_running_statistics_are_part_of_the_state() -> None:
     def made() -> tuple[nn.Module, Stepper]:
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2))
         model[2].requires_grad_(False)
+        model.OLD_PARAMETERS = {}
         return model, Stepper(None, model, RunConfig(), 9, torch.device("cpu"))
 
     model, stepper = made()
@@ -650,10 +655,17 @@ def test_running_statistics_are_part_of_the_state() -> None:
     assert {"1.running_mean", "1.num_batches_tracked"} <= tensors.keys()
     assert "2.running_mean" not in tensors
     other, fresh = made()
-    fresh.load(tensors, optimizer, [])
+    fresh.load(saved(tensors, optimizer))
     assert torch.equal(other[1].running_mean, model[1].running_mean)
     with pytest.raises(UserError, match=r"other trained parameters: 1\.bias"):
-        fresh.load({name: t for name, t in tensors.items() if name != "1.bias"}, optimizer, [])
+        fresh.load(saved({n: t for n, t in tensors.items() if n != "1.bias"}, optimizer))
+
+
+def saved(tensors: Any, optimizer: Any) -> Any:
+    """A state as far as a stepper looks into it."""
+    return SimpleNamespace(
+        renamed_model=lambda old: tensors, renamed_optimizer=lambda old: optimizer, ranks=[]
+    )
 
 
 def test_all_random_numbers_go_on() -> None:
