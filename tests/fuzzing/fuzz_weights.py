@@ -146,7 +146,9 @@ SHARD_NAMES = [
 
 
 def _fusion_weights() -> TrainedWeights:
-    section = {"arch": "pnp_vqa_fusion", "model_type": "mini", "fusion": {"name": "grid_only"}}
+    streams = {"grid": {"encoder": "blip"}, "segmentation": {"encoder": "efficient_sam"}}
+    section: dict[str, Any] = {"arch": "pnp_vqa_fusion", "model_type": "mini", "streams": streams}
+    section["fusion"] = {"name": "grid_only"}
     vocabulary = {"answers": ["yes", "no"], "overall": "yes", "by_form": {"is it": "no"}}
     config = {"model": section, "run": {"seed": 1}}
     return TrainedWeights(TENSORS, config, "answer_accuracy", 0.5, 7, {"vocabulary": vocabulary})

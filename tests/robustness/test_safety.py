@@ -152,7 +152,9 @@ def test_a_name_that_no_file_can_have_is_of_no_file(name: str, tmp_path: Path) -
 
 
 def saved_weights(path: Path, **config: Any) -> Path:
-    section = {"arch": "pnp_vqa_fusion", "model_type": "mini", "fusion": {"name": "grid_only"}}
+    streams = {"grid": {"encoder": "blip"}, "segmentation": {"encoder": "efficient_sam"}}
+    section: dict[str, Any] = {"arch": "pnp_vqa_fusion", "model_type": "mini", "streams": streams}
+    section["fusion"] = {"name": "grid_only"}
     weights = TrainedWeights({"a": torch.ones(1)}, {"model": section, **config}, None, None, 1)
     weights.save(path)
     return path
