@@ -25,12 +25,10 @@ class RunConfig:
 
     runner: str = option("trainer", "The runner's name in the registry.")
     task: str | None = option(None, "The task's name in the registry; by default the model's own.")
-    # The parameters themselves are compared when a run goes on.
     trainable: list[str] | None = option(
         None,
         "Patterns of the parameters that are trained, all others are frozen; by default the "
         "model's own.",
-        may_change=True,
     )
 
     max_epoch: int = option(10, "Epochs.", at_least=1, may_change=True)

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from lavis_ext.config.loader import Config
+from lavis_ext.tasks.base import total_loss
 from tests.tiny import HEAD, make_model, make_samples
 
 pytestmark = pytest.mark.beyond_core
@@ -38,7 +39,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
     )
     assert (cfg.model.fusion.name, cfg.model.fusion.heads) == ("cross", 8)
     model = make_model({"answer": HEAD}, fusion)
-    model(make_samples())["loss"].backward()
+    total_loss(model(make_samples())).backward()
     gradient = model.fusion.gate.grad
     assert gradient is not None
     assert torch.any(gradient != 0)

@@ -127,7 +127,7 @@ def test_no_question_is_repeated_or_left_out_and_no_image_read_for_nothing(
         return read(self, image)
 
     def noted(self: Stepper, group: Any, *place: int) -> torch.Tensor:
-        asked.extend(question for samples in group for question in samples["question_id"])
+        asked.extend(question for samples in group for question in samples["ids"])
         return step(self, group, *place)
 
     monkeypatch.setattr(ImageFolder, "read", counted)
