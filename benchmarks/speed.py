@@ -47,6 +47,7 @@ from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patte
 from lavis_ext.runners.launch import Prepared, prepared
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.trainer import Stepper
+from lavis_ext.tasks.base import total_loss
 
 RECIPE = "projects/pnp-vqa/train/gqa_train.yaml"
 QUESTIONS_AN_IMAGE = 32
@@ -294,10 +295,10 @@ def largest_difference(given: Namespace) -> float:
             model.fusion.gate.fill_(0.5)  # closed at first, when nothing behind it counts
             batches = TrainingPlan.of(cfg.run, parts.datasets).batches
             samples = parts.datasets["train"].__getitems__(next(iter(batches)))
-            fast = model(samples)["loss"]
+            fast = total_loss(model(samples))
             ways = (STRAIGHTFORWARD, Ways(fused_attention=True), Ways(seen_once=True))
             plain = [straightforward_loss(model, samples, each) for each in ways]
-    return max(abs(float(loss - fast)) for loss in plain)
+    return max(abs(float(loss - fast)) for loss in plain) / len(samples["text_input"])
 
 
 def replace_namespace(given: Namespace, **changes: Any) -> Namespace:

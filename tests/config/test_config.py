@@ -142,7 +142,7 @@ def test_every_config_of_a_project_is_sound_and_says_what_it_is_for(
     assert relative(path) in text, "its head gives the command"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/models/*/*.yaml")), ids=relative)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("models/*/configs/*.yaml")), ids=relative)
 def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
     model = {"arch": path.parent.name, "model_type": path.stem}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"model": model}))
@@ -150,7 +150,13 @@ def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path)
     assert path.stem in registry.get_model_class(path.parent.name).types()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/datasets/*/*.yaml")), ids=relative)
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        [*PACKAGE.glob("datasets/*/configs/*.yaml"), *PACKAGE.glob("pretraining/configs/*/*.yaml")]
+    ),
+    ids=relative,
+)
 def test_every_data_set_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
     datasets = {path.parent.name: {"type": path.stem}}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"datasets": datasets}))

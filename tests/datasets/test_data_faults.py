@@ -248,7 +248,7 @@ def test_an_evaluation_says_what_it_has_not_seen(
     (line,) = lines(runner.output_dir, "unseen")
     assert (line["split"], line["image_id"]) == ("val", image)
     assert metrics["answer_accuracy"] >= 0
-    assert "were asked about a black image" in (runner.output_dir / "log.txt").read_text()
+    assert "were given a black image" in (runner.output_dir / "log.txt").read_text()
 
 
 def test_a_state_keeps_the_count(

@@ -36,7 +36,7 @@ from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.runners.dry_run import describe
-from lavis_ext.runners.freezing import freeze_all_but
+from lavis_ext.runners.freezing import freeze_all_but, trained_patterns
 from lavis_ext.runners.launch import started
 from lavis_ext.tasks.base import total_loss
 from tests.launching import torchrun
@@ -58,7 +58,7 @@ class Run:
 
     def model(self, seed: int = 0, fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
         model = make_model(OBJECTIVES, fusion, seed).eval()
-        freeze_all_but(model, ["fusion.*"])
+        freeze_all_but(model, trained_patterns(model, None))
         return model
 
     def datasets(self) -> dict[str, GqaFusionDataset]:
