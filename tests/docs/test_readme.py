@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from lavis_ext.config.loader import Config
+from lavis_ext.tasks.base import total_loss
 from tests.tiny import HEAD, make_model, make_samples
 
 pytestmark = pytest.mark.beyond_core
@@ -38,7 +39,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
     )
     assert (cfg.model.fusion.name, cfg.model.fusion.heads) == ("cross", 8)
     model = make_model({"answer": HEAD}, fusion)
-    model(make_samples())["loss"].backward()
+    total_loss(model(make_samples())).backward()
     gradient = model.fusion.gate.grad
     assert gradient is not None
     assert torch.any(gradient != 0)
@@ -59,3 +60,12 @@ def test_every_file_and_command_that_it_names_exists() -> None:
 
 def test_it_has_at_most_1500_words() -> None:
     assert len(README.split()) <= 1500
+
+
+def test_each_trap_names_tests_that_exist() -> None:
+    traps = (PROJECT / "docs" / "traps.md").read_text(encoding="utf-8")
+    for section in traps.split("\n## ")[1:]:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", section)
+        assert named, section
+        for path, test in named:
+            assert f"def {test}(" in (PROJECT / path).read_text(encoding="utf-8"), (path, test)
