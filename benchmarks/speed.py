@@ -36,14 +36,14 @@ from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_lo
 from lavis_ext import distributed
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.base import to_device
 from lavis_ext.datasets.gqa.dataset import QuestionBatch
-from lavis_ext.datasets.loader import to_device
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.dry_run import measure_steps
-from lavis_ext.runners.flops import count_flops, count_passes
-from lavis_ext.runners.freezing import freeze_all_but, train_mode
+from lavis_ext.runners.flops import ON_HOST, count_flops, count_passes
+from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
 from lavis_ext.runners.launch import Prepared, prepared
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.trainer import Stepper
@@ -245,17 +245,17 @@ def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch
         return {"flops": passes.both / len(samples["text_input"])}
     with torch.device("meta"):
         model: Any = parts.task.build_model(cfg, load_weights=False)
-    freeze_all_but(model, cfg.run.trainable)
+    freeze_all_but(model, trained_patterns(model, cfg.run.trainable))
     train_mode(model)
     if ways is not None:
-        samples = to_device(samples, torch.device("meta"))
+        samples = to_device(samples, torch.device("meta"), ON_HOST)
         passes = count_passes(lambda each: straightforward_loss(model, each, ways), samples)
         return {"flops": passes.both / len(samples["text_input"])}
     found = count_flops(model, samples)
     return {
-        "flops": found.a_question,
+        "flops": found.an_example,
         "image_flops": found.image.both,
-        "question_flops": found.question.both,
+        "question_flops": found.example.both,
     }
 
 

@@ -27,7 +27,7 @@ from lavis_ext.datasets.gqa.vocabulary import OUTSIDE
 from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
-from lavis_ext.models.base import no_grad_if_constant
+from lavis_ext.models.base import StepOutput, no_grad_if_constant
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.objectives.question_head import QuestionHead
@@ -58,21 +58,18 @@ class StraightforwardTask(GqaFusionTask):
     takes_features = False
     ways = STRAIGHTFORWARD
 
-    def train_step(self, model: nn.Module, samples: QuestionBatch) -> dict[str, Any]:
-        """Loss, report and count."""
-        plain: Any = model
-        loss = straightforward_loss(plain, samples, self.ways)
-        count = len(samples["text_input"])
-        report = {"loss": loss.detach() * samples["global_size"]}
-        return {"loss": loss, "report": report, "count": count}
+    def train_step(self, model: Any, samples: QuestionBatch) -> StepOutput:
+        """The sum of all losses under one name."""
+        loss = straightforward_loss(model, samples, self.ways)
+        return StepOutput({"all": loss}, {}, len(samples["text_input"]))
 
 
 def straightforward_loss(
     model: PnpVqaFusion, samples: QuestionBatch, ways: Ways = STRAIGHTFORWARD
 ) -> Tensor:
-    """The loss of a batch, one question at a time; what the model's ``forward`` gives."""
+    """The loss of a batch summed, one question at a time; what the model's ``forward`` gives."""
     losses = [question_loss(model, samples, q, ways) for q in range(len(samples["text_input"]))]
-    return torch.stack(losses).sum() / samples["global_size"]
+    return torch.stack(losses).sum()
 
 
 def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, ways: Ways) -> Tensor:
@@ -92,8 +89,9 @@ def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, wa
                 fused = _fused(model, samples, image, ways)
             share = 0.5 if place == 0 else 0.5 / per_question
             for name, objective in model.objectives.items():
-                weight = objective.config.weight
-                head: Any = objective.head
+                known: Any = objective
+                weight = known.config.weight
+                head: Any = known.head
                 if name == "itm":
                     scores = _matched(model, fused, text, ways)
                     scores = scores if head is None else head(scores)

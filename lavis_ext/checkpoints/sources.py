@@ -46,7 +46,7 @@ def resolve(
     - a URL, downloaded once into the ``checkpoints`` folder of torch.hub (``TORCH_HOME``), and
       compared with the hash that it ends in: ``#sha256=...`` or, of a file that lies in a Git
       repository, ``#gitsha1=...``, its blob's name there. Without one the log says so;
-    - a name on the Hugging Face hub such as ``Salesforce/blip-itm-base-coco``, with ``@COMMIT`` to
+    - a name on the Hugging Face hub such as ``google-bert/bert-base-uncased``, with ``@COMMIT`` to
       pin it; the local cache (``HF_HOME``) is looked at first, so that a run without a network
       works after one with it. What is downloaded is compared with the sha256 that the hub names.
 

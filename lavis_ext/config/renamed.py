@@ -17,7 +17,7 @@ class OldKey:
     """A key that has another name now, or whose value has.
 
     Attributes:
-        old: the full key, such as ``model.blip``; ``*`` stands for any one part.
+        old: the full key, such as ``run.log_freq``; ``*`` stands for any one part.
         new: the full key of today; ``*`` for the parts that ``old`` leaves open, in order. None
             drops the key.
         values: values that have other names, old to new.

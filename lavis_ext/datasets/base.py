@@ -1,7 +1,7 @@
 """The batch that the runner knows, and a data set that makes it of pictures, whatever is asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar
 
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.config.renamed import OldKey
 from lavis_ext.datasets.faults import DataFaultsConfig, UnreadableImage, patiently
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows, Rows
 from lavis_ext.datasets.seeds import seeded
+from lavis_ext.registry import BaseDatasetBuilder
 
 
 class StoredTokens(NamedTuple):
@@ -72,6 +74,35 @@ class DataFault:
     """
 
     message: str
+
+
+class DatasetBuilder(BaseDatasetBuilder, ABC):
+    """Makes a data set's splits. Register a subclass with ``registry.register_builder``.
+
+    Class attributes:
+        Config: the section ``datasets.NAME``, a dataclass of options.
+        OLD_KEYS: renamed keys of configs.
+    """
+
+    Config: ClassVar[type[Any]]
+    OLD_KEYS: ClassVar[Sequence[OldKey]] = ()
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def default_config_path(cls, type: str | None = None) -> str | None:
+        """The YAML of the defaults of a ``type`` of the data set; None for no YAML."""
+        return None
+
+    @abstractmethod
+    def build_datasets(
+        self, sizes: Mapping[str, int | None], *, seed: int, **options: Any
+    ) -> dict[str, Any]:
+        """Data sets by split: those that ``sizes`` names, each with the size of its sample.
+
+        None stands for all of a split. ``options`` are the task's ``build_options``.
+        """
 
 
 class PictureDataset(Dataset[Any], ABC):

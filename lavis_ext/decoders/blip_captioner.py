@@ -18,6 +18,7 @@ from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
 from lavis_ext.config.typed import typed
+from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.decoders.keyed_noise import KeyedSampling, fold_in, text_keys
 from lavis_ext.decoders.patches import PatchConfig, check_heat, draw_patches
 from lavis_ext.encoders.blip.encoder import (
@@ -32,7 +33,6 @@ from lavis_ext.encoders.blip.encoder import (
 )
 from lavis_ext.encoders.blip.passes import encode_pixels
 from lavis_ext.encoders.pixels import PixelNormalisation
-from lavis_ext.models.base import GenerativeModel, TargetScores
 
 CAPTIONING_BASE = "Salesforce/blip-image-captioning-base"
 

@@ -1,6 +1,6 @@
 """Store what the frozen encoders give for a run's images.
 
-python -m lavis_ext.features.extract --cfg-path projects/pnp-vqa/train/gqa_train.yaml
+python -m lavis_ext.features.extract --cfg-path train.yaml
 torchrun --nproc_per_node=2 -m lavis_ext.features.extract --cfg-path ...
 
 Takes the run's own config. What is finished stays, whatever interrupts it.

@@ -20,6 +20,8 @@ from lavis_ext.common.metrics import Metric
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.renamed import OldKey
 from lavis_ext.config.typed import typed
+from lavis_ext.decoders.base import GenerativeModel as GenerativeModel
+from lavis_ext.decoders.base import TargetScores as TargetScores
 from lavis_ext.encoders.base import Encoder
 from lavis_ext.registry import BaseModel
 
@@ -31,8 +33,8 @@ class StepOutput(NamedTuple):
     """Sums over the examples by name, weighted, with gradient; their sum is trained."""
     report: dict[str, Tensor]
     """Sums over the examples of what is averaged in the log and in evaluations."""
-    count: int
-    """Examples."""
+    examples: int
+    """How many."""
 
 
 class TrainableModel(BaseModel, ABC):
@@ -151,37 +153,8 @@ class TrainableModel(BaseModel, ABC):
         """
         if not isinstance(cfg, cls.Config):
             cfg = typed(cls.Config, cfg, "model")
-        return cls(cfg, load_weights=load_weights, **facts)  # type: ignore[call-arg]
-
-
-class TargetScores(NamedTuple):
-    """A model's view of given target tokens, each seen after the ones before it."""
-
-    logits: Tensor
-    """[B, L, V], those at place l are for token l."""
-    hidden_states: Tensor
-    """[B, L, W], of the last layer."""
-    mask: Tensor
-    """bool [B, L], False for padding."""
-
-
-class GenerativeModel(ABC):
-    """A model that writes texts about pictures.
-
-    Images are float [B, 3, S, S] in [0, 1] or uint8; a model normalizes them itself.
-    """
-
-    @abstractmethod
-    def generate(
-        self, images: Tensor, prompts: Sequence[str], decoding: Mapping[str, Any] | None = None
-    ) -> list[str]:
-        """A text for each image and its prompt. ``decoding`` are options of the model's own."""
-
-    @abstractmethod
-    def score_targets(
-        self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]
-    ) -> TargetScores:
-        """Logits and hidden states for given texts, differentiable down to the images."""
+        build: Any = cls
+        return build(cfg, load_weights=load_weights, **facts)
 
 
 def no_grad_if_constant(modules: Iterable[nn.Module], *inputs: Tensor) -> Any:

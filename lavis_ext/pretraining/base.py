@@ -67,7 +67,8 @@ class PretrainingModel(TrainableModel):
         if not load_weights:
             for part in cfg.parts:
                 getattr(cfg, part).weights = None
-        return cls(cfg)  # type: ignore[call-arg]
+        build: Any = cls
+        return build(cfg)
 
     @classmethod
     def default_section(cls, given: DictConfig) -> DictConfig:

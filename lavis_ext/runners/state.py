@@ -1,8 +1,8 @@
 """The complete state of a run between two steps, and the file that it is saved to.
 
 The file has tensors under ``model.<parameter>``, ``optimizer.<parameter>.<key>`` and
-``rank<r>.<name>``, everything else as JSON in its metadata. Frozen weights are not in it: they come from where the run
-took them.
+``rank<r>.<name>``, everything else as JSON in its metadata. Frozen weights are not in it: they
+come from where the run took them.
 """
 
 import json

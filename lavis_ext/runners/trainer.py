@@ -490,8 +490,9 @@ class Trainer(RunnerBase):
         self.files.must_write(path, lambda: self._best.write())
         if not self._save():
             raise UserError(f"{self._saver.failure}. {self.files.way_on}")
-        best = TrainedWeights.load(path)
-        load_into(self.model, dict(best.state), name=path.name, allow_missing=["*"])
+        best = TrainedWeights.load(path, key=f"model.{self.model.weights_key}")
+        state = best.renamed(self.model.OLD_PARAMETERS)
+        load_into(self.model, state, name=path.name, allow_missing=["*"])
         splits = [split for split in self.datasets if split != TRAINING]
         metrics = {split: self.eval_epoch(split, step=best.step, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
@@ -640,7 +641,7 @@ class Stepper:
                 share = counts * distributed.world_size() * finite
                 (loss / examples * share).backward()
             report = {"loss": loss.detach(), **output.report}
-            self._count(report, output.count, (finite == 1) & counts)
+            self._count(report, output.examples, (finite == 1) & counts)
         parameters = list(self._parameters.values())
         if self._run.max_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, self._run.max_grad_norm)

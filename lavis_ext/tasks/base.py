@@ -156,7 +156,7 @@ class Task(BaseTask):
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
         """Sums, count and predictions of a batch."""
         output: StepOutput = model(samples)
-        return EvalStep({"loss": total_loss(output).detach(), **output.report}, output.count)
+        return EvalStep({"loss": total_loss(output).detach(), **output.report}, output.examples)
 
     def evaluation(
         self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True

@@ -217,7 +217,6 @@ def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Pat
     weights = TrainedWeights(
         state={"fusion.gate": torch.ones(2)},
         config={"model": {}, "run": {"output_dir": "/home/somebody", "seed": 3}},
-        vocabulary=None,
         metric="loss",
         value=0.5,
         step=7,
@@ -308,5 +307,5 @@ def test_the_reader_can_be_trained_by_its_recipe_s_model(
     assert isinstance(model.reader, FidReader)
     dataset = ReadingDataset(ReadingDataConfig(), split, None, seed=0)
     samples = batch(dataset, [0, 1])
-    assert "answer_accuracy" not in model.train()(samples)["report"]
-    assert "answer_accuracy" in model.eval()(samples)["report"]
+    assert "answer_accuracy" not in model.train()(samples).report
+    assert "answer_accuracy" in model.eval()(samples).report

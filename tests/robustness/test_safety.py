@@ -32,8 +32,9 @@ from lavis_ext.common.errors import UserError, exit_with, listed, printable
 from lavis_ext.common.files import is_file, is_folder
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.datasets.pictures import ImageFolder, read_image
+from lavis_ext.evaluation.gqa.reported import reported
 from lavis_ext.evaluation.gqa.tables import columns
-from lavis_ext.evaluation.report.content import ReportedSplit, report_content
+from lavis_ext.evaluation.report.content import report_content
 from lavis_ext.evaluation.report.curves import read_curves
 from lavis_ext.evaluation.report.page import page
 from lavis_ext.features.reader import StoredStream
@@ -372,7 +373,7 @@ def test_nothing_in_a_report_is_markup(tmp_path: Path) -> None:
         {"kind": kind, "step": n, f"{NASTY}_loss": n} for n in (1, 2) for kind in ("train", NASTY)
     ]
     log.write_text("".join(json.dumps(step) + "\n" for step in steps))
-    split = ReportedSplit({NASTY: 1.0}, result, dict.fromkeys(shown, NASTY))
+    split = reported("val", {NASTY: 1.0}, result, dict.fromkeys(shown, NASTY), None)
     html = page(report_content(NASTY, {NASTY: NASTY}, {NASTY: split}, log))
     assert NASTY not in html
     assert html.count("<script") == html.count("</script>") == 2

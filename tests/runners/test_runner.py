@@ -25,8 +25,8 @@ from tests.tiny import BLIP, EFFICIENT_SAM
 SPLITS = ["train", "val", "testdev"]
 BEST = "fusion_encoder_best.safetensors"
 TINY_MODEL = [
-    *(f"model.blip.{k}={v}" for k, v in BLIP.items() if k != "weights"),
-    *(f"model.efficient_sam.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
+    *(f"model.streams.grid.{k}={v}" for k, v in BLIP.items() if k != "weights"),
+    *(f"model.streams.segmentation.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
     "model.fusion.d_model=32",
     "model.fusion.dropout=0",
     "model.objectives.answer.width=32",
@@ -98,9 +98,9 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
     )
     with started(evaluation, ["val", "testdev"]) as runner:
         from_file = runner.evaluate()
-    for split, figures in trained.items():
-        assert from_file[split].keys() == figures.keys()
-        for name, value in figures.items():
+    for split, metrics in trained.items():
+        assert from_file[split].keys() == metrics.keys()
+        for name, value in metrics.items():
             assert from_file[split][name] == pytest.approx(value, abs=1e-5), name
 
 
@@ -154,11 +154,12 @@ def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     cfg = config("run.trainable=[fusion.*]", "run.max_steps=2")
     with started(cfg, SPLITS) as runner:
         before = {name: p.clone() for name, p in runner.model.named_parameters()}
-        modes: list[tuple[bool, bool, bool]] = []
+        modes: list[tuple[bool, ...]] = []
         step = runner.task.train_step
 
         def watched(model: Any, samples: Any) -> Any:
-            modes.append((model.blip.training, model.efficient_sam.training, model.fusion.training))
+            parts = (model.streams["grid"], model.streams["segmentation"], model.fusion)
+            modes.append(tuple(part.training for part in parts))
             return step(model, samples)
 
         runner.task.train_step = watched

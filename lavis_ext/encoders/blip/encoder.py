@@ -248,7 +248,7 @@ class BlipEncoder(Encoder):
     ) -> Tensor:
         """Logits [Q, 2] of question matching; index 1 says that question and image belong together.
 
-        ``tokens`` [I, 1+N, vision_width] are those of images or fused ones in their place; gradients
+        ``tokens`` [I, 1+N, vision_width] are an image's or fused ones in their place; gradients
         reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
         replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
         models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].

@@ -97,6 +97,6 @@ def _refuse_other_first(streams: Mapping[str, Any], where: str) -> None:
     first, config = next(iter(streams.items()))
     if not isinstance(config, BlipEncoderConfig):
         raise UserError(
-            f"{where}.{first}.encoder is {config.encoder}. The first stream must be blip: questions "
-            "are read and matched by its text encoder. Put the blip stream first."
+            f"{where}.{first}.encoder is {config.encoder}. The first stream must be blip: "
+            "questions are read and matched by its text encoder. Put the blip stream first."
         )

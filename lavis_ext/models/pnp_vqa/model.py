@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -67,6 +67,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     Config = PnpVqaFusionConfig
     CONFIGS = Path(__file__).parent / "configs"
     weights_key = "fusion_weights"
+    default_task = "gqa_fusion"
     weights_name = "fusion_encoder"
     trainable = ("fusion.*", "objectives.*")
     OLD_KEYS = (
@@ -89,7 +90,10 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         r"^fusion\.adapter\.segmentation_norm\.": "fusion.adapter.norms.segmentation.",
         r"^fusion\.adapter\.class_partner$": "fusion.adapter.partners.segmentation",
     }
-    OLD_TRAINABLE = {"fusion.*": ("fusion.*", "objectives.*")}
+    OLD_TRAINABLE = {
+        "fusion.*": ("fusion.*", "objectives.*"),
+        "fusion.heads.*": ("objectives.*",),
+    }
 
     def __init__(
         self,
@@ -117,7 +121,8 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
-        self.streams = nn.ModuleDict(encoders)  # type: ignore[misc]  # read as a property
+        # A property reads them, so that they are encoders to whoever reads the code.
+        self._modules["streams"] = nn.ModuleDict(encoders)
         blip = self.blip
         self.fusion = FusionNetwork(
             config.fusion,
@@ -149,7 +154,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     def streams(self) -> Mapping[str, Encoder]:
         """The encoders that were built, by stream."""
         built: Any = self._modules["streams"]
-        return dict(built.items())
+        return cast(Mapping[str, Encoder], built)
 
     @property
     def blip(self) -> "BlipEncoder":

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.base import DataFault, GqaFusionDataset, QuestionBatch
+from lavis_ext.datasets.base import DataFault, to_device
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.loader import Loader, to_device
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
+from lavis_ext.datasets.loader import Loader
 from lavis_ext.datasets.samplers import BatchRows, EvalBatches, TrainBatches
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.processors.text import QuestionConfig, QuestionProcessor
@@ -25,7 +26,7 @@ from lavis_ext.registry import registry
 
 
 def builder(root: Path, **options: Any) -> GqaFusionBuilder:
-    small = {"name": "fusion_image", "grid_size": 32, "segmentation_size": 24}
+    small = {"name": "stream_images", "sizes": {"grid": 32, "segmentation": 24}}
     given = {"root": str(root), "vis_processor": {"train": small, "eval": small}, **options}
     return GqaFusionBuilder(OmegaConf.create(given))
 
@@ -238,7 +239,8 @@ def test_the_image_processor_keeps_the_whole_picture_the_right_way_round() -> No
     picture = Image.new("RGB", (60, 20))
     picture.paste((255, 0, 0), (0, 0, 20, 20))
     picture.paste((0, 0, 255), (40, 0, 60, 20))
-    images = StreamImagesProcessor(StreamImagesConfig(grid_size=30, segmentation_size=15))(picture)
+    config = StreamImagesConfig(sizes={"grid": 30, "segmentation": 15})
+    images = StreamImagesProcessor(config)(picture)
     for name, side in (("grid", 30), ("segmentation", 15)):
         pixels = images[name]
         assert pixels.shape == (3, side, side)

@@ -27,7 +27,7 @@ from lavis_ext.evaluation.gqa.scores import resample, score
 from tests.gqa_rule import write_files
 
 AUTHORS = json.loads(
-    (Path(__file__).parents[1] / "assets" / "parity" / "gqa_scores.json").read_text(
+    (Path(__file__).parents[2] / "assets" / "parity" / "gqa_scores.json").read_text(
         encoding="utf-8"
     )
 )

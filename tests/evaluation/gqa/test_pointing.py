@@ -11,7 +11,7 @@ from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.evaluation.gqa.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.tasks.gqa_pointing import GqaPointingTask
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 MASK = np.zeros((8, 8), bool)
 MASK[2:4, 4:8] = True  # row 1, columns 2 and 3 of a 4x4 grid
 
@@ -56,13 +56,13 @@ def test_the_task_draws_no_mismatched_questions_for_its_part_of_the_split(
         cfg_path=PROJECT / "projects" / "pnp-vqa" / "eval" / "mini_pointing.yaml",
     )
     task = GqaPointingTask.setup_task(cfg)
-    dataset = task.build_datasets(cfg, ["testdev"])["testdev"]
+    dataset = task.build_datasets(cfg, ["testdev"])["gqa_fusion"]["testdev"]
     rows = np.arange(len(dataset))
     samples = dataset.__getitems__(BatchRows(rows, 0, len(rows)))
     assert "mismatched_input" not in samples or not samples["mismatched_input"]
     model = task.build_model(cfg).eval()
     result = task.evaluation(model, [samples], cuda_enabled=False)
-    figures = task.after_evaluation(result, dataset, model).figures
-    assert figures["pointing_accuracy"] > 5 * figures["chance_accuracy"], "the miniature that ships"
-    assert figures["refined_heat_iou"] > 1.5 * figures["raw_heat_iou"]
-    assert figures["refined_grounding"] > 1.1 * figures["raw_grounding"] > 0
+    metrics = task.after_evaluation(result, dataset, model).metrics
+    assert metrics["pointing_accuracy"] > 5 * metrics["chance_accuracy"], "the miniature that ships"
+    assert metrics["refined_heat_iou"] > 1.5 * metrics["raw_heat_iou"]
+    assert metrics["refined_grounding"] > 1.1 * metrics["raw_grounding"] > 0
