@@ -60,3 +60,12 @@ def test_every_file_and_command_that_it_names_exists() -> None:
 
 def test_it_has_at_most_1500_words() -> None:
     assert len(README.split()) <= 1500
+
+
+def test_each_trap_names_tests_that_exist() -> None:
+    traps = (PROJECT / "docs" / "traps.md").read_text(encoding="utf-8")
+    for section in traps.split("\n## ")[1:]:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", section)
+        assert named, section
+        for path, test in named:
+            assert f"def {test}(" in (PROJECT / path).read_text(encoding="utf-8"), (path, test)
