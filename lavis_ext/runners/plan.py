@@ -67,7 +67,7 @@ class TrainingPlan:
         return {
             name: validations if name.rpartition(".")[2] in self.run.validation else 1
             for name in self.examples
-            if name != TRAINING
+            if name.rpartition(".")[2] in (*self.run.validation, *self.run.testing)
         }
 
     @property

@@ -493,7 +493,8 @@ class Trainer(RunnerBase):
         best = TrainedWeights.load(path, key=f"model.{self.model.weights_key}")
         state = best.renamed(self.model.OLD_PARAMETERS)
         load_into(self.model, state, name=path.name, allow_missing=["*"])
-        splits = [split for split in self.datasets if split != TRAINING]
+        wanted = {*self.run.validation, *self.run.testing}
+        splits = [name for name in self.datasets if name.rpartition(".")[2] in wanted]
         metrics = {split: self.eval_epoch(split, step=best.step, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(metrics)

@@ -145,5 +145,5 @@ def test_the_way_of_a_question_leads_from_the_reader_of_json_to_the_objectives(
     assert "RecordFile.__iter__" in handed
     assert "PictureDataset.__getitems__" in handed
     assert "ItmObjective.forward" in handed
-    assert "BlipEncoder.encode_image" not in handed
-    assert "BlipEncoder.encode_image" in text
+    assert "BlipEncoder.encode" not in handed
+    assert "BlipEncoder.encode" in text

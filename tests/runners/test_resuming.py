@@ -330,7 +330,7 @@ def test_what_can_not_change_is_listed_and_what_may_is_said(
     ):
         assert text in message
     assert "patience" not in message
-    with pytest.raises(UserError, match="questions a batch of all processes: 16 when saved, now 8"):
+    with pytest.raises(UserError, match="examples a batch of all processes: 16 when saved, now 8"):
         train(config("run.batch_size_train=8"))
     capsys.readouterr()
     train(config("run.patience=9", "run.log_freq=1"))
