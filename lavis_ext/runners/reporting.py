@@ -28,7 +28,13 @@ def write_run_report(
     log = (folder if trained or not weights else Path(weights).parent) / LINES
     write_report(
         path,
-        report_content(title=folder.name, facts=_facts(cfg, weights or ""), splits=splits, log=log),
+        report_content(
+            title=folder.name,
+            facts=_facts(cfg, weights or ""),
+            splits=splits,
+            log=log,
+            metric=cfg.run.metric or "",
+        ),
     )
     return path
 
