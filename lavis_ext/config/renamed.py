@@ -52,7 +52,8 @@ def rename_old_keys(tree: dict[str, Any], old_keys: Iterable[OldKey]) -> dict[st
                 _move(tree, key, new)
                 found[text] = ".".join(new) if new else "nothing"
             for name, added in each.adding.items():
-                if _get(tree, name.split(".")) is MISSING:
+                holder = _get(tree, name.split(".")[:-1])
+                if isinstance(holder, dict) and _get(tree, name.split(".")) is MISSING:
                     _set(tree, name.split("."), added)
     references = {f"${{{old}.": f"${{{new}." for old, new in found.items() if "=" not in old} | {
         f"${{{old}}}": f"${{{new}}}" for old, new in found.items() if "=" not in old
