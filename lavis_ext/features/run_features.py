@@ -97,7 +97,7 @@ class RunFeatures:
             streams = group.opened()
             for split in group.splits:
                 self._datasets[split].features = StoredFeatures(
-                    streams, self.config, augment=split == "train"
+                    streams, self.config, augment=split.rpartition(".")[2] == "train"
                 )
 
     def stand_in(self) -> None:
@@ -137,7 +137,10 @@ class RunFeatures:
 
     def _check(self, name: str, encoder: Encoder) -> None:
         side = self.config.pooling
-        if "train" in self._datasets and encoder.trained():
+        if (
+            any(split.rpartition(".")[2] == "train" for split in self._datasets)
+            and encoder.trained()
+        ):
             raise UserError(
                 f"run.trainable lets the encoder of the {name} stream be trained, and "
                 "stored features would be those of its start. Freeze it, or leave run.features out."
@@ -151,7 +154,7 @@ class RunFeatures:
     def _prepared(self, split: str, dataset: PictureDataset) -> dict[str, Any]:
         """How images of a split are prepared."""
         processor: Any = dataset.processor
-        views = self.config.views if split == "train" else 1
+        views = self.config.views if split.rpartition(".")[2] == "train" else 1
         if views > 1 and not getattr(processor, "random", True):
             raise UserError(
                 f"run.features.views is {views}, and vis_processor.train gives the same image "

@@ -48,7 +48,7 @@ WEIGHTS = [
         "of another kind",
         "evaluate",
         evaluating(),
-        "no fusion weights of this library",
+        "no trained weights of this library",
         lambda: save_file({"a": TENSOR}, BEST),
     ),
     Case(
