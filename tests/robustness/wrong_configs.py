@@ -38,7 +38,7 @@ OPTIONS: dict[str, str] = {
     # Names that nothing is registered under.
     "model.arch=pnp_vqa": "model.arch: No model is registered as 'pnp_vqa'. Registered: ",
     "model.model_type=large": "model.model_type is 'large'; there are: base_esam, base_es",
-    "model.fusion.name=difnett": "No fusion is registered as 'difnett'. Registered: difnet, first_o",
+    "model.fusion.name=difnett": "No fusion is registered as 'difnett'. Registered: difnet, first",
     "model.objectives.itn.weight=1": "No objective is registered as 'itn'. Registered: answer, hea",
     "run.task=gqa": "run.task: No task is registered as 'gqa'. Registered: gqa_fusion",
     "run.runner=fusion_runer": "run.runner: No runner is registered as 'fusion_runer'. Registered:",
@@ -78,7 +78,7 @@ OPTIONS: dict[str, str] = {
     "run.min_lr=1": "run.min_lr (1.0) is above init_lr",
     "run.device=gpu": "run.device is 'gpu'; it must be one of: auto, cpu, cuda.",
     "datasets.gqa_fusion.missing_images_limit=2": "missing_images_limit is 2.0; it must be at most",
-    "datasets.gqa_fusion.vis_processor.train.grid_size=0": "sizes.grid is 0, but the model's encoder is built for 128 pixels",
+    "datasets.gqa_fusion.vis_processor.train.grid_size=0": "sizes.grid is 0, but",
     "model.blip.image_size=97": "model.streams.grid.image_size is 97; it must be a multiple of",
     "model.objectives.answer.heads=3": "model.objectives.answer.width is 128, which 3 heads can't",
     "run.small_train_size=0": "run.small_train_size is 0; it must be at least 1.",
