@@ -29,6 +29,7 @@ setup(
     #
     # Each lower bound is a release with which the whole was run, all of them together.
     install_requires=[
+        "filelock>=4.1",
         "huggingface_hub>=1.3",
         "matplotlib>=3.10",
         "numpy>=2.1",

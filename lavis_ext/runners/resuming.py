@@ -13,7 +13,7 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import remove_leftovers
 from lavis_ext.common.locks import Lock
 from lavis_ext.runners.config import RunConfig
-from lavis_ext.runners.run_folder import FIGURES, LINES, make_run_folder
+from lavis_ext.runners.run_folder import FIGURES, LOCK, make_run_folder
 from lavis_ext.runners.run_log import log
 from lavis_ext.runners.run_state import DamagedState, RunState, state_paths
 
@@ -193,7 +193,7 @@ def _unfinished(output: Path, stem: str) -> Iterator[Path]:
 def _taken(folder: Path, seconds: float) -> Lock | None:
     """The lock of a run's folder, which is then tidied up."""
     try:
-        lock = Lock(folder / LINES)
+        lock = Lock(folder / LOCK)
         deadline = time.monotonic() + seconds
         while not lock.taken():
             if time.monotonic() >= deadline:
