@@ -64,7 +64,7 @@ def fsspec(url: str, path: Path) -> None:
     for _ in range(CUTS):
         try:
             system.get_file(url, str(path))
-        except Exception as error:  # noqa: BLE001 (aiohttp's)
+        except Exception as error:
             downloads.say(f"fsspec: {type(error).__name__}")
     system.get_file(url, str(path))
 
