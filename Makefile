@@ -4,6 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOCK := requirements.lock
+COMMA := ,
+
+# The same with the lower bounds of pyproject.toml in place of the versions that are locked.
+LOWEST_VENV := .venv-lowest
+LOWEST_BIN := $(LOWEST_VENV)/bin
+LOWEST_STAMP := $(LOWEST_VENV)/.installed
+LOWEST_LOCK := requirements-lowest.lock
 
 # Deaths by SIGKILL in `make torture`, half of them in runs of one process and half of two; the
 # other faults go by it.
@@ -15,12 +23,15 @@ SECONDS ?= 600
 # `make bench SMALL=1` measures the model type mini.
 SMALL ?=
 
-.PHONY: help setup lint test torture fuzz demo bench miniature clean distclean
+.PHONY: help setup lint test docs lowest lock torture fuzz demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       all tests"
+	@echo "make docs       the documentation as a site in build/docs; fails on a broken link or reference"
+	@echo "make lowest     lint and core tests with the lowest versions that are claimed, in $(LOWEST_VENV)"
+	@echo "make lock       renew the versions in $(LOCK) and $(LOWEST_LOCK)"
 	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
 	@echo "make fuzz       damage question files, configs and weights, SECONDS=600 of each"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
@@ -28,20 +39,40 @@ help:
 	@echo "                SMALL=1: model type mini, 3 minutes)"
 	@echo "make miniature  train the small models that ship with the package anew (two hours)"
 	@echo "make clean      remove caches and build folders"
-	@echo "make distclean  remove $(VENV) as well"
+	@echo "make distclean  remove $(VENV) and $(LOWEST_VENV) as well"
 
 setup: $(STAMP)
 
-# LAVIS comes last and without its dependencies; setup.py says why.
-$(STAMP): setup.py
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(None \
-		if (3, 11) <= sys.version_info[:2] < (3, 14) \
-		else "error: $(PYTHON) is not Python 3.11 to 3.13. Name one that is: make setup PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --editable '.[dev]'
-	$(BIN)/python -m pip install --no-deps salesforce-lavis==1.0.2
-	touch $@
+# A virtual environment $(1) with the versions of $(2) and the extras $(3). LAVIS comes last and
+# without its dependencies; pyproject.toml says why.
+define install
+@test -x $(1)/bin/python || $(PYTHON) -c 'import sys; sys.exit(None \
+	if (3, 11) <= sys.version_info[:2] < (3, 14) \
+	else "error: $(PYTHON) is not Python 3.11 to 3.13. Name one that is: make setup PYTHON=python3.12")'
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --constraint $(2) --upgrade pip
+$(1)/bin/python -m pip install --constraint $(2) --build-constraint $(2) --editable '.[$(3)]'
+$(1)/bin/python -m pip install --no-deps salesforce-lavis==1.0.2
+touch $(1)/.installed
+endef
+
+$(STAMP): pyproject.toml $(LOCK)
+	$(call install,$(VENV),$(LOCK),dev$(COMMA)docs)
+
+$(LOWEST_STAMP): pyproject.toml $(LOWEST_LOCK)
+	$(call install,$(LOWEST_VENV),$(LOWEST_LOCK),dev)
+
+# Resolved without an installation, from PyPI alone. The lock is for every Python and platform
+# that the package is for; the lowest versions are for the lowest Python, on Linux.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 \
+	--no-annotate --custom-compile-command 'make lock' --quiet --upgrade
+
+lock: | $(BIN)/uv
+	$(COMPILE) --extra docs --universal --fork-strategy fewest --output-file $(LOCK)
+	$(COMPILE) --resolution lowest-direct --python-platform linux --output-file $(LOWEST_LOCK)
+
+$(BIN)/uv:
+	$(MAKE) setup
 
 lint: setup
 	$(BIN)/ruff check .
@@ -50,6 +81,16 @@ lint: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The page of every config key is made from the package, so it is on the path.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
+
+lowest: $(LOWEST_STAMP)
+	$(LOWEST_BIN)/ruff check .
+	$(LOWEST_BIN)/ruff format --check .
+	$(LOWEST_BIN)/mypy
+	$(LOWEST_BIN)/python -m pytest -m "not beyond_core"
 
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
@@ -69,7 +110,7 @@ miniature: setup
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST_VENV)

@@ -1,4 +1,4 @@
-r"""Evaluate saved fusion weights.
+r"""Evaluate saved weights.
 
 python evaluate.py --cfg-path projects/pnp-vqa/eval/gqa_eval.yaml \\
     --options model.fusion_weights=PATH
@@ -15,17 +15,19 @@ except ImportError as error:  # LAVIS is missing, or torch and torchvision do no
 
 @command
 def main() -> None:
-    """Report the figures of the weights on the splits of the config."""
+    """Report the metrics of the weights on the splits of the config."""
     from lavis_ext.config.loader import Config
+    from lavis_ext.registry import registry
     from lavis_ext.runners.launch import argument_parser, started
 
-    cfg = Config(argument_parser("Evaluate saved fusion weights.").parse_args())
-    if not cfg.model.fusion_weights:
+    cfg = Config(argument_parser("Evaluate saved weights.").parse_args())
+    key = registry.get_model_class(cfg.model.arch).weights_key
+    if not getattr(cfg.model, key):
         raise UserError(
-            "model.fusion_weights is missing: give the file that training wrote, with "
-            "--options model.fusion_weights=output/RUN/fusion_encoder_best.safetensors."
+            f"model.{key} is missing: give the file that training wrote, with "
+            f"--options model.{key}=output/RUN/NAME_best.safetensors."
         )
-    with started(cfg, [*cfg.run.valid_splits, *cfg.run.test_splits]) as runner:
+    with started(cfg, [*cfg.run.validation, *cfg.run.testing]) as runner:
         runner.evaluate()
 
 

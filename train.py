@@ -1,4 +1,4 @@
-"""Train a fusion network.
+"""Train a model.
 
 python train.py --cfg-path projects/pnp-vqa/train/gqa_small.yaml
 torchrun --nproc_per_node=2 train.py --cfg-path projects/pnp-vqa/train/gqa_train.yaml
@@ -18,7 +18,7 @@ def parse_arguments() -> Namespace:
     """The program's arguments."""
     from lavis_ext.runners.launch import argument_parser
 
-    parser = argument_parser("Train a fusion network.")
+    parser = argument_parser("Train a model.")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -31,15 +31,15 @@ def parse_arguments() -> Namespace:
 def main() -> None:
     """Train as the config says."""
     from lavis_ext.config.loader import Config
-    from lavis_ext.runners.launch import describe, started
+    from lavis_ext.runners.dry_run import describe
+    from lavis_ext.runners.launch import started
 
     arguments = parse_arguments()
     cfg = Config(arguments)
-    splits = [*cfg.run.train_splits, *cfg.run.valid_splits, *cfg.run.test_splits]
     if arguments.dry_run:
-        describe(cfg, splits)
+        describe(cfg, cfg.run.splits)
         return
-    with started(cfg, splits) as runner:
+    with started(cfg, cfg.run.splits) as runner:
         runner.train()
 
 

@@ -169,7 +169,7 @@ def compare_speed(given: argparse.Namespace, both: Sequence[Checkout]) -> dict[s
         best = {variant: max(values) for variant, values in by_variant.items()}
         found[name] = {
             variant: {
-                "questions_per_second": best[variant],
+                "examples_per_second": best[variant],
                 "rounds": values,
                 "times_straightforward": best[variant] / best["straightforward"],
             }
@@ -209,7 +209,7 @@ def table(found: dict[str, Any]) -> str:
         for variant in VARIANTS:
             pair, times = (
                 [speed[name][variant][key] for name in ("before", "after")]
-                for key in ("questions_per_second", "times_straightforward")
+                for key in ("examples_per_second", "times_straightforward")
             )
             ratio = pair[1] / pair[0]
             mark = "" if abs(ratio - 1) <= SAME_SPEED else " (differs)"

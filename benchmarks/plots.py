@@ -94,10 +94,10 @@ def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> 
     rows = [found[name] for name in names]
     places = range(len(rows))
     colours = [FROZEN if row["variant"]["ways"] else TRAINED for row in rows]
-    axes.barh(places, [row["questions_per_second"] for row in rows], color=colours, height=0.62)
+    axes.barh(places, [row["examples_per_second"] for row in rows], color=colours, height=0.62)
     for place, row in enumerate(rows):
         axes.plot((row["slowest"], row["fastest"]), (place, place), color=TEXT, linewidth=1.2)
-        told = _shown(row["questions_per_second"])
+        told = _shown(row["examples_per_second"])
         if "times_straightforward" in row and place:
             told += f" ({_shown(row['times_straightforward'])} times)"
         axes.annotate(
@@ -114,7 +114,7 @@ def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> 
 
 def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], highest: float) -> None:
     sizes = list(found)
-    costs = [1 / row["questions_per_second"] for row in found.values()]
+    costs = [1 / row["examples_per_second"] for row in found.values()]
     axes.plot(sizes, costs, color=TRAINED, marker="o", markersize=4)
     for size, cost, row in zip(sizes, costs, found.values(), strict=True):
         axes.plot((size, size), (1 / row["fastest"], 1 / row["slowest"]), color=TEXT, linewidth=1.2)

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,10 +133,10 @@ def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str,
     if rows is not None:
         table = table.take(np.arange(0, len(table), len(table) // rows)[:rows])
     dataset = _Questions(table)
-    order = TrainBatches(table.codes("image_id"), batch_size=BATCH, questions_per_image=16, seed=0)
+    order = TrainBatches(table.codes("image_id"), batch_size=BATCH, examples_per_image=16, seed=0)
     loader = DataLoader(
         dataset,
-        batch_sampler=_Repeated(order, batches),  # type: ignore[arg-type]
+        batch_sampler=cast(Any, _Repeated(order, batches)),
         num_workers=WORKERS,
         collate_fn=list,
     )

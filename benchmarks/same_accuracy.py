@@ -32,7 +32,7 @@ def options_of(way: str, questions: int) -> list[str]:
         "imports=[benchmarks.straightforward]",
         "run.task=straightforward",
         "run.batch_size_train=1",
-        "run.questions_per_image=1",
+        "run.examples_per_image=1",
         f"run.accum_grad_iters={questions}",
     ]
 
@@ -77,7 +77,7 @@ def curve(folder: Path, questions_a_step: int) -> list[dict[str, float]]:
         if entry["kind"] == "train":
             taken = (entry["step"] - step) * questions_a_step
             step, questions = entry["step"], questions + taken
-            seconds += taken / entry["questions_per_second"]
+            seconds += taken / entry["examples_per_second"]
         elif not points or points[-1]["step"] < entry["step"]:
             figures = {name: entry[name] for name in FIGURES}
             points.append({"step": step, "questions": questions, "seconds": seconds, **figures})

@@ -36,17 +36,18 @@ from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_lo
 from lavis_ext import distributed
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa.dataset import FusionSamples
-from lavis_ext.datasets.loader import to_device
+from lavis_ext.datasets.base import to_device
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.runners.flops import count_flops, count_passes
-from lavis_ext.runners.freezing import freeze_all_but, train_mode
+from lavis_ext.runners.dry_run import measure_steps
+from lavis_ext.runners.flops import ON_HOST, count_flops, count_passes
+from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
 from lavis_ext.runners.launch import Prepared, prepared
-from lavis_ext.runners.measured_steps import measure_steps
 from lavis_ext.runners.plan import TrainingPlan
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import Stepper
+from lavis_ext.tasks.base import total_loss
 
 RECIPE = "projects/pnp-vqa/train/gqa_train.yaml"
 QUESTIONS_AN_IMAGE = 32
@@ -161,7 +162,7 @@ def make_config(given: Namespace, variant: Variant) -> Config:
         f"datasets.gqa_fusion.root={make_data(given.out, given.images)}",
         "datasets.gqa_fusion.mismatched.hard=false",  # mini-GQA has few questions of a form
         "run.amp=false",
-        f"run.questions_per_image={variant.questions}",
+        f"run.examples_per_image={variant.questions}",
         f"run.num_workers={1 if given.device == 'cpu' else 8}",
         f"run.device={given.device}",
     ]
@@ -198,10 +199,10 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
             features.use(parts.device, cfg.run.num_workers)
         batches = TrainingPlan.of(cfg.run, parts.datasets).batches
-        samples: FusionSamples = parts.datasets["train"].__getitems__(next(iter(batches)))
+        samples: QuestionBatch = parts.datasets["train"].__getitems__(next(iter(batches)))
         flops = count(cfg, parts, variant, samples)
         parts.model.to(parts.device)
-        stepper = Stepper.at_rest(parts.task, parts.model, cfg.run, parts.device)
+        stepper = Stepper.for_timing(parts.task, parts.model, cfg.run, parts.device)
         if variant.ways is not None:
             parts.task.ways = variant.ways
             unfuse(stepper.optimizer)
@@ -234,7 +235,7 @@ def make_features(given: Namespace) -> float:
         return time.perf_counter() - started
 
 
-def count(cfg: Config, parts: Prepared, variant: Variant, samples: FusionSamples) -> dict[str, Any]:
+def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch) -> dict[str, Any]:
     """FLOPs of a question with its share of the image; for the library's ways, of both apart."""
     ways = variant.ways
     if ways is not None and not ways.fused_attention:
@@ -245,17 +246,17 @@ def count(cfg: Config, parts: Prepared, variant: Variant, samples: FusionSamples
         return {"flops": passes.both / len(samples["text_input"])}
     with torch.device("meta"):
         model: Any = parts.task.build_model(cfg, load_weights=False)
-    freeze_all_but(model, cfg.run.trainable)
+    freeze_all_but(model, trained_patterns(model, cfg.run.trainable))
     train_mode(model)
     if ways is not None:
-        samples = to_device(samples, torch.device("meta"))
+        samples = to_device(samples, torch.device("meta"), ON_HOST)
         passes = count_passes(lambda each: straightforward_loss(model, each, ways), samples)
         return {"flops": passes.both / len(samples["text_input"])}
     found = count_flops(model, samples)
     return {
-        "flops": found.a_question,
+        "flops": found.an_example,
         "image_flops": found.image.both,
-        "question_flops": found.question.both,
+        "question_flops": found.example.both,
     }
 
 
@@ -294,10 +295,10 @@ def largest_difference(given: Namespace) -> float:
             model.fusion.gate.fill_(0.5)  # closed at first, when nothing behind it counts
             batches = TrainingPlan.of(cfg.run, parts.datasets).batches
             samples = parts.datasets["train"].__getitems__(next(iter(batches)))
-            fast = model(samples)["loss"]
+            fast = total_loss(model(samples))
             ways = (STRAIGHTFORWARD, Ways(fused_attention=True), Ways(seen_once=True))
             plain = [straightforward_loss(model, samples, each) for each in ways]
-    return max(abs(float(loss - fast)) for loss in plain)
+    return max(abs(float(loss - fast)) for loss in plain) / len(samples["text_input"])
 
 
 def replace_namespace(given: Namespace, **changes: Any) -> Namespace:
@@ -332,7 +333,7 @@ def summary(
         peak = peaks["bf16" if "run.amp=true" in variant.options else "fp32"]
         found[variant.name] = {
             "label": variant.label,
-            "questions_per_second": rate,
+            "examples_per_second": rate,
             "slowest": min(rates),
             "fastest": max(rates),
             "steps": len(rates),
@@ -353,7 +354,7 @@ def summary(
     reference = found.get(REFERENCE)
     if reference:
         for figures in found.values():
-            ratio = figures["questions_per_second"] / reference["questions_per_second"]
+            ratio = figures["examples_per_second"] / reference["examples_per_second"]
             figures["times_straightforward"] = ratio
     return found
 
@@ -369,7 +370,7 @@ def table(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
         each = found[name]
         times = each.get("times_straightforward")
         rows.append(
-            f"| {each['label']} | {each['questions_per_second']:.3g} "
+            f"| {each['label']} | {each['examples_per_second']:.3g} "
             f"| {each['slowest']:.3g} to {each['fastest']:.3g} "
             f"| {'' if times is None else f'{times:.3g}'} | {each['flops_a_question'] / 1e9:.3g} "
             f"| {100 * each['share_of_peak']:.0f} % | {each['peak_gib']:.1f} "

@@ -15,22 +15,24 @@ trains this way, with 128 questions a step.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.gqa.vocabulary import OUTSIDE
+from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
-from lavis_ext.models.pnp_vqa.model import PnpVqaFusion, no_grad_if_frozen
+from lavis_ext.models.base import StepOutput, no_grad_if_constant
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.matching import MATCH
 from lavis_ext.objectives.question_head import QuestionHead
 from lavis_ext.registry import registry
-from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+from lavis_ext.tasks.gqa import GqaFusionTask
 
 
 @dataclass(frozen=True)
@@ -56,24 +58,21 @@ class StraightforwardTask(GqaFusionTask):
     takes_features = False
     ways = STRAIGHTFORWARD
 
-    def train_step(self, model: nn.Module, samples: FusionSamples) -> dict[str, Any]:
-        """Loss, report and count."""
-        plain: Any = model
-        loss = straightforward_loss(plain, samples, self.ways)
-        count = len(samples["text_input"])
-        report = {"loss": loss.detach() * samples["global_size"]}
-        return {"loss": loss, "report": report, "count": count}
+    def train_step(self, model: Any, samples: QuestionBatch) -> StepOutput:
+        """The sum of all losses under one name."""
+        loss = straightforward_loss(model, samples, self.ways)
+        return StepOutput({"all": loss}, {}, len(samples["text_input"]))
 
 
 def straightforward_loss(
-    model: PnpVqaFusion, samples: FusionSamples, ways: Ways = STRAIGHTFORWARD
+    model: PnpVqaFusion, samples: QuestionBatch, ways: Ways = STRAIGHTFORWARD
 ) -> Tensor:
-    """The loss of a batch, one question at a time; what the model's ``forward`` gives."""
+    """The loss of a batch summed, one question at a time; what the model's ``forward`` gives."""
     losses = [question_loss(model, samples, q, ways) for q in range(len(samples["text_input"]))]
-    return torch.stack(losses).sum() / samples["global_size"]
+    return torch.stack(losses).sum()
 
 
-def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, ways: Ways) -> Tensor:
+def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, ways: Ways) -> Tensor:
     """The weighted losses of one question, summed."""
     per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
     texts = [
@@ -90,8 +89,9 @@ def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, wa
                 fused = _fused(model, samples, image, ways)
             share = 0.5 if place == 0 else 0.5 / per_question
             for name, objective in model.objectives.items():
-                weight = objective.config.weight
-                head: Any = dict(model.fusion.heads.items()).get(name)
+                known: Any = objective
+                weight = known.config.weight
+                head: Any = known.head
                 if name == "itm":
                     scores = _matched(model, fused, text, ways)
                     scores = scores if head is None else head(scores)
@@ -109,20 +109,22 @@ def question_loss(model: PnpVqaFusion, samples: FusionSamples, question: int, wa
     return total
 
 
-def _fused(model: PnpVqaFusion, samples: FusionSamples, image: int, ways: Ways) -> Tensor:
+def _fused(model: PnpVqaFusion, samples: QuestionBatch, image: int, ways: Ways) -> Tensor:
     """Fused tokens [1, 1+N, D]; both encoders run anew."""
-    grid_image = samples["grid_image"][image : image + 1]
-    segmentation_image = samples["segmentation_image"][image : image + 1]
-    with no_grad_if_frozen(model.blip.blip.vision_model):
+    grid_image = samples["images"]["grid"][image : image + 1]
+    segmentation_image = samples["images"]["segmentation"][image : image + 1]
+    with no_grad_if_constant([model.blip.blip.vision_model]):
         if ways.fused_attention:
-            grid_tokens = model.blip.encode_image(grid_image)
+            grid_tokens = model.blip.encode(grid_image)
         else:
             pixels = model.blip.normalise(grid_image)
             grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
-    with no_grad_if_frozen(model.efficient_sam):
-        segmentation_tokens = model.efficient_sam.encode_image(segmentation_image)
-    grid = model.efficient_sam.grid(*segmentation_image.shape[-2:])
-    fused: Tensor = model.fusion(grid_tokens, segmentation_tokens, grid)
+    second = model.streams["segmentation"]
+    with no_grad_if_constant([second]):
+        segmentation = second(segmentation_image)
+    fused: Tensor = model.fusion(
+        {"grid": Tokens(grid_tokens, model.blip.grid, 1), "segmentation": segmentation}
+    )
     return fused
 
 
@@ -146,13 +148,13 @@ def _asked(model: PnpVqaFusion, head: QuestionHead, fused: Tensor, text: str, wa
         packed = model.blip.pack([text])
         return head(fused, packed, model.blip.encode_questions(packed))
     ids, mask = (tensor.to(fused.device) for tensor in model.blip.tokenize([text]))
-    with no_grad_if_frozen(model.blip.blip.text_encoder):
+    with no_grad_if_constant([model.blip.blip.text_encoder]):
         states = model.blip.blip.text_encoder(input_ids=ids, attention_mask=mask)
     states = head.question_projection(states.last_hidden_state)
     for layer in head.layers:
         memory = head.token_projection(fused)
         # Torch's own pass of the layer, which the library's is a subclass of.
-        states = nn.TransformerDecoderLayer.forward(layer, states, memory)  # type: ignore[arg-type]
+        states = cast(Any, nn.TransformerDecoderLayer).forward(layer, states, memory)
     scores: Tensor = head.score(head.norm(states.mean(dim=1)))
     return scores
 
@@ -173,14 +175,14 @@ def unfused(model: PnpVqaFusion) -> Iterator[None]:
     encoder = model.fusion.encoder
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     blocks = [m for s in model.modules() if isinstance(s, EfficientSam) for m in s.modules()]
-    timms = [m for m in blocks if hasattr(m, "fused_attn")]
+    timms: list[Any] = [m for m in blocks if hasattr(m, "fused_attn")]
     for attention in attentions:
-        attention.forward = _plain_attention.__get__(attention)  # type: ignore[method-assign]
+        attention.__dict__["forward"] = _plain_attention.__get__(attention)
     if isinstance(encoder, DifnetEncoder):
-        encoder.forward = _two_passes.__get__(encoder)  # type: ignore[method-assign]
+        encoder.__dict__["forward"] = _two_passes.__get__(encoder)
     before = [(m, m.fused_attn) for m in timms]
     for m in timms:
-        m.fused_attn = False  # type: ignore[assignment]
+        m.fused_attn = False
     try:
         with sdpa_kernel(SDPBackend.MATH):  # torch's own decoder layer goes through it
             yield

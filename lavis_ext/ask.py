@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
 from lavis_ext import distributed
 from lavis_ext.checkpoints.sources import PACKAGED
 from lavis_ext.common.errors import UserError, command, printable
 from lavis_ext.config.loader import import_modules, merge, parse_options
+from lavis_ext.config.renamed import rename_old_keys, told
 from lavis_ext.config.typed import A_MAPPING, shown, typed
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.pictures import read_image
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
-from lavis_ext.processors.text import FusionQuestionConfig, FusionQuestionProcessor
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
+from lavis_ext.processors.text import QuestionConfig, QuestionProcessor
+from lavis_ext.registry import registry
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip.encoder import BlipEncoder
@@ -82,7 +84,9 @@ def read_picture(path: Path) -> Image.Image:
 
     Raises UserError naming the file if it is missing or can't be read as a picture.
     """
-    return ImageOps.exif_transpose(read_image(path))
+    image = read_image(path)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def model_section(
@@ -102,7 +106,7 @@ def model_section(
     flags = {"arch": "pnp_vqa_fusion", "model_type": model_type, "fusion_weights": weights}
     given = merge(
         OmegaConf.create({"model": {key: value for key, value in flags.items() if value}}),
-        parse_options(options),
+        _renamed(parse_options(options)),
     )
     others = [str(name) for name in given if name != "model"]
     if others:
@@ -121,31 +125,36 @@ def model_section(
     )
 
 
+def _renamed(given: DictConfig) -> DictConfig:
+    """Options under today's names, with a line about those that had others."""
+    tree: Any = OmegaConf.to_container(given)
+    if found := rename_old_keys(tree, PnpVqaFusion.OLD_KEYS):
+        _say(told(found))
+    return OmegaConf.create(tree)
+
+
 def samples_of(
     image: Image.Image,
     questions: Sequence[str],
     section: PnpVqaFusionConfig,
     device: torch.device,
-) -> FusionSamples:
+) -> QuestionBatch:
     """A batch of one image and all its questions.
 
     A question's text is its id too, and what is drawn at random depends on the id alone; so a
     question gets the same answer whatever else is asked.
     """
-    sides = FusionImageConfig(
-        grid_size=section.blip.image_size, segmentation_size=section.efficient_sam.image_size
-    )
-    pixels = FusionImageProcessor(sides)(image)
+    sizes = {name: stream.image_size for name, stream in section.streams.items()}
+    pixels = StreamImagesProcessor(StreamImagesConfig(sizes=sizes))(image)
     # Words are left to the text encoder to cut, which says so.
     words = max(len(question.split()) for question in questions)
-    processor = FusionQuestionProcessor(FusionQuestionConfig(max_words=words))
+    processor = QuestionProcessor(QuestionConfig(max_words=words))
     texts = [processor(question) for question in questions]
     return {
-        "grid_image": pixels["grid_image"][None].to(device),
-        "segmentation_image": pixels["segmentation_image"][None].to(device),
+        "images": {name: pixels_of[None].to(device) for name, pixels_of in pixels.items()},
         "image_index": torch.zeros(len(texts), dtype=torch.int64),
         "text_input": texts,
-        "question_id": texts,
+        "ids": texts,
     }
 
 
@@ -240,9 +249,9 @@ def _say_what_is_untrained(section: PnpVqaFusionConfig) -> None:
     if section.fusion.gate:
         _say(
             f"no fusion weights are given, so the gate of {kind} is closed, and fused features are "
-            "BLIP's own. Give --weights to see what a trained fusion does."
+            "those of its first stream. Give --weights to see what a trained fusion does."
         )
-    elif section.fusion.name != "grid_only":
+    elif registry.get_fusion_class(section.fusion.name).reads != "first":
         _say(
             f"no fusion weights are given, and the fusion of {kind} is untrained and has no gate; "
             "its answers mean nothing. Give --weights."

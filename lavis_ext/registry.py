@@ -184,7 +184,7 @@ class NameTaken(UserError, KeyError):
     __str__ = Exception.__str__
 
 
-# As LAVIS names them in its methods, and as a reader calls them. The last two are this library's.
+# As LAVIS names them in its methods, and as a reader calls them. The last three are this library's.
 KINDS = {
     "builder": "dataset builder",
     "task": "task",
@@ -192,6 +192,7 @@ KINDS = {
     "model": "model",
     "lr_scheduler": "learning-rate scheduler",
     "runner": "runner",
+    "encoder": "encoder",
     "fusion": "fusion",
     "objective": "objective",
 }
@@ -251,11 +252,12 @@ def _lister(kind: str) -> Any:
 
 
 class StrictRegistry(Registry):
-    """LAVIS's registry, over the same ``mapping``, with two more kinds and no None for an answer.
+    """LAVIS's registry, over the same ``mapping``, with three more kinds and no None for an answer.
 
     ``get_*_class(name)`` and ``get_path(name)`` raise :class:`UnknownName`; LAVIS itself nowhere
-    relies on None. Fusions and objectives are registered by the class decorators
-    ``register_fusion(name)`` and ``register_objective(name)``, which raise :class:`NameTaken`.
+    relies on None. Encoders, fusions and objectives are registered by the class decorators
+    ``register_encoder(name)``, ``register_fusion(name)`` and ``register_objective(name)``, which
+    raise :class:`NameTaken`.
     """
 
     get_builder_class = _getter("builder")
@@ -264,6 +266,10 @@ class StrictRegistry(Registry):
     get_model_class = _getter("model")
     get_lr_scheduler_class = _getter("lr_scheduler")
     get_runner_class = _getter("runner")
+
+    register_encoder = _registrar("encoder")
+    get_encoder_class = _getter("encoder")
+    list_encoders = _lister("encoder")
 
     register_fusion = _registrar("fusion")
     get_fusion_class = _getter("fusion")

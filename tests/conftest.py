@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,12 @@ def mini_gqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can't be read is tried again at once."""
     monkeypatch.setattr(data_faults, "FIRST_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever logging a run of an earlier test has set up."""
+    monkeypatch.setattr(logging.getLogger("lavis_ext"), "propagate", True)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Imports point one way, along the way of the data."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ ORDER = [
     "fusion",
     "decoders",
     "objectives",
-    "features",
     "models",
+    "features",
     "evaluation",
     "tasks",
     "runners",
@@ -85,4 +86,20 @@ if TYPE_CHECKING:
 def f():
     from lavis_ext.encoders.blip.encoder import BlipEncoder
 """
-    assert imported_parts(source) == {"files", "distributed", "encoders"}
+    assert imported_parts(source) == {"common", "distributed", "encoders"}
+
+
+CORE = ("runners", "config", "features", "distributed", "common", "checkpoints")
+FAMILIES = re.compile(r"(?<![a-z])(gqa|vqa|pnp|blip|e?sam|efficient_?sam)(?![a-z])", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("part", CORE)
+def test_the_core_knows_no_task_and_no_model(part: str) -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted((PACKAGE / part).rglob("*"))
+        if path.suffix in (".py", ".yaml")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if FAMILIES.search(line)
+    ]
+    assert not found

@@ -83,7 +83,9 @@ def test_answers_are_printed_and_drawn(
         "",
         "Picture: cup_answers.png",
     ]
-    assert "the gate of base_esam is closed, and fused features are BLIP's own" in printed.err
+    assert (
+        "the gate of base_esam is closed, and fused features are those of its first" in printed.err
+    )
     with Image.open(tmp_path / "cup_answers.png") as drawn:
         assert drawn.format == "PNG"
         assert drawn.width == 1400
@@ -146,21 +148,25 @@ def test_what_the_model_gets(told: Told) -> None:
     main(["cup.jpg", "  What   COLOR is it? ", "where?", *UNTRAINED])
     samples = told.samples
     assert samples["text_input"] == ["what color is it?", "where?"]
-    assert samples["question_id"] == samples["text_input"], "the same draws whatever else is asked"
+    assert samples["ids"] == samples["text_input"], "the same draws whatever else is asked"
     assert samples["image_index"].tolist() == [0, 0]
-    assert samples["grid_image"].shape == samples["segmentation_image"].shape == (1, 3, 384, 384)
-    assert samples["grid_image"].dtype == torch.uint8
-    red, green, _ = samples["grid_image"].float().mean(dim=(0, 2, 3)).tolist()
+    assert (
+        samples["images"]["grid"].shape
+        == samples["images"]["segmentation"].shape
+        == (1, 3, 384, 384)
+    )
+    assert samples["images"]["grid"].dtype == torch.uint8
+    red, green, _ = samples["images"]["grid"].float().mean(dim=(0, 2, 3)).tolist()
     assert red > green + 100
 
 
 def test_each_stream_gets_its_own_size() -> None:
-    sizes = ["model.blip.image_size=64", "model.efficient_sam.image_size=128"]
+    sizes = ["model.streams.grid.image_size=64", "model.streams.segmentation.image_size=128"]
     section = model_section(None, "base_esam", sizes)
     image = Image.new("RGB", (30, 20))
     samples = samples_of(image, ["what?"], section, torch.device("cpu"))
-    assert samples["grid_image"].shape == (1, 3, 64, 64)
-    assert samples["segmentation_image"].shape == (1, 3, 128, 128)
+    assert samples["images"]["grid"].shape == (1, 3, 64, 64)
+    assert samples["images"]["segmentation"].shape == (1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_each_stream_gets_its_own_size() -> None:
         (["cup.jpg", "what?", "--weights", "cup.jpg"], "cup.jpg can't be read"),
         (
             ["cup.jpg", "what?", "--model-type", "base_esm"],
-            "model.model_type is 'base_esm'; pnp_vqa_fusion has: base_esam",
+            "model.model_type is 'base_esm'; there are: base_esam",
         ),
         (
             [*UNTRAINED, "cup.jpg", "what?", "--options", "model.captioner.samplin.num_captions=5"],
@@ -275,7 +281,7 @@ def test_options_reach_the_section_and_win() -> None:
     assert section.model_type == "base_esam"
     assert section.fusion_weights is None
     section = model_section(None, "base_esam", ["model.model_type=large_esam"])
-    assert section.blip.vision_width == 1024
+    assert section.streams["grid"].vision_width == 1024
 
 
 @pytest.mark.parametrize("model_type", [None, "mini"])

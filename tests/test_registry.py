@@ -70,12 +70,12 @@ def test_names_are_laviss_own_objects(ours: object, module: str, name: str) -> N
 def test_import_is_quiet_and_leaves_out_models_and_heavy_packages(tmp_path: Path) -> None:
     code = """
 import json, sys, warnings
-import lavis_ext.registry
+from lavis_ext.registry import registry
 loaded = list(sys.modules)
 import lavis.common.dist_utils
 warnings.simplefilter("ignore")  # timm warns that the module has moved
 downloads = type(lavis.common.dist_utils.timm_hub.get_cache_dir()).__name__
-paths = lavis_ext.registry.registry.mapping["paths"]
+paths = registry.mapping["paths"]
 print(json.dumps([loaded, downloads, paths]))
 """
     run = run_python(code, tmp_path)

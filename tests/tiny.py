@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
@@ -58,6 +58,11 @@ EFFICIENT_SAM_DECODER = {
     "decoder_upscaling": [8, 4],
     "iou_head_width": 16,
 }
+STREAMS = {
+    "grid": {"encoder": "blip", **BLIP},
+    "segmentation": {"encoder": "efficient_sam", **EFFICIENT_SAM, **EFFICIENT_SAM_DECODER},
+}
+THIRD = {"encoder": "timm", "model": "resnet18", "image_size": 2 * SIDE}
 CAPTIONER = {
     **BLIP_SIZES,
     "max_caption_tokens": 24,
@@ -91,13 +96,14 @@ def vocabulary() -> AnswerVocabulary:
 
 
 def model_section(
-    objectives: dict[str, Any], fusion: dict[str, Any] | None = None
+    objectives: dict[str, Any],
+    fusion: dict[str, Any] | None = None,
+    streams: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     return {
         "arch": "pnp_vqa_fusion",
         "model_type": "mini",
-        "blip": BLIP,
-        "efficient_sam": {**EFFICIENT_SAM, **EFFICIENT_SAM_DECODER},
+        "streams": streams or STREAMS,
         "question_matching": {"block_num": 0},
         "captioner": CAPTIONER,
         "reader": READER,
@@ -107,10 +113,13 @@ def model_section(
 
 
 def make_model(
-    objectives: dict[str, Any], fusion: dict[str, Any] | None = None, seed: int = 0
+    objectives: dict[str, Any],
+    fusion: dict[str, Any] | None = None,
+    seed: int = 0,
+    streams: dict[str, Any] | None = None,
 ) -> PnpVqaFusion:
     torch.manual_seed(seed)
-    section = model_section(objectives, fusion)
+    section = model_section(objectives, fusion, streams)
     return PnpVqaFusion(typed(PnpVqaFusionConfig, section, "model"), vocabulary())
 
 
@@ -122,19 +131,18 @@ def make_answering_model(fusion: dict[str, Any] | None = None, seed: int = 0) ->
     return PnpVqaFusion(config, vocabulary(), load_weights=False, answering=True).eval()
 
 
-def make_samples(images: int = 4, seed: int = 0) -> FusionSamples:
+def make_samples(images: int = 4, seed: int = 0) -> QuestionBatch:
     """Two questions an image, each with one mismatched question and an answer."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(0, 256, (images, 3, SIDE, SIDE), generator=generator).byte()
     count = 2 * images
     asked = [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
     return {
-        "grid_image": pictures,
-        "segmentation_image": pictures.flip(-1),
+        "images": {"grid": pictures, "segmentation": pictures.flip(-1)},
         "image_index": torch.arange(images).repeat_interleave(2),
         "text_input": asked,
         "mismatched_input": asked[3:] + asked[:3],
         "answer": [ANSWERS[(i + seed) % len(ANSWERS)] for i in range(count)],
-        "question_id": [f"{i:08d}" for i in range(count)],
+        "ids": [f"{i:08d}" for i in range(count)],
         "global_size": count,
     }

@@ -34,7 +34,13 @@ PINS = {"sha256": 64, "gitsha1": 40}
 """Kinds of hashes that pin a file, and their hexadecimal digits."""
 
 
-def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -> Path:
+def resolve(
+    source: str,
+    *,
+    key: str,
+    filenames: Sequence[str] = WEIGHT_FILES,
+    beside: Sequence[str] = (),
+) -> Path:
     """The local file that ``source`` stands for, downloaded first where that is needed.
 
     ``source`` is one of
@@ -44,9 +50,11 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
     - a URL, downloaded once into the ``checkpoints`` folder of torch.hub (``TORCH_HOME``), and
       compared with the hash that it ends in: ``#sha256=...`` or, of a file that lies in a Git
       repository, ``#gitsha1=...``, its blob's name there. Without one the log says so;
-    - a name on the Hugging Face hub such as ``Salesforce/blip-itm-base-coco``, with ``@COMMIT`` to
+    - a name on the Hugging Face hub such as ``google-bert/bert-base-uncased``, with ``@COMMIT`` to
       pin it; the local cache (``HF_HOME``) is looked at first, so that a run without a network
       works after one with it. What is downloaded is compared with the sha256 that the hub names.
+
+    Those of the files ``beside`` that the hub has are put next to the one that is returned.
 
     For sharded weights the index file is returned; ``read_state_dict`` reads all its shards.
 
@@ -63,7 +71,7 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
         return _in_folder(path, filenames, key)
     named = HUB_NAME.fullmatch(source)
     if named and not source.endswith(FILE_SUFFIXES):
-        return _from_hub(named[1], named[2], filenames, key)
+        return _from_hub(named[1], named[2], filenames, beside, key)
     raise UserError(f"{key}: there is no file or folder '{source}' (looked for {path.absolute()}).")
 
 
@@ -140,7 +148,9 @@ def _hash_of(path: Path, kind: str) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(name: str, revision: str | None, filenames: Sequence[str], key: str) -> Path:
+def _from_hub(
+    name: str, revision: str | None, filenames: Sequence[str], beside: Sequence[str], key: str
+) -> Path:
     # Takes a quarter of a second, and local weights do without it.
     from huggingface_hub import HfApi, constants, hf_hub_download
 
@@ -166,6 +176,10 @@ def _from_hub(name: str, revision: str | None, filenames: Sequence[str], key: st
 
         if revision is None:
             log.warning("%s: no revision is pinned; this is %s@%s.", name, name, info.sha)
+        # First, so that where the cache has the file it has those beside it too.
+        for filename in beside:
+            if filename in present:
+                fetched(filename)
         for filename in filenames:
             if filename in present:
                 return fetched(filename)

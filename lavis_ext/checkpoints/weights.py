@@ -181,7 +181,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """``path`` opened or, of an archive with one file in it, that file (EfficientSAM-S is a zip).
+    """``path`` opened or, of an archive with one file in it, that file.
 
     What torch writes is an archive too, of many files. Raises ValueError for an archive that would
     come to many times its size: both are read into memory.

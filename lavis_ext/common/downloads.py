@@ -2,7 +2,7 @@
 
 fsspec's HTTP can't take its place. Its ``get`` starts over after a break: for 100 MB over a
 connection that breaks after 40 MB, twice, the server sends 180 MB, and 100 MB to this module
-(``python -m benchmarks.broken_downloads``). GQA's images are 21.8 GB. It sends no ``If-Range``, so
+(``python -m benchmarks.broken_downloads``). It sends no ``If-Range``, so
 a file that changed in between would be continued with bytes of another version. It needs aiohttp
 and seven packages besides, which no other part of this library does.
 """

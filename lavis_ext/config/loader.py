@@ -1,5 +1,6 @@
 """A run's config: the model type's defaults, the data set's, the YAML and ``--options``, merged."""
 
+import copy
 import importlib
 import io
 import sys
@@ -8,17 +9,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from lavis_ext.common.errors import UserError, nearest, shortened
+from lavis_ext.config.renamed import OldKey, rename_old_keys
+from lavis_ext.config.renamed import told as told
+from lavis_ext.config.schema import changeable_keys
 from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
 from lavis_ext.registry import LavisConfig, registry
 
-SECTIONS = ("model", "datasets", "run", "imports")
+SECTIONS = ("model", "datasets", "task", "run", "imports")
+DEFAULT_RUNNER = "trainer"
 MOST_VALUES = 10_000
 """Of a YAML file, with aliases written out; a run's config has some two hundred."""
 MOST_LEVELS = 50
@@ -41,8 +46,10 @@ class Config(LavisConfig):
     classes from outside this package get into the registry.
 
     Attributes:
-        run, model: the typed sections, owned by the runner's and the model's class.
+        run, model, task: the typed sections, owned by the runner's, the model's and the task's
+            class.
         datasets: the typed sections by data set.
+        renamed: old keys that were given, with today's; for the log.
         config: all of them as one OmegaConf tree; ``run_cfg``, ``model_cfg`` and ``datasets_cfg``
             read it, as in LAVIS.
     """
@@ -57,15 +64,27 @@ class Config(LavisConfig):
         given = merge(*sources)
         with _interpolations_named(path):
             _check_sections(given, path)
-            imports = OmegaConf.to_container(given).get("imports")  # type: ignore[union-attr]
-            import_modules(imports or [])
+            plain = cast(dict[str, Any], OmegaConf.to_container(given))
+            import_modules(plain.get("imports") or [])
+            old_keys = old_keys_of(given)
+            self.renamed: dict[str, str] = {}
+            given = merge(*(self._renamed(source, old_keys) for source in sources))
             merged = _with_defaults(given)
-            runner = merged.run.get("runner", "fusion_runner")
+            runner = merged.run.get("runner", DEFAULT_RUNNER)
+            model = look_up("model", merged.model.arch, "model.arch")
+            task_name = merged.run.get("task") or model.default_task
         # The model first: the other sections take values from it.
         self.model: Any = typed(
             schema_of("model", merged.model.arch, "model.arch"), merged.model, "model"
         )
         self.run: Any = typed(schema_of("runner", runner, "run.runner"), merged.run, "run")
+        if task_name is None:
+            raise UserError(f"{path}: run.task is missing; it names a task of the registry.")
+        self.run.task = str(task_name)
+        self.task: Any = typed(
+            schema_of("task", self.run.task, "run.task"), merged.get("task") or {}, "task"
+        )
+        self.run.complete(look_up("task", self.run.task, "run.task"), "run")
         self.datasets: dict[str, Any] = {
             name: typed(schema_of("builder", name, f"datasets.{name}"), section, f"datasets.{name}")
             for name, section in merged.datasets.items()
@@ -74,13 +93,49 @@ class Config(LavisConfig):
             {
                 "model": OmegaConf.structured(self.model),
                 "datasets": {n: OmegaConf.structured(s) for n, s in self.datasets.items()},
+                "task": OmegaConf.structured(self.task),
                 "run": OmegaConf.structured(self.run),
                 "imports": list(given.get("imports") or []),
             }
         )
-        look_up("task", self.run.task, "run.task")
         look_up("lr_scheduler", self.run.lr_sched, "run.lr_sched")
         registry.register("configuration", self)
+
+    def changeable_keys(self) -> set[str]:
+        """Keys and patterns of keys with which a saved run can go on changed."""
+        found = changeable_keys(self.run, "run") | changeable_keys(self.task, "task")
+        found |= changeable_keys(self.model, "model")
+        for name, section in self.datasets.items():
+            found |= changeable_keys(section, f"datasets.{name}")
+        return found
+
+    def upgraded(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A config that was saved by an earlier version, under today's names."""
+        tree = copy.deepcopy(saved)
+        rename_old_keys(tree, old_keys_of(OmegaConf.create(tree)))
+        return tree
+
+    def _renamed(self, source: DictConfig, old_keys: Sequence[OldKey]) -> DictConfig:
+        tree: Any = OmegaConf.to_container(source)
+        self.renamed |= rename_old_keys(tree, old_keys)
+        return OmegaConf.create(tree)
+
+
+def old_keys_of(given: DictConfig) -> list[OldKey]:
+    """What the classes that a config names have renamed."""
+    tree: Any = OmegaConf.to_container(given)
+    run, model = tree.get("run") or {}, tree.get("model") or {}
+    arch = look_up("model", model.get("arch"), "model.arch")
+    found = [*registry.get_runner_class(DEFAULT_RUNNER).OLD_KEYS]
+    task = run.get("task") or getattr(arch, "default_task", None)
+    for kind, names, key in (
+        ("model", [model.get("arch")], "model.arch"),
+        ("task", [task] if task else [], "run.task"),
+        ("builder", tree.get("datasets") or {}, "datasets"),
+    ):
+        for name in names:
+            found += getattr(look_up(kind, name, key), "OLD_KEYS", ())
+    return found
 
 
 @contextmanager
@@ -254,13 +309,13 @@ def _with_defaults(given: DictConfig) -> DictConfig:
     defaults = OmegaConf.create({"model": model_class.default_section(given.model)})
     for name in list(given.datasets):
         key = f"datasets.{name}"
-        if given.datasets[name] is None:  # `gqa_fusion:` with nothing below it: the defaults
+        if given.datasets[name] is None:  # `name:` with nothing below it: the defaults
             given.datasets[name] = {}
         section = given.datasets[name]
         if not OmegaConf.is_dict(section):
             raise UserError(f"{key} is {shown(section)}; it must be {A_MAPPING}.")
         schema_of("builder", name, key)
-        kind = str(section.get("type") or "balanced")
-        path = look_up("builder", name, key).default_config_path(kind)
-        defaults = merge(defaults, load_yaml(Path(path)))
+        path = look_up("builder", name, key).default_config_path(section.get("type"))
+        if path is not None:
+            defaults = merge(defaults, load_yaml(Path(path)))
     return merge(defaults, given)

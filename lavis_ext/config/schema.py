@@ -6,7 +6,8 @@ outside its limits by its full key, so a component's constructor need not repeat
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lavis_ext.common.errors import UserError, nearest, shortened
@@ -22,12 +23,13 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     choices: Sequence[Any] | None = None,
+    may_change: bool = False,
 ) -> Any:
     """A config field: its default, one line of help, and the values it may take.
 
     ``at_least``, ``at_most`` (inclusive) and ``above`` (exclusive) bound numbers; ``choices`` lists
     the allowed values. A value of None is never checked against them. A callable default is a
-    factory.
+    factory. ``may_change`` says that a run can be resumed with another value.
     """
     metadata = {
         "help": help,
@@ -35,6 +37,7 @@ def option(
         "at_most": at_most,
         "above": above,
         "choices": choices,
+        "may_change": may_change,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -57,6 +60,42 @@ def check(config: Any, where: str) -> None:
             _check_value(value, key, field.metadata)
     if hasattr(config, "check_together"):
         config.check_together(where)
+
+
+def section(schema: Any, *, may_change: bool = False, optional: bool = False) -> Any:
+    """A config field that holds another dataclass; ``optional`` ones are absent by default.
+
+    ``may_change`` holds for all keys of the section.
+    """
+    metadata = {"may_change": may_change}
+    if optional:
+        return dataclasses.field(default=None, metadata=metadata)
+    return dataclasses.field(default_factory=schema, metadata=metadata)
+
+
+def changeable_keys(config: Any, where: str) -> set[str]:
+    """Full keys of ``config``, an instance or a dataclass, with which a run can be resumed changed.
+
+    Of a field that may change as a whole, the key ends in ``.*`` as well.
+    """
+    found: set[str] = set()
+    hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
+    for field in dataclasses.fields(config):
+        key = f"{where}.{field.name}"
+        value = None if isinstance(config, type) else getattr(config, field.name)
+        if field.metadata.get("may_change"):
+            found |= {key, f"{key}.*"}
+        elif dataclasses.is_dataclass(value):
+            found |= changeable_keys(value, key)
+        elif isinstance(value, Mapping):
+            for name, each in value.items():
+                if dataclasses.is_dataclass(each):
+                    found |= changeable_keys(each, f"{key}.{name}")
+        else:
+            for schema in (hints[field.name], *typing.get_args(hints[field.name])):
+                if dataclasses.is_dataclass(schema):
+                    found |= changeable_keys(schema, key)
+    return found
 
 
 def _check_value(value: Any, key: str, limits: Any) -> None:

@@ -29,11 +29,11 @@ class DataFaultsConfig:
     )
     then: str = option(
         "stop",
-        "What follows for an image that still can't be read: stop the run, or skip its questions.",
+        "What follows for an image that still can't be read: stop the run, or skip its examples.",
         choices=("stop", "skip"),
     )
     most_skipped: int = option(
-        1000, "Questions left out in the whole run; after more the run stops.", at_least=0
+        1000, "Examples left out in the whole run; after more the run stops.", at_least=0
     )
     stall_seconds: float = option(
         300.0,
@@ -48,11 +48,11 @@ class DataFaultsConfig:
 
 
 class UnreadableImage(NamedTuple):
-    """An image that a batch should have had, and the questions about it."""
+    """An image that a batch should have had, and the examples about it."""
 
     image_id: str
     reason: str
-    question_ids: list[str]
+    ids: list[str]
 
 
 def patiently(read: Callable[[], Item], faults: DataFaultsConfig) -> Item:

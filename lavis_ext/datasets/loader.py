@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from weakref import WeakSet
 
 import torch
@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.faults import DataFaultsConfig
-from lavis_ext.datasets.gqa.dataset import DataFault, FusionSamples
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class _Workers:
                 raise LostWorkers(*_death(process)) from None
 
     def _stalled(self) -> tuple[str, str]:
-        folder = self._loader.dataset.images.folder  # type: ignore[attr-defined]
+        folder = cast(Any, self._loader.dataset).images.folder
         return (
             f"{folder}: no batch has come from its images for {self._loader.timeout:g} s",
             "Look whether that folder, or the one of stored features, still answers; if it is only "
@@ -269,17 +269,3 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def to_device(samples: FusionSamples, device: torch.device) -> FusionSamples:
-    """The batch with its tensors on ``device``, but for those that shapes depend on."""
-    return {  # type: ignore[return-value]
-        name: value.to(device, non_blocking=True)
-        if isinstance(value, torch.Tensor) and name not in ON_HOST
-        else value
-        for name, value in samples.items()
-    }
-
-
-ON_HOST = ("image_index",)
-"""Reading it from a GPU, to pack questions by it, would wait for all that the GPU has to do."""

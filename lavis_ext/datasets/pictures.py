@@ -1,7 +1,7 @@
 """A folder of images addressed by id, and reading one of them as RGB."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,25 @@ and starts Ghostscript for one of them, EPS."""
 class ImageFolder:
     """The images of one folder, found by id: the file's name without its suffix.
 
-    The folder is listed once. An id is only ever looked up in that list, so one that holds a path
-    ("../x") can't leave the folder.
+    With ``recursive`` those of its subfolders too; their ids are ``SUBFOLDER/NAME``. The folder is
+    listed once. An id is only ever looked up in that list, so one that holds a path ("../x") can't
+    leave the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, recursive: bool = False) -> None:
         self.folder = folder
         try:
             names = sorted(entry.name for entry in os.scandir(folder))
+            if recursive:
+                names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
         except OSError as error:
             raise UserError(
                 f"{folder}: the image folder can't be read ({error.strerror})."
             ) from None
         self._names = {
-            Path(name).stem: name for name in names if Path(name).suffix.lower() in SUFFIXES
+            Path(name).with_suffix("").as_posix(): name
+            for name in names
+            if Path(name).suffix.lower() in SUFFIXES
         }
 
     def __len__(self) -> int:
@@ -39,6 +44,10 @@ class ImageFolder:
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids, by alphabet."""
+        return iter(sorted(self._names))
 
     def missing(self, image_ids: Iterable[str]) -> list[str]:
         """Those of ``image_ids`` that the folder has no image for, sorted."""

@@ -1,8 +1,8 @@
-"""Which questions go into which batch, for every epoch, process and batch.
+"""Which examples go into which batch, for every epoch, process and batch.
 
-What a batch costs is mostly its images: each is encoded and fused once, for all of its questions.
-So batches have equal numbers of images, and nearly equal numbers of questions. The order is a
-function of seed and epoch alone, and every question is used exactly once an epoch.
+What a batch costs is mostly its images: each is encoded and fused once, for all of its examples.
+So batches have equal numbers of images, and nearly equal numbers of examples. The order is a
+function of seed and epoch alone, and every example is used exactly once an epoch.
 """
 
 from collections.abc import Iterator
@@ -23,30 +23,32 @@ NOTHING = -1
 class BatchRows:
     """One process's share of a global batch.
 
-    ``global_size`` counts the questions of all processes: losses are divided by it, so that
-    processes with unequal shares weigh each question the same. In ``training``, and only there,
-    questions may be left out.
+    ``global_size`` counts the examples of all processes: losses are divided by it, so that
+    processes with unequal shares weigh each example the same. In ``training``, and only there,
+    examples may be left out.
     """
 
     rows: Rows
     epoch: int
     global_size: int
     training: bool = False
+    source: int = 0
+    """Place of the data set that ``rows`` are of, in a run with several."""
 
 
 class TrainBatches(Sampler[BatchRows]):
-    """Shuffled batches of groups; a group is questions of one image, in an order drawn anew.
+    """Shuffled batches of groups; a group is examples about one image, in an order drawn anew.
 
-    An image with more questions than ``questions_per_image`` has several groups of nearly equal
-    size. A global batch has as many groups as make ``batch_size`` questions a process on average,
+    An image with more examples than ``examples_per_image`` has several groups of nearly equal
+    size. A global batch has as many groups as make ``batch_size`` examples a process on average,
     and a multiple of ``world_size``; wherever groups can be divided in two to that end, all batches
     of an epoch have the same number, and all processes. Any number of processes that divides it
     sees the same global batches.
 
     Args:
-        image_codes: integers [rows], equal for the questions of one image.
-        batch_size: questions a process, on average over an epoch's batches.
-        questions_per_image: at most so many questions of an image stand together, but no more than
+        image_codes: integers [rows], equal for the examples about one image.
+        batch_size: examples a process, on average over an epoch's batches.
+        examples_per_image: at most so many examples about an image stand together, but no more than
             ``batch_size``; with 1 the order is a plain shuffle.
         seed: the run's seed.
         rank, world_size: this process and how many there are; at most one for each row.
@@ -61,7 +63,7 @@ class TrainBatches(Sampler[BatchRows]):
         image_codes: Rows,
         *,
         batch_size: int,
-        questions_per_image: int,
+        examples_per_image: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -74,7 +76,7 @@ class TrainBatches(Sampler[BatchRows]):
         self.start = 0
         counts = np.bincount(image_codes).astype(np.int32)
         counts = counts[counts > 0]
-        together = min(questions_per_image, batch_size)
+        together = min(examples_per_image, batch_size)
         self._sizes = _in_parts(counts, -(-counts // together))
         self._batches = self._share_out(batch_size * world_size)
 
@@ -108,10 +110,10 @@ class TrainBatches(Sampler[BatchRows]):
             digest.update(part.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def _share_out(self, questions_a_batch: int) -> int:
+    def _share_out(self, examples_a_batch: int) -> int:
         """How many batches there are; groups are divided so that each has equally many."""
         count, groups, world = len(self._image_codes), len(self._sizes), self._world_size
-        wanted = questions_a_batch * groups / count
+        wanted = examples_a_batch * groups / count
         a_batch = world * max(1, round(wanted / world))
         batches = -(-groups // a_batch)
         # Where there are few batches, each may do with fewer groups.
@@ -159,7 +161,7 @@ def _dealt(items: Rows, piles: int) -> Rows:
 class EvalBatches(Sampler[BatchRows]):
     """Every row once, over all processes, in the order of the images; nothing is padded.
 
-    A batch ends where an image does, unless it has more than ``batch_size`` questions.
+    A batch ends where an image does, unless it has more than ``batch_size`` examples.
     """
 
     def __init__(

@@ -4,8 +4,9 @@ The network and its ``generate`` are ``transformers``' own. Q questions, I image
 patches that a caption sees, R samples generated together, D image width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import transformers
@@ -16,6 +17,8 @@ from lavis_ext.checkpoints.sources import resolve
 from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
+from lavis_ext.config.typed import typed
+from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.decoders.keyed_noise import KeyedSampling, fold_in, text_keys
 from lavis_ext.decoders.patches import PatchConfig, check_heat, draw_patches
 from lavis_ext.encoders.blip.encoder import (
@@ -102,6 +105,22 @@ class CaptionerConfig(BlipSizesConfig):
                 )
 
 
+@dataclass
+class CaptionDecoding:
+    """How ``BlipCaptioner.generate`` writes. The defaults are BLIP's (salesforce/BLIP, blip.py)."""
+
+    num_beams: int = option(3, "beams; 1 is greedy, or sampling", at_least=1)
+    sample: bool = option(False, "draw words instead of taking the likeliest")
+    top_p: float = option(
+        0.9, "sample from the fewest words with this share of probability", above=0, at_most=1
+    )
+    min_length: int = option(10, "tokens of the shortest caption, prompt included", at_least=0)
+    max_length: int = option(30, "tokens of the longest caption, prompt included", at_least=2)
+    repetition_penalty: float = option(
+        1.0, "above 1, words that were said before become less likely (CTRL)", above=0
+    )
+
+
 @dataclass(frozen=True)
 class Captions:
     """The captions of Q questions."""
@@ -112,8 +131,8 @@ class Captions:
     """Samples of each question that were dropped: said before by another, or empty."""
 
 
-class BlipCaptioner(nn.Module):
-    """``encode_image``, ``caption``, and ``loss`` to train it.
+class BlipCaptioner(nn.Module, GenerativeModel):
+    """``encode_image``, ``caption``, ``generate``, ``score_targets``, and ``loss`` to train it.
 
     Parameters are under ``blip.``, by transformers' names. ``where`` is the config's own key, named
     in errors. ``load_report`` says what was loaded, and is None for random weights.
@@ -163,6 +182,72 @@ class BlipCaptioner(nn.Module):
         """
         refuse_other_size(images, self.config)
         return encode_pixels(self.blip.vision_model, self.normalise(images))
+
+    @torch.no_grad()
+    def generate(
+        self, images: Tensor, prompts: Sequence[str], decoding: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """A caption of each whole image that goes on after its prompt, without the prompt.
+
+        ``decoding`` are options of :class:`CaptionDecoding`; ``config.prompt`` is the prompt that
+        BLIP was trained with. Raises UserError for options that there aren't.
+        """
+        chosen = typed(CaptionDecoding, decoding or {}, "decoding")
+        drawing = {"top_p": chosen.top_p, "top_k": 0} if chosen.sample else {}
+        tokens = self.encode_image(images)
+        said = [""] * len(prompts)
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, each in enumerate(prompts) if each == prompt]
+            start = torch.tensor([self._begun(prompt)] * len(rows), device=tokens.device)
+            found = cast(Any, self.blip.text_decoder).generate(
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
+                encoder_hidden_states=tokens[rows],
+                do_sample=chosen.sample,
+                num_beams=chosen.num_beams,
+                min_length=chosen.min_length,
+                max_length=max(chosen.max_length, start.shape[1] + 1),
+                repetition_penalty=chosen.repetition_penalty,
+                eos_token_id=self.tokenizer.sep_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+                suppress_tokens=self._not_words,
+                **drawing,
+            )
+            texts = self.tokenizer.batch_decode(
+                found[:, start.shape[1] :], skip_special_tokens=True
+            )
+            for row, text in zip(rows, texts, strict=True):
+                said[row] = text.strip()
+        return said
+
+    def score_targets(
+        self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]
+    ) -> TargetScores:
+        """Logits and hidden states for given captions of whole images, each ended by [SEP].
+
+        Differentiable down to the images. A hidden state is the decoder's last, from which the
+        logits at its place are made.
+        """
+        tokens = self.encode_image(images)
+        end = [self.tokenizer.sep_token_id]
+        begun = [self._begun(prompt) for prompt in prompts]
+        said = [[*self._words(target), *end] for target in targets]
+        sequences = [first + rest for first, rest in zip(begun, said, strict=True)]
+        input_ids, mask = self._padded(sequences, tokens.device)
+        states = self.blip.text_decoder.bert(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            encoder_hidden_states=tokens,
+            use_cache=False,
+            is_decoder=True,
+        ).last_hidden_state
+        # What is seen at a place says what comes next.
+        _, counted = self._padded(said, tokens.device)
+        first = torch.tensor([len(each) - 1 for each in begun], device=tokens.device)
+        places = first[:, None] + torch.arange(counted.shape[1], device=tokens.device)
+        places = places.clamp(max=states.shape[1] - 1)
+        states = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
+        return TargetScores(self.blip.text_decoder.cls(states), states, counted)
 
     @torch.no_grad()
     def caption(
@@ -232,14 +317,8 @@ class BlipCaptioner(nn.Module):
         room = self.config.max_caption_tokens - 1
         end = [self.tokenizer.sep_token_id]
         sequences = [[*self.prompt_ids, *self._words(text)][:room] + end for text in texts]
-        longest = max(map(len, sequences))
-        padding = self.tokenizer.pad_token_id
-        input_ids = torch.tensor(
-            [ids + [padding] * (longest - len(ids)) for ids in sequences], device=states.device
-        )
-        lengths = torch.tensor([len(ids) for ids in sequences], device=states.device)
-        places = torch.arange(longest, device=states.device)
-        mask = places < lengths[:, None]
+        input_ids, mask = self._padded(sequences, states.device)
+        places = torch.arange(mask.shape[1], device=states.device)
         logits = self.blip.text_decoder(
             input_ids=input_ids,
             attention_mask=mask.long(),
@@ -285,7 +364,8 @@ class BlipCaptioner(nn.Module):
         # In lower precision many words have equal scores, and which of them counts as the best
         # would depend on the batch.
         with torch.autocast(tokens.device.type, enabled=False):
-            said = self.blip.text_decoder.generate(  # type: ignore[misc]
+            # How ``generate`` is typed differs between releases.
+            said = cast(Any, self.blip.text_decoder).generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 encoder_hidden_states=states.to(self.blip.dtype),
@@ -303,6 +383,21 @@ class BlipCaptioner(nn.Module):
             said[:, len(self.prompt_ids) :], skip_special_tokens=True
         )
         return [text.strip() for text in texts]
+
+    def _padded(
+        self, sequences: Sequence[list[int]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids and, bool, which of them aren't padding, [B, L] each."""
+        longest = max(map(len, sequences))
+        padding = self.tokenizer.pad_token_id
+        ids = [each + [padding] * (longest - len(each)) for each in sequences]
+        lengths = torch.tensor([len(each) for each in sequences], device=device)
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        return torch.tensor(ids, device=device), mask
+
+    def _begun(self, prompt: str) -> list[int]:
+        """[DEC] and the prompt's words."""
+        return [self.prompt_ids[0], *self._words(prompt)]
 
     def _words(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

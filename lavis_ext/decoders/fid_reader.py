@@ -10,7 +10,7 @@ Q questions, P passages of all of them, L tokens of a passage, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -27,6 +27,9 @@ from lavis_ext.config.schema import check, option
 UNIFIED_QA_BASE = "allenai/unifiedqa-v2-t5-base-1363200"
 SEPARATOR = " \\n "
 """Between question and context, backslash and n as two characters (UnifiedQA's format)."""
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Read with ``spiece.model`` where they lie beside it; ``tokenizer.json`` has all in itself."""
 NO_TARGET = -100
 
 
@@ -46,7 +49,8 @@ class ReaderConfig:
     num_heads: int = option(12, "attention heads", at_least=1)
     vocab_size: int = option(32128, "word embeddings", at_least=1)
     tokenizer: str = option(
-        UNIFIED_QA_BASE, "hub name or local folder of a T5 tokenizer, or a tokenizer.json"
+        UNIFIED_QA_BASE,
+        "hub name or local folder of a T5 tokenizer, a tokenizer.json or a spiece.model",
     )
     weights: str | None = option(
         UNIFIED_QA_BASE, "hub name, local path or URL; null starts from random weights"
@@ -168,8 +172,9 @@ class FidReader(nn.Module):
             states, mask = end_to_end(
                 self.encode(questions[some], captions[some], config.num_captions_fid)
             )
-            said = self.t5.generate(  # type: ignore[misc]
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            # How ``generate`` is typed differs between releases.
+            said = cast(Any, self.t5).generate(
+                encoder_outputs=_encoder_output(states),
                 attention_mask=mask,
                 do_sample=False,
                 num_beams=config.num_beams,
@@ -187,7 +192,7 @@ class FidReader(nn.Module):
         targets = [torch.tensor(ids) for ids in self.tokenizer(list(answers))["input_ids"]]
         labels = pad_sequence(targets, batch_first=True, padding_value=NO_TARGET).to(states.device)
         logits = self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=_encoder_output(states),
             attention_mask=mask,
             labels=labels,
         ).logits
@@ -226,7 +231,7 @@ class FidReader(nn.Module):
 
     def _transformers_config(self) -> transformers.T5Config:
         config = self.config
-        return transformers.T5Config(  # type: ignore[call-arg]
+        made: transformers.T5Config = cast(Any, transformers.T5Config)(
             vocab_size=config.vocab_size,
             d_model=config.d_model,
             d_kv=config.d_kv,
@@ -242,6 +247,7 @@ class FidReader(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             decoder_start_token_id=self.tokenizer.pad_token_id,
         )
+        return made
 
 
 def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
@@ -261,13 +267,18 @@ def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
     return together, (positions < lengths[:, None]).long()
 
 
+def _encoder_output(states: Tensor) -> BaseModelOutput:
+    # transformers names a subclass of Tensor, which no tensor is, in some releases.
+    return BaseModelOutput(last_hidden_state=cast(Any, states))
+
+
 def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBase:
     """The T5 tokenizer that ``source``, the value of the config's ``key``, stands for.
 
     It puts </s> after every text. Raises UserError that names ``key`` for one that cannot be had,
     or is none of T5's kind.
     """
-    path = resolve(source, key=key, filenames=("tokenizer.json", "spiece.model"))
+    path = resolve(source, key=key, filenames=TOKENIZER_FILES, beside=TOKENIZER_SETTINGS)
     try:
         tokenizer = _tokenizer(path)
         ids = tokenizer("a")["input_ids"]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lavis_ext.common.errors import UserError, exit_with
-from lavis_ext.distributed.peers import GRACE_SECONDS, Companions, end_within
+from lavis_ext.distributed.peers import GRACE_SECONDS, Peers, Stage, end_within
 from lavis_ext.distributed.watchdog import Watchdog
 
 Item = TypeVar("Item")
@@ -49,19 +49,19 @@ def choose_device(name: str) -> torch.device:
 class _Job:
     """What a process knows of the job that it is part of, for the time of its process group."""
 
-    companions: Companions | None = None
+    peers: Peers | None = None
     watchdog: Watchdog | None = None
 
 
-def at(stage: int, step: int) -> None:
-    """Tell the watchdog and the other processes what this one begins: a stage of ``companions``."""
+def at(stage: Stage, step: int) -> None:
+    """Tell the watchdog and the other processes what this one begins."""
     if _Job.watchdog is not None:
         _Job.watchdog.progress(stage, step)
 
 
 def is_broken() -> bool:
     """Whether a process of the job has ended, so that no collective will be complete any more."""
-    return _Job.companions is not None and _Job.companions.ended is not None
+    return _Job.peers is not None and _Job.peers.broken
 
 
 @contextmanager
@@ -82,20 +82,20 @@ def process_group(
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     store, own_rank, size = _store(timeout)
-    companions = Companions(own_rank, size, store, os.environ["MASTER_ADDR"])
-    _Job.companions = companions
-    with Watchdog(watchdog_seconds, companions) as _Job.watchdog:
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    peers = _Job.peers = Peers(own_rank, size, store, host=None if agents else 0)
+    with Watchdog(watchdog_seconds, peers) as _Job.watchdog:
         try:
             _init(device, store, own_rank, size, timeout)
             yield
             barrier()
         except SystemExit:
-            companions.leave()
+            peers.leave()
             dist.destroy_process_group()
             raise
         except BaseException as error:
-            _end_with(error, companions, _Job.watchdog, timeout_minutes)
-        companions.leave()
+            _end_with(error, peers, _Job.watchdog, timeout_minutes)
+        peers.leave()
     dist.destroy_process_group()
 
 
@@ -127,12 +127,12 @@ def _init(
 
 
 def _end_with(
-    error: BaseException, companions: Companions, watchdog: Watchdog, timeout_minutes: float
+    error: BaseException, peers: Peers, watchdog: Watchdog, timeout_minutes: float
 ) -> NoReturn:
     """End this process because of ``error``: its own, or what the end of another has caused."""
     # What a collective raises; the CUDA allocator's error is one of these by its type alone.
     lost = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-    first = companions.first_end() if lost else None
+    first = peers.first_end() if lost else None
     if first is None:
         if lost and "timed out" in str(error).lower():
             error = UserError(
@@ -140,11 +140,12 @@ def _end_with(
                 "the others (run.process_group_timeout_minutes); this one ends."
             )
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        first = companions.end(reason)
+        first = peers.end(reason)
         lost = lost or first == (first.rank, reason)
     end_within(GRACE_SECONDS)
-    if first.rank != companions.rank and lost:
-        companions.wait_until_told()
+    if first.rank != peers.rank and lost:
+        peers.wait_until_told()
+        peers.keep_store()
         sys.stdout.flush()
         # At Python's end torch would take down connections to processes that aren't there.
         os._exit(2 if isinstance(error, UserError) else 1)
@@ -154,7 +155,10 @@ def _end_with(
         raise in_short
     except BaseException:
         get_error_handler().record_exception(error)
-    exit_with(error)
+    try:
+        exit_with(error)
+    finally:
+        peers.keep_store()
 
 
 def barrier() -> None:

@@ -1,11 +1,11 @@
-"""Says so when a process makes no progress: which, at what, for how long, and who holds it up."""
+"""Warns when a rank stalls, naming the rank, its step and the rank it waits for."""
 
 import logging
 import threading
 import time
 from typing import Self
 
-from lavis_ext.distributed.peers import At, Companions
+from lavis_ext.distributed.peers import At, Peers, Stage
 
 log = logging.getLogger(__name__)
 
@@ -19,20 +19,20 @@ class Watchdog:
 
     Args:
         seconds: without progress, after which there is a warning, and after as many again another.
-        companions: the other processes; None for one process.
+        peers: the other processes; None for one process.
     """
 
-    def __init__(self, seconds: float, companions: Companions | None) -> None:
+    def __init__(self, seconds: float, peers: Peers | None) -> None:
         self._seconds = seconds
-        self._companions = companions
+        self._peers = peers
         self._at = At(since=time.monotonic())
         self._stopped = threading.Event()
 
-    def progress(self, stage: int, step: int) -> None:
+    def progress(self, stage: Stage, step: int) -> None:
         """This process has begun something."""
         self._at = At(step, stage, time.monotonic())
-        if self._companions is not None:
-            self._companions.at = self._at
+        if self._peers is not None:
+            self._peers.at = self._at
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -51,19 +51,19 @@ class Watchdog:
                 log.warning("%s", self.told())
 
     def _speaks(self) -> bool:
-        others = self._companions
+        others = self._peers
         return others is None or others.rank == 0 or others.silent(0) >= self._seconds
 
     def told(self) -> str:
         """What there is to say about this process, and about those that hold it up."""
         at = self._at
-        who = f"rank {self._companions.rank}" if self._companions else "this process"
+        who = f"rank {self._peers.rank}" if self._peers else "this process"
         told = f"{who} has been {at} for {time.monotonic() - at.since:.0f} s"
-        behind = self._companions.behind() if self._companions else {}
-        if self._companions and self._companions.rank in behind:
+        behind = self._peers.behind() if self._peers else {}
+        if self._peers and self._peers.rank in behind:
             return f"{told}; the other processes wait for it"
         if behind:
             others = ", ".join(f"rank {rank}, which {heard}" for rank, heard in behind.items())
             return f"{told}, waiting for {others}"
-        heard = self._companions.heard() if self._companions else {}
+        heard = self._peers.heard() if self._peers else {}
         return "; ".join([told, *(f"rank {rank} {each}" for rank, each in heard.items())][:4])

@@ -234,7 +234,7 @@ def _draw_image(axes: "Axes", pixels: npt.NDArray[np.uint8]) -> None:
 
 def _draw_heat(axes: "Axes", gray: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> None:
     """The heat over the image in faint gray, so that every colour, dark or bright, means heat."""
-    _draw_image(axes, gray // 2 + 64)
+    _draw_image(axes, (gray // 2 + 64).astype(np.uint8))
     axes.imshow(
         heat,
         cmap=HEAT_COLOURS,

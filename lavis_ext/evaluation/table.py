@@ -1,52 +1,43 @@
-"""Figures as a table for the terminal."""
+"""Metrics as a table for the terminal."""
 
 from collections.abc import Mapping
 
-from lavis_ext.evaluation.figures import ACCURACY, is_share
+from lavis_ext.common.metrics import Metric
 
 
-def figures_table(by_split: Mapping[str, Mapping[str, float]]) -> str:
-    """One row a figure, one column a split; shares in percent."""
-    names = list(dict.fromkeys(name for figures in by_split.values() for name in figures))
+def metrics_table(
+    by_split: Mapping[str, Mapping[str, float]], declared: Mapping[str, Metric]
+) -> str:
+    """One row a metric, one column a split; shares in percent."""
+    names = list(dict.fromkeys(name for metrics in by_split.values() for name in metrics))
     width = max(len(name) for name in names)
     lines = [" " * width + "".join(f"{split:>12}" for split in by_split)]
     for name in names:
-        cells = [shown(name, figures.get(name)) for figures in by_split.values()]
+        cells = [shown(declared.get(name), metrics.get(name)) for metrics in by_split.values()]
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 
-def headline(split: str, figures: Mapping[str, float]) -> str:
-    """A split's answers against the better baseline, in a sentence; empty without answers."""
-    if ACCURACY not in figures or "baseline_form" not in figures:
-        return ""
-    accuracy, form, overall = (
-        100 * figures[name] for name in (ACCURACY, "baseline_form", "baseline_overall")
-    )
-    better = "form of question" if form >= overall else "whole split"
-    gain = accuracy - max(form, overall)
-    return (
-        f"{split}: {accuracy:.1f} % answered right, {abs(gain):.1f} points "
-        f"{'above' if gain >= 0 else 'below'} the most frequent answer to the {better}"
-    )
-
-
 def reasons_list(by_split: Mapping[str, Mapping[str, str]]) -> str:
-    """Why figures aren't computed, a line for each reason; empty where all are."""
-    figures: dict[tuple[str, str], list[str]] = {}
+    """Why metrics aren't computed, a line for each reason; empty where all are."""
+    metrics: dict[tuple[str, str], list[str]] = {}
     for split, reasons in by_split.items():
-        for figure, reason in reasons.items():
-            figures.setdefault((split, reason), []).append(figure)
+        for metric, reason in reasons.items():
+            metrics.setdefault((split, reason), []).append(metric)
     return "\n".join(
         f"not computed on {split}: {', '.join(names)}: {reason}"
-        for (split, reason), names in figures.items()
+        for (split, reason), names in metrics.items()
     )
 
 
-def shown(name: str, value: float | None) -> str:
-    """A figure with its unit, for people."""
+def shown(metric: Metric | None, value: float | None) -> str:
+    """A metric's value with its unit, for people; None for a metric that isn't declared."""
     if value is None:
         return "-"
-    if is_share(name):
+    unit = "" if metric is None else metric.unit
+    if unit == "share":
         return f"{100 * value:.1f} %"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+    if unit == "percent":
+        return f"{value:.1f} %"
+    number = f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+    return f"{number} {unit}".rstrip()

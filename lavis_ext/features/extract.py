@@ -1,6 +1,6 @@
 """Store what the frozen encoders give for a run's images.
 
-python -m lavis_ext.features.extract --cfg-path projects/pnp-vqa/train/gqa_train.yaml
+python -m lavis_ext.features.extract --cfg-path train.yaml
 torchrun --nproc_per_node=2 -m lavis_ext.features.extract --cfg-path ...
 
 Takes the run's own config. What is finished stays, whatever interrupts it.
@@ -23,10 +23,9 @@ def main() -> None:
     what.add_argument("--rebuild", action="store_true", help="make damaged shards anew")
     arguments = parser.parse_args()
     cfg = Config(arguments)
-    splits = [*cfg.run.train_splits, *cfg.run.valid_splits, *cfg.run.test_splits]
-    with prepared(cfg, splits) as parts:
+    with prepared(cfg, cfg.run.splits) as parts:
         config = cfg.run.features or FeaturesConfig()
-        features = RunFeatures(config, parts.datasets, parts.model)
+        features = RunFeatures(config, parts.of_splits, parts.model)
         if arguments.verify:
             features.verify()
         else:

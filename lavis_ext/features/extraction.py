@@ -21,16 +21,16 @@ from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import room_in
 from lavis_ext.common.locks import Lock, Regularly
+from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.faults import DataFaultsConfig, patiently
-from lavis_ext.datasets.gqa.dataset import DataFault
 from lavis_ext.datasets.loader import Loader
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.seeds import seeded
 from lavis_ext.distributed.peers import STORING
+from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, pooled
 from lavis_ext.features.store import FeatureStore, ImageState, Shard, altered
-from lavis_ext.features.streams import ImageStream
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +45,16 @@ class Extraction:
     """Images and the stores that are to hold them, one for each stream.
 
     Attributes:
-        stores: the stores by stream.
+        stores: the encoders, each with the store of its stream.
         images: where the images are.
-        processor: RGB image to the tensors ``<stream>_image``.
+        processor: RGB picture to the image of each stream.
         wanted: ids of the images, all of which there are.
         views: of each image.
         config: the section ``run.features``.
         faults: the section ``run.data_faults``; whatever it says, no image is left out.
     """
 
-    stores: Sequence[tuple[ImageStream, FeatureStore]]
+    stores: Sequence[tuple[Encoder, FeatureStore]]
     images: ImageFolder
     processor: Callable[..., dict[str, Tensor]]
     wanted: frozenset[str]
@@ -218,24 +218,26 @@ class Extraction:
             batch = next(batches)
             states += batch[0]
             for place in places:
-                stream, _ = self.stores[place]
-                pictures = batch[1][f"{stream.name}_image"].to(device, non_blocking=True)
-                parts[place].append(self._encoded(stream, pictures, images))
+                encoder, store = self.stores[place]
+                pictures = batch[1][store.stream].to(device, non_blocking=True)
+                parts[place].append(self._encoded(encoder, store.stream, pictures, images))
         for place, encoded in parts.items():
             tensors = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
             self.stores[place][1].write_shard(states, tensors)
 
     @torch.no_grad()
-    def _encoded(self, stream: ImageStream, pictures: Tensor, images: Images) -> dict[str, Tensor]:
+    def _encoded(
+        self, encoder: Encoder, stream: str, pictures: Tensor, images: Images
+    ) -> dict[str, Tensor]:
         # Which of cuDNN's algorithms is the quickest differs from run to run, and so would bits.
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            tokens = stream.encode(pictures).float()
-        tokens = pooled(tokens, stream.grid, self.config.pooling, class_token=stream.class_token)
+            tokens = encoder.encode(pictures).float()
+        tokens = pooled(tokens, encoder.grid, self.config.pooling, encoder.prefix)
         try:
             found = compressed(tokens, self.config.dtype)
         except ValueError as error:
             raise UserError(
-                f"The {stream.name} stream of images {images[0]} to {images[-1]} can't be stored "
+                f"The {stream} stream of images {images[0]} to {images[-1]} can't be stored "
                 f"({error}). Choose another run.features.dtype, or check the encoder's weights."
             ) from None
         return {name: tensor.cpu() for name, tensor in found.items()}
@@ -264,7 +266,7 @@ class _Pictures(Dataset[Any]):
         self._faults = faults
 
     def __getitems__(self, place: int) -> tuple[list[ImageState], dict[str, Tensor]] | DataFault:
-        """States of the images [B], and pictures [B * views, 3, S, S] by their names."""
+        """States of the images [B], and pictures [B * views, 3, S, S] by stream."""
         try:
             return patiently(lambda: self._read(self._cuts[place]), self._faults)
         except UserError as error:

@@ -31,25 +31,19 @@ def compressed(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
     return found
 
 
-def restored(tokens: Tensor, scales: Tensor | None = None) -> Tensor:
-    """What :func:`compressed` was given, float32, as precisely as it was kept."""
-    return tokens.float() if scales is None else tokens * scales[..., None]
-
-
 def bytes_a_token(width: int, dtype: str) -> int:
     """Bytes of a token of ``width`` channels, with its scale."""
     scale = torch.float32.itemsize if dtype == "int8" else 0
     return width * DTYPES[dtype].itemsize + scale
 
 
-def pooled(tokens: Tensor, grid: tuple[int, int], side: int, *, class_token: bool) -> Tensor:
-    """Means of squares of ``side`` x ``side`` patches; a class token, first of all, stays.
+def pooled(tokens: Tensor, grid: tuple[int, int], side: int, prefix: int) -> Tensor:
+    """Means of squares of ``side`` x ``side`` patches; the ``prefix`` tokens before them stay.
 
-    ``tokens`` [B, 1+h*w or h*w, C] lie row by row on ``grid`` (h, w), whose sides ``side`` divides.
+    ``tokens`` [B, P + h*w, C] lie row by row on ``grid`` (h, w), whose sides ``side`` divides.
     """
     if side == 1:
         return tokens
-    first = int(class_token)
-    patches = tokens[:, first:].transpose(1, 2).unflatten(2, grid)
+    patches = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
     means = F.avg_pool2d(patches, side).flatten(2).transpose(1, 2)
-    return torch.cat((tokens[:, :first], means), dim=1)
+    return torch.cat((tokens[:, :prefix], means), dim=1)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.base import StoredTokens
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.seeds import seed_of
+from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
-from lavis_ext.features.precision import compressed, restored
+from lavis_ext.features.precision import compressed
 from lavis_ext.features.store import METADATA, ROWS, FeatureStore, ImageState, row_checksum
-from lavis_ext.features.streams import ImageStream
 
 
 class IncompleteStore(UserError):
@@ -33,15 +34,15 @@ class StoredStream:
     Args:
         store: a finished store.
         grid: rows and columns of its patches.
-        class_token: whether a class token comes first.
+        prefix: tokens before the patches.
 
     Raises UserError for a store that isn't there, and for a shard that is missing or damaged.
     """
 
-    def __init__(self, store: FeatureStore, grid: tuple[int, int], class_token: bool) -> None:
+    def __init__(self, store: FeatureStore, grid: tuple[int, int], prefix: int) -> None:
         self.store = store
         self.grid = grid
-        self.class_token = class_token
+        self.prefix = prefix
         index = store.index()
         if index is None:
             raise IncompleteStore(f"{store.folder}: there is no finished store of features.")
@@ -148,37 +149,36 @@ class StoredFeatures:
         self._noise = config.noise if augment else 0.0
         self._dtype = config.dtype
 
-    def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
-        """For each stream S: ``S_tokens`` [I, T, C], ``S_scales`` [I, T] if any, ``S_shape``.
+    def read(self, images: Sequence[str], epoch: int) -> dict[str, StoredTokens]:
+        """The images' tokens by stream.
 
         View, dropped tokens and noise of an image are a function of its id and the epoch.
         """
-        found: dict[str, Any] = {}
+        found = {}
         for stream in self._streams:
             views = [seed_of(image, epoch, "view") % stream.store.views for image in images]
             stored = self._augmented(stream, stream.read(images, views), images, epoch)
-            name = stream.store.stream
-            found |= {f"{name}_{part}": tensor for part, tensor in stored.items()}
-            found[f"{name}_shape"] = stream.grid
+            found[stream.store.stream] = stored
         return found
 
-    def blank(self, count: int) -> dict[str, Any]:
-        """As :meth:`read`, of so many images: zeros."""
-        found: dict[str, Any] = {}
+    def blank(self, count: int) -> dict[str, StoredTokens]:
+        """As :meth:`read`, of ``count`` images: zeros."""
+        found = {}
         for stream in self._streams:
             zeros = torch.zeros(stream.store.tokens, stream.store.width)
-            stored = compressed(zeros, self._dtype)
+            stored = _stored(compressed(zeros, self._dtype), stream.grid)
             if self._noise:
-                stored = {"tokens": restored(**stored)}
-            found |= _repeated(stream.store.stream, stream.grid, stored, count)
+                stored = StoredTokens(stored.restored(), None, stream.grid)
+            found[stream.store.stream] = _repeated(stored, count)
         return found
 
     def _augmented(
-        self, stream: StoredStream, stored: dict[str, Tensor], images: Sequence[str], epoch: int
-    ) -> dict[str, Tensor]:
+        self, stream: StoredStream, read: dict[str, Tensor], images: Sequence[str], epoch: int
+    ) -> StoredTokens:
+        stored = _stored(read, stream.grid)
         if self._noise:
-            stored = {"tokens": restored(**stored)}
-        tokens, first = stored["tokens"], int(stream.class_token)
+            stored = StoredTokens(stored.restored(), None, stream.grid)
+        tokens, first = stored.values, stream.prefix
         for row, image in enumerate(images if self._noise or self._token_dropout else ()):
             random = torch.Generator().manual_seed(seed_of(image, epoch, stream.store.stream))
             if self._noise:
@@ -193,34 +193,33 @@ class RandomFeatures:
     """What :class:`StoredFeatures` is, but for the contents: the same tokens for every image.
 
     Args:
-        stores: the streams, and the stores that they would have.
+        stores: the encoders, and the stores that they would have.
         config: the section ``run.features``.
     """
 
     def __init__(
-        self, stores: Sequence[tuple[ImageStream, FeatureStore]], config: FeaturesConfig
+        self, stores: Sequence[tuple[Encoder, FeatureStore]], config: FeaturesConfig
     ) -> None:
-        self._streams = []
-        for stream, store in stores:
-            grid = (stream.grid[0] // config.pooling, stream.grid[1] // config.pooling)
-            tokens = torch.randn(grid[0] * grid[1] + int(stream.class_token), stream.width)
-            self._streams.append((store.stream, grid, compressed(tokens, config.dtype)))
+        self._streams = {}
+        for encoder, store in stores:
+            grid = (encoder.grid[0] // config.pooling, encoder.grid[1] // config.pooling)
+            tokens = torch.randn(grid[0] * grid[1] + encoder.prefix, encoder.width)
+            self._streams[store.stream] = _stored(compressed(tokens, config.dtype), grid)
 
-    def read(self, images: Sequence[str], epoch: int) -> dict[str, Any]:
+    def read(self, images: Sequence[str], epoch: int) -> dict[str, StoredTokens]:
         """As :meth:`StoredFeatures.read`."""
         return self.blank(len(images))
 
-    def blank(self, count: int) -> dict[str, Any]:
+    def blank(self, count: int) -> dict[str, StoredTokens]:
         """As :meth:`StoredFeatures.blank`, but for the zeros."""
-        found: dict[str, Any] = {}
-        for name, grid, stored in self._streams:
-            found |= _repeated(name, grid, stored, count)
-        return found
+        return {name: _repeated(stored, count) for name, stored in self._streams.items()}
 
 
-def _repeated(
-    stream: str, grid: tuple[int, int], stored: dict[str, Tensor], count: int
-) -> dict[str, Any]:
-    """The same of a stream for so many images."""
-    parts = {f"{stream}_{part}": torch.stack([each] * count) for part, each in stored.items()}
-    return {**parts, f"{stream}_shape": grid}
+def _stored(parts: dict[str, Tensor], grid: tuple[int, int]) -> StoredTokens:
+    return StoredTokens(parts["tokens"], parts.get("scales"), grid)
+
+
+def _repeated(stored: StoredTokens, count: int) -> StoredTokens:
+    """The tokens of one image [T, C] for ``count`` images."""
+    scales = None if stored.scales is None else torch.stack([stored.scales] * count)
+    return StoredTokens(torch.stack([stored.values] * count), scales, stored.grid)

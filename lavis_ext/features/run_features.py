@@ -2,22 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import parse_json, room_in
-from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.base import PictureDataset
+from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.extraction import GIB, Extraction, damage
 from lavis_ext.features.reader import IncompleteStore, RandomFeatures, StoredFeatures, StoredStream
 from lavis_ext.features.store import FACTS, FeatureStore
-from lavis_ext.features.streams import ImageStream
+from lavis_ext.models.base import TrainableModel
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,8 @@ class Alike:
         """The stores, to be read from. Raises UserError as :class:`StoredStream` does."""
         side = self.extraction.config.pooling
         return [
-            StoredStream(
-                store, (stream.grid[0] // side, stream.grid[1] // side), stream.class_token
-            )
-            for stream, store in self.extraction.stores
+            StoredStream(store, (encoder.grid[0] // side, encoder.grid[1] // side), encoder.prefix)
+            for encoder, store in self.extraction.stores
         ]
 
 
@@ -44,30 +42,38 @@ class RunFeatures:
     Args:
         config: the section ``run.features``.
         datasets: data sets by split.
-        model: a model with ``image_streams``, its parameters frozen but for what is trained.
+        model: a model, its parameters frozen but for what is trained.
 
     Raises UserError for encoders that are trained, which change what is stored, and for options
     that don't fit them.
     """
 
     def __init__(
-        self, config: FeaturesConfig, datasets: Mapping[str, GqaFusionDataset], model: nn.Module
+        self,
+        config: FeaturesConfig,
+        datasets: Mapping[str, PictureDataset],
+        model: TrainableModel,
     ) -> None:
         self.config = config
         images = next(iter(datasets.values())).images
         self._root = Path(config.root) if config.root else images.folder.parent / "features"
         self._datasets = datasets
         self._model = model
-        streams: list[ImageStream] = model.image_streams()  # type: ignore[operator]
-        for stream in streams:
-            self._check(stream)
-        encoders = {stream.name: stream.weights_digest() for stream in streams}
+        streams = model.streams
+        if not streams:
+            raise UserError(
+                f"run.features: {type(model).__name__} has no streams whose output can be stored; "
+                "leave the section out."
+            )
+        for name, encoder in streams.items():
+            self._check(name, encoder)
+        weights = {name: encoder.fingerprint() for name, encoder in streams.items()}
         groups: dict[tuple[Path, str], list[str]] = {}
         for split, dataset in datasets.items():
             how = json.dumps(self._prepared(split, dataset))
             groups.setdefault((dataset.images.folder, how), []).append(split)
         self.groups = [
-            self._group(json.loads(how), splits, streams, encoders)
+            self._group(json.loads(how), splits, streams, weights)
             for (_, how), splits in groups.items()
         ]
 
@@ -129,22 +135,22 @@ class RunFeatures:
         free = room_in(self._root)
         return f"{needed / GIB:.3g} GiB in {self._root}, where {free / GIB:.3g} GiB are free"
 
-    def _check(self, stream: ImageStream) -> None:
+    def _check(self, name: str, encoder: Encoder) -> None:
         side = self.config.pooling
-        if "train" in self._datasets and stream.trained():
+        if "train" in self._datasets and encoder.trained():
             raise UserError(
-                f"run.trainable lets the encoder of the {stream.name} stream be trained, and "
+                f"run.trainable lets the encoder of the {name} stream be trained, and "
                 "stored features would be those of its start. Freeze it, or leave run.features out."
             )
-        if stream.grid[0] % side or stream.grid[1] % side:
+        if encoder.grid[0] % side or encoder.grid[1] % side:
             raise UserError(
-                f"run.features.pooling is {side}; it must divide the {stream.name} stream's grid, "
-                f"{stream.grid[0]}x{stream.grid[1]}."
+                f"run.features.pooling is {side}; it must divide the {name} stream's grid, "
+                f"{encoder.grid[0]}x{encoder.grid[1]}."
             )
 
-    def _prepared(self, split: str, dataset: GqaFusionDataset) -> dict[str, Any]:
+    def _prepared(self, split: str, dataset: PictureDataset) -> dict[str, Any]:
         """How images of a split are prepared."""
-        processor = dataset.vis_processor
+        processor: Any = dataset.processor
         views = self.config.views if split == "train" else 1
         if views > 1 and not getattr(processor, "random", True):
             raise UserError(
@@ -156,24 +162,25 @@ class RunFeatures:
                 f"The processor of split '{split}' draws at random, and one stored view would fix "
                 "what it draws; set run.features.views to more, or leave crop and jitter out."
             )
-        return {"processor": asdict(processor.config), "views": views}  # type: ignore[attr-defined]
+        return {"processor": processor.facts(), "views": views}
 
     def _group(
         self,
         how: dict[str, Any],
         splits: list[str],
-        streams: list[ImageStream],
-        encoders: dict[str, str],
+        streams: Mapping[str, Encoder],
+        weights: Mapping[str, str],
     ) -> Alike:
         datasets = [self._datasets[split] for split in splits]
-        stores = [(stream, self._store(stream, encoders[stream.name], how)) for stream in streams]
-        wanted = frozenset(
-            image for dataset in datasets for image in dataset.table.values("image_id")
-        )
+        stores = [
+            (encoder, self._store(name, encoder, weights[name], how))
+            for name, encoder in streams.items()
+        ]
+        wanted = frozenset(image for dataset in datasets for image in dataset.all_images())
         extraction = Extraction(
             stores,
             datasets[0].images,
-            datasets[0].vis_processor,
+            datasets[0].processor,
             wanted,
             how["views"],
             self.config,
@@ -181,16 +188,18 @@ class RunFeatures:
         )
         return Alike(tuple(splits), extraction)
 
-    def _store(self, stream: ImageStream, encoder: str, how: dict[str, Any]) -> FeatureStore:
+    def _store(
+        self, stream: str, encoder: Encoder, weights: str, how: dict[str, Any]
+    ) -> FeatureStore:
         facts = {
-            "stream": stream.name,
-            "encoder": {"weights": encoder, **stream.options},
+            "stream": stream,
+            "encoder": {"weights": weights, **encoder.fingerprint_options()},
             "dtype": self.config.dtype,
             "pooling": self.config.pooling,
             **how,
         }
-        patches = stream.grid[0] * stream.grid[1] // self.config.pooling**2
-        return FeatureStore(self._root, facts, patches + int(stream.class_token), stream.width)
+        patches = encoder.grid[0] * encoder.grid[1] // self.config.pooling**2
+        return FeatureStore(self._root, facts, patches + encoder.prefix, encoder.width)
 
     def _incomplete(self) -> str | None:
         """The first thing that a store lacks, as a sentence."""

@@ -1,7 +1,7 @@
 """What lies on disk: tokens of one encoder for many images.
 
-    ROOT/grid-KEY.lock                    held by who writes
-    ROOT/grid-KEY/store.json              what the key is a hash of
+    ROOT/STREAM-KEY.lock                    held by who writes
+    ROOT/STREAM-KEY/store.json              what the key is a hash of
                   DIGEST.safetensors      a shard: tokens of some images, its bytes' hash its name
                   index.arrow             where each image is
 
@@ -113,7 +113,7 @@ class FeatureStore:
 
     @property
     def stream(self) -> str:
-        """``grid`` or ``segmentation``."""
+        """The stream's name."""
         return str(self.facts["stream"])
 
     @property

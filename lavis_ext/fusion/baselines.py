@@ -1,4 +1,4 @@
-"""What DIFNet is compared with: either stream alone, and their plain sum."""
+"""What DIFNet is compared with: the first stream alone, the others alone, and the plain sum."""
 
 from dataclasses import dataclass
 
@@ -10,46 +10,48 @@ from lavis_ext.registry import registry
 
 
 @dataclass
-class GridOnlyConfig(FusionConfig):
-    """No options: BLIP's tokens pass as they are."""
+class FirstOnlyConfig(FusionConfig):
+    """No options: the first stream's tokens pass as they are."""
 
-    name: str = option("grid_only", "the fusion, by its registered name")
+    name: str = option("first_only", "the fusion, by its registered name")
     gate: bool = option(False, "there is nothing to gate", choices=(False,))
-    d_model: int | None = option(None, "the grid stream's width", choices=(None,))
+    d_model: int | None = option(None, "the first stream's width", choices=(None,))
 
 
-@registry.register_fusion("grid_only")
-class GridOnly(FusionEncoder):
-    """BLIP alone. Nothing is trained; the score to beat."""
+@registry.register_fusion("grid_only")  # its name while the first stream was always called grid
+@registry.register_fusion("first_only")
+class FirstOnly(FusionEncoder):
+    """The first stream alone. Nothing is trained; the score to beat."""
 
-    Config = GridOnlyConfig
-    streams = ("grid",)
+    Config = FirstOnlyConfig
+    reads = "first"
     gated = False
 
-    def forward(self, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
-        """The grid tokens themselves."""
-        return grid_tokens
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """The first stream's tokens themselves."""
+        return first
 
 
 @dataclass
-class SegmentationOnlyConfig(FusionConfig):
+class OthersOnlyConfig(FusionConfig):
     """No options beyond the width."""
 
-    name: str = option("segmentation_only", "the fusion, by its registered name")
-    gate: bool = option(False, "a gate would add the grid stream", choices=(False,))
+    name: str = option("others_only", "the fusion, by its registered name")
+    gate: bool = option(False, "a gate would add the first stream", choices=(False,))
 
 
-@registry.register_fusion("segmentation_only")
-class SegmentationOnly(FusionEncoder):
-    """EfficientSAM alone, brought to BLIP's width and grid by the trained adapter."""
+@registry.register_fusion("segmentation_only")  # its name while there was one other, called so
+@registry.register_fusion("others_only")
+class OthersOnly(FusionEncoder):
+    """The streams after the first, brought to its width and layout by the adapter, and added."""
 
-    Config = SegmentationOnlyConfig
-    streams = ("segmentation",)
+    Config = OthersOnlyConfig
+    reads = "others"
     gated = False
 
-    def forward(self, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
-        """The adapted segmentation tokens."""
-        return segmentation_tokens
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """The other streams' adapted tokens."""
+        return summed(others)
 
 
 @dataclass
@@ -65,6 +67,14 @@ class Sum(FusionEncoder):
 
     Config = SumConfig
 
-    def forward(self, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
-        """Grid tokens plus adapted segmentation tokens."""
-        return grid_tokens + segmentation_tokens
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """The first stream plus the adapted others."""
+        return first + summed(others)
+
+
+def summed(streams: tuple[Tensor, ...]) -> Tensor:
+    """The sum of one or more streams of one shape."""
+    total = streams[0]
+    for stream in streams[1:]:
+        total = total + stream
+    return total

@@ -1,8 +1,9 @@
 """DIFNet's encoder: Dual Information Flow Network (Wu et al., CVPR 2022, section 3).
 
 Two streams go through the same attention and feed-forward weights, each with LayerNorms of its own.
-In the authors' code (models/difnet/encoders.py), and in the parameter names here, the segmentation
-stream's end in 1. Three particulars of that code:
+In the authors' code (models/difnet/encoders.py), and in the parameter names here, the second
+stream's end in 1. Of more than two streams, all but the first are added, and are the second. Three
+particulars of that code:
 
 - Residual and LayerNorm are applied twice around attention, in ``mhatt`` and after it.
 - ``mhatt`` is never told the stream, so its norm is shared, and its ``layer_norm1`` never read.
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+from lavis_ext.fusion.baselines import summed
 from lavis_ext.registry import registry
 
 
@@ -61,16 +63,16 @@ class DifnetConfig(FusionConfig):
         if d_model % self.heads:
             raise UserError(
                 f"{where}.heads is {self.heads}; it must divide the fusion's width {d_model} "
-                f"({where}.d_model, where null the grid stream's)."
+                f"({where}.d_model, where null the first stream's)."
             )
 
 
-def norm_streams(x: Tensor, grid_norm: nn.Module, segmentation_norm: nn.Module | None) -> Tensor:
-    """Each half of the batch through its own norm; all of it through ``grid_norm`` if alone."""
-    if segmentation_norm is None:
-        return grid_norm(x)
-    grid, segmentation = x.chunk(2)
-    return torch.cat((grid_norm(grid), segmentation_norm(segmentation)))
+def norm_streams(x: Tensor, norm: nn.Module, second_norm: nn.Module | None) -> Tensor:
+    """Each half of the batch through its own norm; all of it through ``norm`` if alone."""
+    if second_norm is None:
+        return norm(x)
+    first, second = x.chunk(2)
+    return torch.cat((norm(first), second_norm(second)))
 
 
 class Attention(nn.Module):
@@ -132,7 +134,7 @@ class FeedForwardBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """One encoder layer. With ``two_streams``, below Lf, its batch is [grid; segmentation]."""
+    """One encoder layer. With ``two_streams``, below Lf, its batch is [first; second]."""
 
     def __init__(self, config: DifnetConfig, d_model: int, two_streams: bool) -> None:
         super().__init__()
@@ -168,15 +170,15 @@ class DifnetEncoder(FusionEncoder):
             Layer(config, d_model, two_streams=index < config.lf) for index in range(config.n)
         )
 
-    def forward(self, grid_tokens: Tensor, segmentation_tokens: Tensor) -> Tensor:
-        """Both streams [B, L, d_model] to fused tokens [B, L, d_model]."""
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Streams [B, L, d_model] to fused tokens [B, L, d_model]; the others are added."""
         # One pass for both: the weights are shared, and each matrix product is twice as large.
-        streams = torch.cat((grid_tokens, segmentation_tokens))
+        streams = torch.cat((first, summed(others)))
         for layer in self.layers[: self.lf]:
             for _ in range(self.repeats):
                 streams = self._through(layer, streams)
-        grid, segmentation = streams.chunk(2)
-        both = grid + segmentation
+        first, second = streams.chunk(2)
+        both = first + second
         fused = both
         for layer in self.layers[self.lf :]:
             fused = self._through(layer, fused)

@@ -1,38 +1,53 @@
-"""The fusion network: the only part that is trained, and all that a fusion checkpoint holds."""
+"""The fusion network: the only part that is trained beside the objectives' heads."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check
+from lavis_ext.encoders.base import Tokens
 
 # Imported to be registered.
 from lavis_ext.fusion import baselines, difnet  # noqa: F401
-from lavis_ext.fusion.base import FusionConfig, FusionEncoder, Stream
-from lavis_ext.fusion.stream_adapter import StreamAdapter
+from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+from lavis_ext.fusion.stream_adapter import StreamAdapter, StreamLayout
 from lavis_ext.registry import registry
 
 
+def streams_read(config: FusionConfig, names: list[str], where: str = "model.fusion") -> list[str]:
+    """Which of the streams ``names`` the fusion of ``config`` reads, in their order.
+
+    Raises UserError for a fusion that needs more streams than there are.
+    """
+    reads = registry.get_fusion_class(config.name).reads
+    if reads != "first" and len(names) < 2:
+        raise UserError(
+            f"{where}.name: the fusion '{config.name}' fuses streams, and model.streams has "
+            f"{names[0]} alone; add another, or choose first_only."
+        )
+    return {"all": names, "first": names[:1], "others": names[1:]}[reads]
+
+
 class FusionNetwork(nn.Module):
-    """Adapter, fusion encoder, gate and output projection; in short, grid tokens with more in them.
+    """Adapter, fusion encoder, gate and output projection: the first stream with more in it.
 
-    With the gate, ``fused = grid + tanh(gate) * encoder(...)``, a value per channel that starts at
-    0, so that at step 0 the frozen text encoder sees exactly BLIP (after Flamingo, Alayrac et al.,
-    2022, section 3.1.2). Without it the encoder's output is passed on, as in DIFNet's paper.
+    With the gate, ``fused = first + tanh(gate) * encoder(...)``, a value per channel that starts at
+    0, so that at step 0 whatever reads the fused tokens sees exactly the first stream (after
+    Flamingo, Alayrac et al., 2022, section 3.1.2). Without it the encoder's output is passed on, as
+    in DIFNet's paper.
 
-    ``config`` is an instance of the named fusion's ``Config``. ``grid_size`` is the grid stream's
-    (rows, columns). ``heads`` is empty: objectives that train a head put it there, so that it is
-    saved with the fusion. ``where`` is the config's own key, named in errors. Raises UserError for
-    an unknown fusion and for options that do not fit.
+    ``config`` is an instance of the named fusion's ``Config``. ``layouts`` are the streams' in
+    their order; the first is the one whose layout and width the fused tokens have. ``where`` is
+    the config's own key, named in errors. Raises UserError for an unknown fusion and for options
+    that do not fit.
     """
 
     def __init__(
         self,
         config: FusionConfig,
-        *,
-        grid_width: int,
-        grid_size: tuple[int, int],
-        segmentation_width: int = 256,
+        layouts: Mapping[str, StreamLayout],
         where: str = "model.fusion",
     ) -> None:
         super().__init__()
@@ -46,43 +61,24 @@ class FusionNetwork(nn.Module):
             raise UserError(
                 f"{where}.gate is true, and the fusion '{config.name}' has none: set it to false."
             )
-        d_model = grid_width if config.d_model is None else config.d_model
+        names = list(layouts)
+        self.first = names[0]
+        self.reads = streams_read(config, names, where)
+        width = layouts[self.first].width
+        d_model = width if config.d_model is None else config.d_model
         self.config = config
-        self.adapter = StreamAdapter(
-            encoder_class.streams,
-            d_model=d_model,
-            grid_width=grid_width,
-            grid_size=grid_size,
-            segmentation_width=segmentation_width,
-        )
+        self.adapter = StreamAdapter(layouts, self.reads, d_model)
         self.encoder = encoder_class(config, d_model)
-        self.output_projection = (
-            nn.Identity() if d_model == grid_width else nn.Linear(d_model, grid_width)
-        )
-        self.gate = nn.Parameter(torch.zeros(grid_width)) if config.gate else None
-        self.heads = nn.ModuleDict()
+        self.output_projection = nn.Identity() if d_model == width else nn.Linear(d_model, width)
+        self.gate = nn.Parameter(torch.zeros(width)) if config.gate else None
 
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """The streams that are read; an encoder whose stream is not among them need not run."""
-        return self.encoder.streams
+    def forward(self, streams: Mapping[str, Tokens]) -> Tensor:
+        """Fused tokens [B, P+N, D] in place of the first stream's.
 
-    def forward(
-        self,
-        grid_tokens: Tensor,
-        segmentation_tokens: Tensor | None = None,
-        segmentation_grid: tuple[int, int] | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Fused tokens [B, 1+N, Dg] in place of the grid tokens.
-
-        ``grid_tokens`` [B, 1+N, Dg] have their class token first; ``segmentation_tokens``
-        [B, h*w, Ds] lie row by row on ``segmentation_grid`` = (h, w), and may be None if
-        ``streams`` does not name them. ``grid`` is the grid tokens' (rows, columns), by default
-        those that the network was built for.
+        ``streams`` are encoders' tokens by name; those that aren't in ``reads`` may be left out,
+        but for the first, whose layout is kept.
         """
-        streams = self.adapter(grid_tokens, segmentation_tokens, segmentation_grid, grid)
-        encoded = self.output_projection(self.encoder(*streams))
+        encoded = self.output_projection(self.encoder(*self.adapter(streams)))
         if self.gate is None:
             return encoded
-        return grid_tokens + torch.tanh(self.gate) * encoded
+        return streams[self.first].values + torch.tanh(self.gate) * encoded

@@ -1,13 +1,30 @@
-"""Two streams of different width and length to one width and one sequence."""
+"""Streams of different width and length to one width and one sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.fusion.base import Stream
+from lavis_ext.encoders.base import Encoder, Tokens
+
+
+class StreamLayout(NamedTuple):
+    """Shape of a stream's tokens."""
+
+    width: int
+    """Channels."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    prefix: int
+    """Tokens before the patches, such as a class token."""
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "StreamLayout":
+        """That of an encoder's tokens."""
+        return cls(encoder.width, encoder.grid, encoder.prefix)
 
 
 def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -29,61 +46,77 @@ def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]
 
 
 class StreamAdapter(nn.Module):
-    """Brings the streams that a fusion reads to [B, 1+N, d_model], token beside token.
+    """Brings the streams that a fusion reads to [B, P+N, d_model], token beside token.
 
-    The segmentation stream is resized to the grid stream's rows and columns, projected, normalised,
-    and given a learned partner for BLIP's class token. The grid stream is projected only if its
-    width differs. There are parameters for the streams in ``streams`` alone: DDP stops at any
-    that get no gradient.
+    The first stream keeps its layout, and is projected only if its width differs. The patches of
+    each other stream are resized to the first one's rows and columns, projected, normalized, and
+    given learned partners for the first one's prefix tokens; prefix tokens of their own are left
+    out. There are parameters for the streams in ``reads`` alone: DDP stops at any that get no
+    gradient.
+
+    Args:
+        layouts: the streams' in their order, the first stream first.
+        reads: names of those that are read.
+        d_model: width of what comes out.
     """
 
     def __init__(
-        self,
-        streams: Sequence[Stream],
-        *,
-        d_model: int,
-        grid_width: int,
-        grid_size: tuple[int, int],
-        segmentation_width: int,
+        self, layouts: Mapping[str, StreamLayout], reads: Sequence[str], d_model: int
     ) -> None:
         super().__init__()
-        self.streams, self.grid_size = tuple(streams), grid_size
-        if "grid" in streams:
-            self.grid_projection = (
-                nn.Identity() if grid_width == d_model else nn.Linear(grid_width, d_model)
+        self.names, self.reads = list(layouts), frozenset(reads)
+        self.first = self.names[0]
+        first = layouts[self.first]
+        others = [name for name in self.names[1:] if name in self.reads]
+        self.partners = nn.ParameterDict()
+        if first.prefix:
+            for name in others:
+                partner = nn.Parameter(torch.empty(1, first.prefix, d_model))
+                self.partners[name] = nn.init.trunc_normal_(partner, std=0.02)
+        if self.first in self.reads:
+            self.first_projection = (
+                nn.Identity() if first.width == d_model else nn.Linear(first.width, d_model)
             )
-        if "segmentation" in streams:
-            self.segmentation_projection = nn.Linear(segmentation_width, d_model)
-            self.segmentation_norm = nn.LayerNorm(d_model)
-            self.class_partner = nn.Parameter(torch.empty(1, 1, d_model))
-            nn.init.trunc_normal_(self.class_partner, std=0.02)
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(layouts[name].width, d_model) for name in others}
+        )
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(d_model) for name in others})
 
-    def forward(
-        self,
-        grid_tokens: Tensor,
-        segmentation_tokens: Tensor | None,
-        segmentation_grid: tuple[int, int] | None,
-        grid: tuple[int, int] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Grid tokens [B, 1+N, Dg] and segmentation tokens [B, h*w, Ds] to [B, 1+N, d_model] each.
+    def forward(self, streams: Mapping[str, Tokens]) -> list[Tensor | None]:
+        """Tokens by stream to [B, P+N, d_model] each, in the streams' order; None for unread ones.
 
-        ``grid`` is the grid stream's (rows, columns) where it is pooled. A stream that is not read
-        comes back as None. Raises UserError if N is not the grid's, and if the segmentation stream
-        is read and absent.
+        Raises UserError if a stream's tokens don't fit its grid, and if one is read and absent.
         """
-        rows, columns = self.grid_size if grid is None else grid
-        if grid_tokens.shape[1] != 1 + rows * columns:
-            raise UserError(
-                f"The grid stream has {grid_tokens.shape[1]} tokens; a class token and a grid of "
-                f"{rows}x{columns} are {1 + rows * columns}. Features stored at another image size "
-                "have to be made again."
+        for name in self.names:
+            if name in streams:
+                _check_layout(name, streams[name])
+            elif name in self.reads or name == self.first:
+                raise UserError(f"This fusion reads the stream '{name}', and none was given to it.")
+        first = streams[self.first]
+        adapted: list[Tensor | None] = [
+            self.first_projection(first.values) if self.first in self.reads else None
+        ]
+        for name in self.names[1:]:
+            adapted.append(
+                self._adapted(name, streams[name], first.grid) if name in self.reads else None
             )
-        projected = self.grid_projection(grid_tokens) if "grid" in self.streams else None
-        if "segmentation" not in self.streams:
-            return projected, None
-        if segmentation_tokens is None or segmentation_grid is None:
-            raise UserError("This fusion reads the segmentation stream, and none was given to it.")
-        resized = resize_grid(segmentation_tokens, segmentation_grid, (rows, columns))
-        patches = self.segmentation_norm(self.segmentation_projection(resized))
-        partner = self.class_partner.to(patches.dtype).expand(len(patches), -1, -1)
-        return projected, torch.cat((partner, patches), dim=1)
+        return adapted
+
+    def _adapted(self, name: str, tokens: Tokens, grid: tuple[int, int]) -> Tensor:
+        resized = resize_grid(tokens.values[:, tokens.prefix :], tokens.grid, grid)
+        patches: Tensor = self.norms[name](self.projections[name](resized))
+        if name not in self.partners:
+            return patches
+        partner = self.partners[name].to(patches.dtype).expand(len(patches), -1, -1)
+        return torch.cat((partner, patches), dim=1)
+
+
+def _check_layout(name: str, tokens: Tokens) -> None:
+    rows, columns = tokens.grid
+    expected = tokens.prefix + rows * columns
+    if tokens.values.shape[1] != expected:
+        raise UserError(
+            f"The stream '{name}' has {tokens.values.shape[1]} tokens; {tokens.prefix} before the "
+            f"patches and a grid of {rows}x{columns} are {expected}. Features stored at another "
+            "image size have to be made again."
+        )

@@ -1,12 +1,11 @@
 """The answer as a class of the training split's vocabulary."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa.vocabulary import OUTSIDE, AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import send
@@ -32,24 +31,20 @@ class AnswerObjective(Objective):
     """
 
     Config = AnswerConfig
-    figures = ("accuracy", "outside_vocabulary")
+    metrics = (Metric("accuracy", "share"), Metric("outside_vocabulary", "share", None))
     needs_vocabulary = True
 
-    def __init__(self, config: AnswerConfig) -> None:
-        super().__init__(config)
-        self._vocabulary: AnswerVocabulary | None = None
-
-    def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """The head, with a score for each answer."""
+    def __init__(self, config: AnswerConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
         if sizes.vocabulary is None:
             raise ValueError("The objective `answer` needs the training split's vocabulary.")
-        self._vocabulary = sizes.vocabulary
-        return QuestionHead(self.config, sizes, outputs=len(sizes.vocabulary))
+        self.vocabulary: AnswerVocabulary = sizes.vocabulary
+        self.head = QuestionHead(config, sizes, outputs=len(sizes.vocabulary))
 
-    def __call__(self, batch: FusedBatch, head: Any) -> ObjectiveOutput:
+    def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses, the right answers, and how many answers are outside the vocabulary."""
-        scores = head(batch.fused, batch.questions, batch.question_states)
-        targets = send(self._known_answers.targets(batch.samples["answer"]), scores.device)
+        scores = self.head(batch.fused, batch.questions, batch.question_states)
+        targets = send(self.vocabulary.targets(batch.samples["answer"]), scores.device)
         losses = F.cross_entropy(
             scores,
             targets,
@@ -63,13 +58,8 @@ class AnswerObjective(Objective):
         }
         return ObjectiveOutput(losses, report)
 
-    def predict(self, batch: FusedBatch, head: Any) -> list[str]:
+    def predict(self, batch: FusedBatch) -> list[str]:
         """The answer with the highest score for each question."""
-        scores: torch.Tensor = head(batch.fused, batch.questions, batch.question_states)
+        scores: torch.Tensor = self.head(batch.fused, batch.questions, batch.question_states)
         best = scores.argmax(dim=-1)
-        return [self._known_answers.answers[place] for place in best.tolist()]
-
-    @property
-    def _known_answers(self) -> AnswerVocabulary:
-        assert self._vocabulary is not None, "build_head comes first"
-        return self._vocabulary
+        return [self.vocabulary.answers[place] for place in best.tolist()]

@@ -1,6 +1,6 @@
 """What an objective is: from fused tokens and questions to a loss for each question.
 
-Q questions, K mismatched questions for each, I images, N patches, D grid width, L question tokens,
+Q questions, K mismatched questions for each, I images, N patches, D token width, L question tokens,
 W text width; R rows of P places, where questions about one image stand beside each other.
 """
 
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
 
@@ -41,7 +42,7 @@ class FusedBatch:
         encoder: BLIP, for its text encoder and question matching.
     """
 
-    def __init__(self, fused: torch.Tensor, samples: FusionSamples, encoder: "BlipEncoder") -> None:
+    def __init__(self, fused: torch.Tensor, samples: QuestionBatch, encoder: "BlipEncoder") -> None:
         self.fused = fused
         self.samples = samples
         self.encoder = encoder
@@ -119,33 +120,33 @@ class HeadSizes:
     vocabulary: AnswerVocabulary | None
 
 
-class Objective(ABC):
+class Objective(nn.Module, ABC):
     """Register a subclass with ``registry.register_objective`` and name it in the config.
+
+    Parameters of its own are trained and saved with the fusion.
 
     Class attributes:
         Config: its options, a dataclass that extends ObjectiveConfig.
-        figures: names of what its report holds beside the loss.
+        metrics: what its report holds beside the loss.
         needs_mismatched: whether batches must hold mismatched questions.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
-    figures: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[Metric, ...]] = ()
     needs_mismatched: ClassVar[bool] = False
     needs_vocabulary: ClassVar[bool] = False
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, sizes: HeadSizes) -> None:
+        """``sizes`` are what a head has to fit."""
+        super().__init__()
         self.config = config
 
-    def build_head(self, sizes: HeadSizes) -> nn.Module | None:
-        """Parameters of its own; they become part of the fusion network. None without any."""
-        return None
-
     @abstractmethod
-    def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
-        """Losses and report of a batch. ``head`` is what ``build_head`` made."""
+    def forward(self, batch: FusedBatch) -> ObjectiveOutput:
+        """Losses and report of a batch."""
 
-    def predict(self, batch: FusedBatch, head: nn.Module | None) -> list[str] | None:
+    def predict(self, batch: FusedBatch) -> list[str] | None:
         """Answers [Q], where the objective learns to answer; None where it doesn't."""
         return None

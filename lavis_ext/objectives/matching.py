@@ -1,12 +1,12 @@
 """Matched against mismatched questions: by BLIP's text encoder (``itm``) or a light ``head``."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.objectives.base import (
     FusedBatch,
@@ -21,8 +21,11 @@ from lavis_ext.registry import registry
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""
 
-MATCHING_FIGURES = ("accuracy", "matched_accuracy", "mismatched_accuracy")
-
+MATCHING_METRICS = (
+    Metric("accuracy", "share"),
+    Metric("matched_accuracy", "share"),
+    Metric("mismatched_accuracy", "share"),
+)
 
 CALIBRATION_PACE = 10.0
 """Adam moves any parameter by one learning rate a step; scale and shift have further to go."""
@@ -63,37 +66,37 @@ class ItmObjective(Objective):
     """
 
     Config = ItmConfig
-    figures = MATCHING_FIGURES
+    metrics = MATCHING_METRICS
     needs_mismatched = True
 
-    def build_head(self, sizes: HeadSizes) -> nn.Module | None:
-        """The calibration, where it is wanted."""
-        return Calibration() if self.config.calibrated else None
+    def __init__(self, config: ItmConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        self.head = Calibration() if config.calibrated else nn.Identity()
 
-    def __call__(self, batch: FusedBatch, head: nn.Module | None) -> ObjectiveOutput:
+    def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        scores = batch.encoder.match(batch.fused, batch.pairs)
-        return _matching(scores if head is None else head(scores), len(batch))
+        return _matching(self.head(batch.encoder.match(batch.fused, batch.pairs)), len(batch))
 
 
 @registry.register_objective("head")
 class HeadObjective(Objective):
-    """Question matching by a light head of the fusion's own, for training alone.
+    """Question matching by a light head of its own, for training alone.
 
     No gradient passes through the text encoder, which makes it the cheapest objective.
     """
 
     Config = QuestionHeadConfig
-    figures = MATCHING_FIGURES
+    metrics = MATCHING_METRICS
     needs_mismatched = True
 
-    def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """The head, with BLIP's two scores."""
-        return QuestionHead(self.config, sizes, outputs=2)
+    def __init__(self, config: QuestionHeadConfig, sizes: HeadSizes) -> None:
+        super().__init__(config, sizes)
+        self.head = QuestionHead(config, sizes, outputs=2)
 
-    def __call__(self, batch: FusedBatch, head: Any) -> ObjectiveOutput:
+    def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        return _matching(head(batch.fused, batch.pairs, batch.pair_states), len(batch))
+        scores = self.head(batch.fused, batch.pairs, batch.pair_states)
+        return _matching(scores, len(batch))
 
 
 def _matching(scores: torch.Tensor, count: int) -> ObjectiveOutput:

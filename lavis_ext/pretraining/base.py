@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from lavis_ext.config.loader import load_yaml
+from lavis_ext.common.metrics import Metric
+from lavis_ext.config.renamed import OldKey, rename_old_keys
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
-from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.registry import BaseModel
+from lavis_ext.models.base import StepOutput, TrainableModel
+from lavis_ext.models.pnp_vqa.model import OLD_PACKAGED, PnpVqaFusion
 
 
 @dataclass
@@ -31,29 +31,33 @@ class PretrainingConfig:
             setattr(self, name, typed(schema, getattr(self, name), f"{where}.{name}"))
 
 
-class PretrainingModel(BaseModel):
+class PretrainingModel(TrainableModel):
     """Trains parts of the model type ``mini`` from random weights.
 
     Class attributes:
         shipped: name prefix of each part's tensors, and the file of the package it becomes.
         shipped_dtype: how it is stored there.
-        figures: names of what a report holds.
+        reported: the metrics of its report.
     """
 
     Config: ClassVar[type[PretrainingConfig]]
-    PRETRAINED_MODEL_CONFIG_DICT = PnpVqaFusion.PRETRAINED_MODEL_CONFIG_DICT
+    CONFIGS = PnpVqaFusion.CONFIGS
     weights_name = "pretrained"
-    vocabulary = None
+    default_task = "pretraining"
+    OLD_KEYS = (OldKey("model.*.tokenizer", values=OLD_PACKAGED),)
     shipped: ClassVar[Mapping[str, str]]
     shipped_dtype: ClassVar[torch.dtype] = torch.float32
-    figures: ClassVar[tuple[str, ...]]
+    reported: ClassVar[tuple[Metric, ...]] = ()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.load_reports: list[Any] = []
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those of ``reported``."""
+        return list(self.reported)
 
     @classmethod
-    def from_config(cls, cfg: Any, *, load_weights: bool = True) -> "PretrainingModel":
+    def from_config(
+        cls, cfg: Any, *, load_weights: bool = True, **facts: Any
+    ) -> "PretrainingModel":
         """Build from the section ``model``, typed or as LAVIS hands it over.
 
         Parts start from random weights, but for those whose ``weights`` a recipe gives.
@@ -63,17 +67,22 @@ class PretrainingModel(BaseModel):
         if not load_weights:
             for part in cfg.parts:
                 getattr(cfg, part).weights = None
-        return cls(cfg)  # type: ignore[call-arg]
+        build: Any = cls
+        return build(cfg)
 
     @classmethod
     def default_section(cls, given: DictConfig) -> DictConfig:
         """The sections of this model's parts, out of the type's config, without weights."""
         model_type = str(given.get("model_type") or "mini")
-        whole = load_yaml(Path(PnpVqaFusion.default_config_path(model_type))).model
-        section = OmegaConf.create({"arch": given.arch, "model_type": model_type})
+        whole = PnpVqaFusion.default_section(OmegaConf.create({"model_type": model_type}))
+        tree: dict[str, Any] = {"model": OmegaConf.to_container(whole)}
+        for name, stream in list(tree["model"]["streams"].items()):
+            encoder = stream.pop("encoder")
+            rename_old_keys(tree, [OldKey(f"model.streams.{name}", f"model.{encoder}")])
+        section = {"arch": given.arch, "model_type": model_type}
         for part in cls.Config.parts:
-            section[part] = {**whole[part], "weights": None}
-        return section
+            section[part] = {**tree["model"][part], "weights": None}
+        return OmegaConf.create(section)
 
     def exported_state(self) -> dict[str, Tensor]:
         """Everything: all of it is trained. Each name has a tensor of its own, as files need it."""
@@ -87,10 +96,7 @@ class PretrainingModel(BaseModel):
         part = self.get_submodule(prefix.rstrip("."))
         return {f"{prefix}{name}" for name in getattr(part, "all_tied_weights_keys", {})}
 
-    def _output(self, losses: Tensor, report: dict[str, Tensor], samples: Any) -> dict[str, Any]:
-        """From each sample's loss [B], and sums over the samples, to what a task expects."""
-        return {
-            "loss": losses.sum() / samples["global_size"],
-            "report": {"loss": losses.detach().sum(), **report},
-            "count": len(losses),
-        }
+
+def step_output(losses: Tensor, report: dict[str, Tensor]) -> StepOutput:
+    """From each example's loss [B], and sums over the examples."""
+    return StepOutput({"all": losses.sum()}, report, len(losses))

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.decoders.blip_captioner import BlipCaptioner, CaptionerConfig
 from lavis_ext.encoders.blip.encoder import BlipEncoder, BlipEncoderConfig
+from lavis_ext.models.base import StepOutput
 from lavis_ext.objectives.matching import MATCH
-from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
+from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel, step_output
 from lavis_ext.pretraining.description_data import LABELS, NO_LABEL, DescriptionSamples
 from lavis_ext.registry import registry
 
@@ -54,7 +56,7 @@ class BlipPretraining(PretrainingModel):
     def __init__(self, config: BlipPretrainingConfig) -> None:
         super().__init__()
         self.config = config
-        self.blip = BlipEncoder(config.blip)
+        self.blip = BlipEncoder(config.blip, "model.blip")
         self.captioner = BlipCaptioner(config.captioner)
         shapes = [
             [tensor.shape for tensor in part.blip.vision_model.state_dict().values()]
@@ -75,15 +77,15 @@ class BlipPretraining(PretrainingModel):
         }
 
     @property
-    def figures(self) -> tuple[str, ...]:  # type: ignore[override]
+    def metrics(self) -> list[Metric]:
         """The losses that have a weight, and how often labels and matches are right."""
         given = [name for name, (weight, _) in self._losses.items() if weight > 0]
-        rates = [f"{name}_accuracy" for name in given if name != "captioning"]
-        return ("loss", *(f"{name}_loss" for name in given), *rates)
+        rates = [Metric(f"{name}_accuracy", "share") for name in given if name != "captioning"]
+        return [*(Metric(f"{name}_loss", better="min") for name in given), *rates]
 
-    def forward(self, samples: DescriptionSamples) -> dict[str, Any]:
+    def forward(self, samples: DescriptionSamples) -> StepOutput:
         """Loss and report of a batch of images."""
-        tokens = self.blip.encode_image(samples["grid_image"])
+        tokens = self.blip.encode(samples["image"])
         total = tokens.new_zeros(len(tokens))
         report = {}
         for name, (weight, loss_of) in self._losses.items():
@@ -93,7 +95,7 @@ class BlipPretraining(PretrainingModel):
                 report[f"{name}_loss"] = losses.detach().sum()
                 if right is not None:
                     report[f"{name}_accuracy"] = right.sum()
-        return self._output(total, report, samples)
+        return step_output(total, report)
 
     def _labelling(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, Tensor]:
         """Loss [B], the labels' sum of the mean over patches, and the share of right ones [B]."""

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import read_object_masks
 from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.distributed.process_group import main_process_first
@@ -38,8 +39,9 @@ class PretrainingBuilder(BaseDatasetBuilder):
         self.config = config
 
     @classmethod
-    def default_config_path(cls, type: str = "mini") -> str:
+    def default_config_path(cls, type: str | None = None) -> str:
         """The default config of a type. Raises UserError naming the types there are."""
+        type = type or "mini"
         if type not in cls.DATASET_CONFIG_DICT:
             raise UserError(
                 f"The data set type '{type}' isn't known; there are: "
@@ -62,9 +64,11 @@ class PretrainingBuilder(BaseDatasetBuilder):
 
 def read_split(root: Path, split: str) -> Split:
     """Scene graphs and balanced questions of a mini-GQA's split."""
+    graphs = read_scene_graphs(root / "sceneGraphs" / f"{split}_sceneGraphs.json")
     return Split(
         root,
-        read_scene_graphs(root / "sceneGraphs" / f"{split}_sceneGraphs.json"),
+        graphs,
+        read_object_masks(root, split, graphs),
         read_grounded_questions(root / "questions" / f"{split}_balanced_questions.json"),
     )
 

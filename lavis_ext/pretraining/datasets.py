@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.gqa.dataset import DataFault
+from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
-from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_object_masks
+from lavis_ext.datasets.gqa.object_masks import ObjectMask
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.pictures import ImageFolder
-from lavis_ext.datasets.samplers import BatchRows
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
+from lavis_ext.datasets.samplers import BatchRows, Rows
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 
 
 @dataclass
@@ -31,7 +32,7 @@ class PretrainingDataConfig:
     """A mini-GQA of its own, so that no part of the miniature has seen what it is tested on."""
 
     type: str = option("mini", "Which default config the section starts from.")
-    root: str = option("data/mini_gqa_pretraining", "Where the mini-GQA is made.")
+    root: str = option("data/mini_gqa_pretraining", "Where the mini-GQA is made.", may_change=True)
     images: int = option(12000, "Its images; a tenth each is val and testdev.", at_least=10)
     seed: int = option(1000, "Seed of its scenes; data sets of other seeds share none.", at_least=0)
     image_size: int = option(128, "Side in pixels of the images.", at_least=1)
@@ -39,10 +40,11 @@ class PretrainingDataConfig:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of mini-GQA. ``questions`` by image id."""
+    """One split of mini-GQA: scene graphs, their objects' masks, and questions by image id."""
 
     folder: Path
     graphs: dict[str, SceneGraph]
+    masks: dict[str, tuple[ObjectMask, ...]]
     questions: dict[str, list[GroundedQuestion]]
 
 
@@ -57,14 +59,17 @@ class PretrainingDataset(Dataset[Any], ABC):
     """
 
     Config: ClassVar[type[PretrainingDataConfig]] = PretrainingDataConfig
+    noun: ClassVar[str] = "examples"
+    on_host: ClassVar[Sequence[str]] = ()
 
     def __init__(self, config: Any, split: Split, size: int | None, seed: int) -> None:
         self.config = config
         self.split = split
         self.seed = seed
         self.images = ImageFolder(split.folder / "images")
-        sides = FusionImageConfig(grid_size=config.image_size, segmentation_size=config.image_size)
-        self._process = FusionImageProcessor(sides)
+        self._process = StreamImagesProcessor(
+            StreamImagesConfig(sizes={"image": config.image_size})
+        )
         self.records = self._records()
         if size is not None and size < len(self.records):
             chosen = np.random.default_rng(seed).choice(len(self.records), size, replace=False)
@@ -77,12 +82,17 @@ class PretrainingDataset(Dataset[Any], ABC):
         """Integers [rows], all different: nothing is shared between samples."""
         return np.arange(len(self))
 
+    def ids(self, rows: Rows) -> list[str]:
+        """Each record's number, as a text."""
+        return [str(row) for row in rows]
+
     def __getitems__(self, batch: BatchRows) -> Any:
         """Called by torch's DataLoader with what the batch sampler yields."""
         try:
             rows = [int(row) for row in batch.rows]
+            names = self.ids(batch.rows)
             samples = [self.draw(row, self._generator(row, batch.epoch)) for row in rows]
-            return {**self.collate(samples), "global_size": batch.global_size}
+            return {**self.collate(samples), "ids": names, "global_size": batch.global_size}
         except UserError as error:
             return DataFault(str(error))
 
@@ -105,9 +115,8 @@ class PretrainingDataset(Dataset[Any], ABC):
         return random.Random(f"{self.seed}/{epoch}/{row}")
 
     def _image(self, image_id: str) -> Tensor:
-        return self._process(self.images.read(image_id))["grid_image"]
+        return self._process(self.images.read(image_id))["image"]
 
     def _masks(self, image_id: str) -> npt.NDArray[np.bool_]:
         """Masks [objects, H, W] of an image's objects."""
-        count = len(self.split.graphs[image_id].objects)
-        return read_object_masks(self.split.folder / "masks" / f"{image_id}.png", count)
+        return np.stack([mask.decode() for mask in self.split.masks[image_id]])

@@ -30,7 +30,7 @@ NO_LABEL = -100
 class DescriptionSamples(TypedDict):
     """A batch of B images with C captions and 2K texts each."""
 
-    grid_image: Tensor
+    image: Tensor
     """uint8 [B, 3, S, S]."""
     patch_labels: Tensor
     """int64 [B, N, len(LABELS)], places in the values of each of LABELS, or NO_LABEL."""
@@ -172,7 +172,7 @@ class DescriptionDataset(PretrainingDataset):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`DescriptionSamples`."""
         return {
-            "grid_image": torch.stack([sample["image"] for sample in samples]),
+            "image": torch.stack([sample["image"] for sample in samples]),
             "patch_labels": torch.from_numpy(np.stack([s["patch_labels"] for s in samples])),
             "captions": [text for sample in samples for text in sample["captions"]],
             "patch_mask": torch.from_numpy(np.concatenate([s["patch_masks"] for s in samples])),

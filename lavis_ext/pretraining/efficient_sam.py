@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam, EfficientSamConfig
-from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
+from lavis_ext.models.base import StepOutput
+from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel, step_output
 from lavis_ext.pretraining.mask_data import MaskSamples
 from lavis_ext.registry import registry
 
@@ -32,19 +34,19 @@ class EfficientSamPretraining(PretrainingModel):
 
     Config = EfficientSamPretrainingConfig
     shipped = {"efficient_sam.": "efficient_sam.safetensors"}
-    figures = ("loss", "mask_iou")
+    reported = (Metric("mask_iou", "share"),)
 
     def __init__(self, config: EfficientSamPretrainingConfig) -> None:
         super().__init__()
-        self.efficient_sam = EfficientSam(config.efficient_sam)
+        self.efficient_sam = EfficientSam(config.efficient_sam, "model.efficient_sam")
 
-    def forward(self, samples: MaskSamples) -> dict[str, Any]:
+    def forward(self, samples: MaskSamples) -> StepOutput:
         """Loss and report of a batch of images."""
-        images = samples["segmentation_image"]
+        images = samples["image"]
         size = (images.shape[-2], images.shape[-1])
         predicted = self.efficient_sam.predict_masks(
-            self.efficient_sam.encode_image(images),
-            self.efficient_sam.grid(*size),
+            self.efficient_sam.encode(images),
+            self.efficient_sam.grid_of(*size),
             size,
             samples["points"],
             samples["labels"],
@@ -60,10 +62,9 @@ class EfficientSamPretraining(PretrainingModel):
             + (predicted.predicted_iou - iou) ** 2
         ).mean(dim=1)
         best = iou.gather(1, predicted.predicted_iou.argmax(dim=1, keepdim=True))
-        return self._output(
+        return step_output(
             losses.view(len(images), -1).mean(dim=1),
             {"mask_iou": best.view(len(images), -1).mean(dim=1).sum()},
-            samples,
         )
 
 

@@ -20,7 +20,7 @@ from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDat
 class MaskSamples(TypedDict):
     """A batch of B images with K prompts each, Q = B * K."""
 
-    segmentation_image: Tensor
+    image: Tensor
     """uint8 [B, 3, S, S]."""
     points: Tensor
     """float [Q, P, 2], (x, y) in pixels."""
@@ -68,7 +68,7 @@ class MaskDataset(PretrainingDataset):
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`MaskSamples`."""
         return {
-            "segmentation_image": torch.stack([sample["image"] for sample in samples]),
+            "image": torch.stack([sample["image"] for sample in samples]),
             "points": torch.from_numpy(np.concatenate([s["points"] for s in samples])),
             "labels": torch.from_numpy(np.concatenate([s["labels"] for s in samples])),
             "masks": torch.cat([sample["masks"] for sample in samples]),

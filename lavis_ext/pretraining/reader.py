@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.decoders.fid_reader import SEPARATOR, EncodedPassages, FidReader, ReaderConfig
-from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel
+from lavis_ext.models.base import StepOutput
+from lavis_ext.pretraining.base import PretrainingConfig, PretrainingModel, step_output
 from lavis_ext.pretraining.reading_data import ReadingSamples
 from lavis_ext.registry import registry
 
@@ -44,7 +46,11 @@ class ReaderPretraining(PretrainingModel):
     Config = ReaderPretrainingConfig
     shipped = {"reader.t5.": "reader.safetensors"}
     shipped_dtype = torch.float16  # in full, the miniature would be larger than 20 MB
-    figures = ("loss", "answer_loss", "labelling_loss", "answer_accuracy")
+    reported = (
+        Metric("answer_loss", better="min"),
+        Metric("labelling_loss", better="min"),
+        Metric("answer_accuracy", "share"),
+    )
 
     def __init__(self, config: ReaderPretrainingConfig) -> None:
         super().__init__()
@@ -58,7 +64,7 @@ class ReaderPretraining(PretrainingModel):
                 if name.endswith("relative_attention_bias.weight"):
                     nn.init.normal_(parameter, std=config.relative_bias_std)
 
-    def forward(self, samples: ReadingSamples) -> dict[str, Any]:
+    def forward(self, samples: ReadingSamples) -> StepOutput:
         """Loss and report of a batch of questions; they are answered in evaluation alone."""
         asked, captions = samples["questions"], samples["captions"]
         encoded = self.reader.encode(asked, captions)
@@ -72,7 +78,7 @@ class ReaderPretraining(PretrainingModel):
             answers = self.reader.read(asked, captions)
             right = [a == b for a, b in zip(answers, samples["answers"], strict=True)]
             report["answer_accuracy"] = torch.tensor(float(sum(right)), device=answering.device)
-        return self._output(answering + self.config.labelling_weight * labelling, report, samples)
+        return step_output(answering + self.config.labelling_weight * labelling, report)
 
     def token_labels(
         self, encoded: EncodedPassages, samples: ReadingSamples

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import lavis_ext.pretraining  # noqa: F401  (registers the models that the runs name)
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import written_aside
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
@@ -34,7 +34,7 @@ def ship(run: Path, out: Path) -> list[Path]:
 
 def _ship_fusion(run: Path, out: Path) -> Path:
     """The run's fusion weights; where they were trained is nobody's business but the trainer's."""
-    weights = FusionWeights.load(run / f"{PnpVqaFusion.weights_name}_best.safetensors")
+    weights = TrainedWeights.load(run / f"{PnpVqaFusion.weights_name}_best.safetensors")
     config = {**weights.config, "run": {**weights.config["run"], "output_dir": "output"}}
     out.mkdir(parents=True, exist_ok=True)
     path = out / FUSION
@@ -48,7 +48,7 @@ def _ship_parts(run: Path, out: Path) -> list[Path]:
     The metadata has ``recipe`` (the YAML's name), ``data_seed`` and ``scores`` (of testdev), as
     JSON. Raises UserError for a folder that is no finished run of a recipe.
     """
-    weights = FusionWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
+    weights = TrainedWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
     section = OmegaConf.create(weights.config["model"])
     with torch.device("meta"):
         model = registry.get_model_class(section.arch).from_config(section, load_weights=False)

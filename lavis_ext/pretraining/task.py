@@ -1,9 +1,12 @@
 """The task ``pretraining``."""
 
 from lavis_ext.registry import registry
-from lavis_ext.tasks.base import SummingTask
+from lavis_ext.tasks.base import Splits, Task
 
 
 @registry.register_task("pretraining")
-class PretrainingTask(SummingTask):
-    """Trains a part of the miniature and reports the model's own figures."""
+class PretrainingTask(Task):
+    """Trains a part of the miniature and reports the model's own metrics."""
+
+    splits = Splits(train=("train",), valid=("val",), test=("testdev",))
+    takes_features = False

@@ -1,6 +1,7 @@
 """The image processor: one picture, one tensor for each visual stream."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,12 +19,13 @@ ASPECTS = [3 / 4, 4 / 3]
 
 
 @dataclass
-class FusionImageConfig:
-    """Options of ``fusion_image``."""
+class StreamImagesConfig:
+    """Options of ``stream_images``."""
 
-    name: str = option("fusion_image", "The processor's name in the registry.")
-    grid_size: int = option(384, "Side in pixels of BLIP's image.", at_least=1)
-    segmentation_size: int = option(384, "Side in pixels of EfficientSAM's image.", at_least=1)
+    name: str = option("stream_images", "The processor's name in the registry.")
+    sizes: dict[str, int] = option(
+        dict, "Side in pixels of each stream's image; by default what the model's encoders take."
+    )
     crop: float = option(
         1.0,
         "Least share of the picture's area that a random crop keeps; 1 crops nothing.",
@@ -38,34 +40,45 @@ class FusionImageConfig:
     )
 
 
-@registry.register_processor("fusion_image")
-class FusionImageProcessor(BaseProcessor):
+@registry.register_processor("stream_images")
+class StreamImagesProcessor(BaseProcessor):
     """Resizes a picture to the square image of each stream.
 
-    The whole picture is kept (BLIP and EfficientSAM both squash it to a square) unless ``crop``
+    The whole picture is kept (encoders squash it to a square) unless ``crop``
     says otherwise, and nothing is mirrored: GQA asks for left and right. Nor do hues change: it
     asks for colours. Crops and jitter are drawn by torch's random numbers. Pixels stay 8-bit, so
-    that a batch is a quarter of its size on the way to the device; each encoder normalises its own.
+    that a batch is a quarter of its size on the way to the device; each encoder normalizes its own.
     """
 
-    Config = FusionImageConfig
+    Config = StreamImagesConfig
 
-    def __init__(self, config: FusionImageConfig) -> None:
+    def __init__(self, config: StreamImagesConfig) -> None:
         super().__init__()
         self.config = config
 
     @classmethod
-    def from_config(cls, cfg: DictConfig | None = None) -> "FusionImageProcessor":
+    def from_config(cls, cfg: DictConfig | None = None) -> "StreamImagesProcessor":
         """Build from a LAVIS processor section, or with the defaults."""
         return cls(typed(cls.Config, cfg or {}, "vis_processor"))
 
     def __call__(self, item: Image.Image) -> dict[str, torch.Tensor]:
-        """``{"grid_image", "segmentation_image"}``, each uint8 [3, side, side], of an RGB image."""
+        """An image for each stream, uint8 [3, side, side], of an RGB picture."""
         pixels = self._augmented(pil_to_tensor(item))
-        grid = _square(pixels, self.config.grid_size)
-        same = self.config.segmentation_size == self.config.grid_size
-        segmentation = grid if same else _square(pixels, self.config.segmentation_size)
-        return {"grid_image": grid, "segmentation_image": segmentation}
+        by_side = {side: square(pixels, side) for side in {*self.config.sizes.values()}}
+        return {name: by_side[side] for name, side in self.config.sizes.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What tells prepared images from others, as the feature store's keys have it.
+
+        Names and layout are those of the first stores, so that these are still found.
+        """
+        sizes = {f"{name}_size": side for name, side in self.config.sizes.items()}
+        return {
+            "name": "fusion_image",
+            **sizes,
+            "crop": self.config.crop,
+            "jitter": self.config.jitter,
+        }
 
     @property
     def random(self) -> bool:
@@ -82,5 +95,8 @@ class FusionImageProcessor(BaseProcessor):
         return pixels
 
 
-def _square(pixels: torch.Tensor, side: int) -> torch.Tensor:
+def square(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Images [..., H, W] as squares; those that are so large already stay as they are."""
+    if pixels.shape[-2:] == (side, side):
+        return pixels
     return resize(pixels, [side, side], interpolation=InterpolationMode.BICUBIC, antialias=True)

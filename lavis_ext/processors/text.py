@@ -10,25 +10,25 @@ from lavis_ext.registry import BaseProcessor, registry
 
 
 @dataclass
-class FusionQuestionConfig:
-    """Options of ``fusion_question``."""
+class QuestionConfig:
+    """Options of ``question``."""
 
-    name: str = option("fusion_question", "The processor's name in the registry.")
+    name: str = option("question", "The processor's name in the registry.")
     max_words: int = option(50, "Words after which a question is cut.", at_least=1)
 
 
-@registry.register_processor("fusion_question")
-class FusionQuestionProcessor(BaseProcessor):
+@registry.register_processor("question")
+class QuestionProcessor(BaseProcessor):
     """Lower-cases a question, collapses its spaces and cuts it after ``max_words`` words."""
 
-    Config = FusionQuestionConfig
+    Config = QuestionConfig
 
-    def __init__(self, config: FusionQuestionConfig) -> None:
+    def __init__(self, config: QuestionConfig) -> None:
         super().__init__()
         self.config = config
 
     @classmethod
-    def from_config(cls, cfg: DictConfig | None = None) -> "FusionQuestionProcessor":
+    def from_config(cls, cfg: DictConfig | None = None) -> "QuestionProcessor":
         """Build from a LAVIS processor section, or with the defaults."""
         return cls(typed(cls.Config, cfg or {}, "text_processor"))
 

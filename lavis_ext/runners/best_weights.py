@@ -5,11 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import written_aside
 from lavis_ext.runners.retries import Retries, unwritable
-from lavis_ext.runners.run_state import best_steps
+from lavis_ext.runners.state import best_steps
 
 
 class BestWeights:
@@ -21,21 +21,23 @@ class BestWeights:
     Args:
         folder: the run's folder.
         name: the model's ``weights_name``.
+        key: the config's key for such a file, for errors.
 
     Attributes:
         path: the file.
         step: the step that the best weights are of; None before there are any.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, key: str) -> None:
         self.path = folder / f"{name}_best.safetensors"
         self.step: int | None = None
         self._earlier = f"{name}_best_step"
+        self._key = key
         self._written: int | None = None
-        self._waiting: FusionWeights | None = None
+        self._waiting: TrainedWeights | None = None
         self._retries = Retries()
 
-    def take(self, weights: FusionWeights) -> None:
+    def take(self, weights: TrainedWeights) -> None:
         """Write better weights or, where they can't be written, keep a copy of them in memory."""
         self.step = weights.step
         self._waiting = weights
@@ -68,7 +70,7 @@ class BestWeights:
                 path.unlink()
 
     def go_on(self, step: int | None) -> None:
-        """Have the weights of ``step``, which are a state's best, as the best again.
+        """Restore the best weights recorded in a state, which are of ``step``.
 
         Raises UserError where they aren't in the folder, or are damaged.
         """
@@ -84,7 +86,7 @@ class BestWeights:
             raise UserError(
                 f"run.resume: {self.path}, the best weights of the run, is missing; put it back."
             )
-        found = FusionWeights.load(self.path).step
+        found = TrainedWeights.load(self.path, key=self._key).step
         if found != step:
             raise UserError(
                 f"run.resume: {self.path} holds weights of step {found}, and the best of the run "

@@ -1,19 +1,22 @@
-"""FLOPs of a training step: what is paid for each image, and what for each question.
+"""FLOPs of a training step: what is paid for each image, and what for each example.
 
 They are counted by torch on the device ``meta``, which has shapes and no numbers, so that a model
 of any size is counted in seconds, and no kernel's recomputations are. A multiplication and an
 addition are two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lavis_ext.datasets.gqa.dataset import FusionSamples
-from lavis_ext.datasets.loader import to_device
+from lavis_ext.datasets.base import to_device
+from lavis_ext.models.base import TrainableModel
+from lavis_ext.tasks.base import total_loss
 
 
 @dataclass(frozen=True)
@@ -43,71 +46,95 @@ class BatchFlops:
 
     Attributes:
         image: of an image: encoders, fusion, keys and values.
-        question: of a question without the image, its mismatched ones counted in.
+        example: of an example without its image.
         encoders: what of an image is the frozen encoders'; 0 with stored features.
-        images, questions: in the batch.
+        images, examples: in the batch.
         activation_bytes: what the batch keeps for its backward pass, in float32.
     """
 
     image: Passes
-    question: Passes
+    example: Passes
     encoders: float
     images: int
-    questions: int
+    examples: int
     activation_bytes: int
 
     @property
-    def a_question(self) -> float:
-        """Of a question with its share of the image, forward and backward."""
-        return self.question.both + self.image.both * self.images / self.questions
+    def an_example(self) -> float:
+        """Of an example with its share of the image, forward and backward."""
+        return self.example.both + self.image.both * self.images / self.examples
 
-    def evaluation(self, images: int, questions: int) -> float:
-        """Of an evaluation of so many questions about so many images."""
-        return images * self.image.forward + questions * self.question.forward
+    def evaluation(self, images: int, examples: int) -> float:
+        """Of an evaluation of so many examples about so many images."""
+        return images * self.image.forward + examples * self.example.forward
 
 
-def count_flops(model: Any, samples: FusionSamples) -> BatchFlops:
+def count_flops(model: TrainableModel, samples: Any) -> BatchFlops:
     """FLOPs of a batch in training.
 
-    ``model`` is on the device ``meta``, frozen but for what is trained, and has ``image_streams``.
-    The batch is counted with its questions once, twice and three times. Its cost is a polynomial in
-    that number (attention between the places of a row is quadratic), and what of it doesn't depend
-    on it is the images'.
+    ``model`` is on the device ``meta``, frozen but for what is trained. The batch is counted with
+    its examples once, twice and three times (``TrainableModel.with_examples``). Its cost is a
+    polynomial in that number (attention between the places of a row is quadratic), and what of it
+    doesn't depend on it is the images'. Of a model that can't tell, all of it is the images'.
     """
-    samples = to_device(samples, torch.device("meta"))
-    questions = len(samples["text_input"])
-    images = int(samples["image_index"].max()) + 1
+    samples = to_device(samples, torch.device("meta"), ON_HOST)
+    examples = len(samples["ids"])
+    images = images_of(samples)
     kept = _Kept(model)
     with kept:
-        once = count_passes(lambda batch: model(batch)["loss"], samples)
-    twice, thrice = (
-        count_passes(lambda batch: model(batch)["loss"], _asked_more(samples, times))
-        for times in (2, 3)
-    )
+        once = count_passes(lambda batch: total_loss(model(batch)), samples)
+    of_images = once
+    if model.with_examples(samples, 1) is not None:
+        twice, thrice = (
+            count_passes(
+                lambda batch: total_loss(model(batch)), model.with_examples(samples, times)
+            )
+            for times in (2, 3)
+        )
+        of_images = once.less(twice).times(3).less(thrice.times(-1))
     model.zero_grad(set_to_none=True)
-    of_images = once.less(twice).times(3).less(thrice.times(-1))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        given: Any = samples
-        for stream in model.image_streams():
-            if f"{stream.name}_image" in given:
-                stream.encode(given[f"{stream.name}_image"])
+    with counted_flops() as counter, torch.no_grad():
+        for name, encoder in model.streams.items():
+            if name in samples.get("images", {}):
+                encoder.encode(samples["images"][name])
     return BatchFlops(
         of_images.times(1 / images),
-        once.less(of_images).times(1 / questions),
+        once.less(of_images).times(1 / examples),
         counter.get_total_flops() / images,
         images,
-        questions,
+        examples,
         kept.bytes,
     )
 
 
-def count_passes(loss: Callable[[FusionSamples], torch.Tensor], samples: FusionSamples) -> Passes:
+ON_HOST = ("image_index",)
+"""Fields that shapes depend on, which ``meta`` doesn't have."""
+
+
+def images_of(samples: Any) -> int:
+    """The images of a batch."""
+    streams = samples.get("images") or {n: t.values for n, t in samples["tokens"].items()}
+    return len(next(iter(streams.values())))
+
+
+def count_passes(loss: Callable[[Any], torch.Tensor], samples: Any) -> Passes:
     """FLOPs of a batch's loss and of its gradients. The batch is on the model's device."""
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         value = loss(samples)
         forward = counter.get_total_flops()
         value.backward()
     return Passes(forward, counter.get_total_flops() - forward)
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of what runs within, attention as the matrix products that it stands for.
+
+    Kernels of fused attention differ between devices and torch releases, and torch has no formula
+    for some of them (the CPU's counts as nothing); matrix products have one everywhere.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
@@ -131,22 +158,3 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _asked_more(samples: FusionSamples, times: int) -> FusionSamples:
-    """The batch with each question so many times, in other words: equal texts are read once."""
-    return {
-        **samples,
-        "image_index": samples["image_index"].repeat(times),
-        "text_input": _reworded(samples["text_input"], times),
-        "mismatched_input": _reworded(samples["mismatched_input"], times),
-        "answer": samples["answer"] * times,
-        "question_id": samples["question_id"] * times,
-        "global_size": times * samples["global_size"],
-    }
-
-
-def _reworded(texts: list[str], times: int) -> list[str]:
-    """The texts, then the texts with their words moved on by one, by two, and so on."""
-    words = [text.split() for text in texts]
-    return [" ".join(each[n:] + each[:n]) for n in range(times) for each in words]

@@ -5,7 +5,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lavis_ext.checkpoints.trained_weights import renamed
 from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.models.base import TrainableModel
 
 
 def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -26,6 +28,27 @@ def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"run.trainable: {list(patterns)} leaves nothing to train.")
+
+
+def trained_patterns(model: TrainableModel, given: Sequence[str] | None) -> list[str]:
+    """The patterns of what is trained: those ``given``, by today's names, or the model's own.
+
+    Of the model's own, those are left out that match nothing: not every objective has parameters.
+    """
+    names = [name for name, _ in model.named_parameters()]
+
+    def matching(patterns: Sequence[str]) -> list[str]:
+        return [p for p in patterns if any(fnmatchcase(name, p) for name in names)]
+
+    if given is None:
+        return matching(model.trainable)
+    found: list[str] = []
+    for pattern in given:
+        if pattern in model.OLD_TRAINABLE:
+            found += matching(model.OLD_TRAINABLE[pattern]) or [pattern]
+        else:
+            found.append(renamed(pattern, model.OLD_PARAMETERS))
+    return list(dict.fromkeys(found))
 
 
 def train_mode(model: nn.Module) -> None:
@@ -54,11 +77,12 @@ def parts_table(model: nn.Module) -> str:
 
 
 def _parts(module: nn.Module, prefix: str = "") -> list[tuple[str, list[nn.Parameter]]]:
-    """Children with their parameters; the fusion, and a child trained in part, is divided."""
+    """Children with their parameters, divided where they are trained in part or have names."""
     parts = [(f"{prefix}{name}", [p]) for name, p in module.named_parameters(recurse=False)]
     for name, child in module.named_children():
         parameters = list(child.parameters())
-        if name == "fusion" or len({p.requires_grad for p in parameters}) > 1:
+        mixed = len({p.requires_grad for p in parameters}) > 1
+        if mixed or isinstance(child, nn.ModuleDict) or name == "fusion":
             parts += _parts(child, f"{prefix}{name}.")
         elif parameters:
             parts.append((f"{prefix}{name}", parameters))

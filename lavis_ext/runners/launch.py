@@ -1,28 +1,29 @@
 """From a program's arguments to a runner."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import room_in, size_in_words
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.mixed import MixedDataset
 from lavis_ext.features.run_features import RunFeatures
+from lavis_ext.models.base import TrainableModel
 from lavis_ext.registry import registry
-from lavis_ext.runners.costs import run_costs
-from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode
-from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.config import RunConfig
+from lavis_ext.runners.disk_budget import DiskBudget
+from lavis_ext.runners.freezing import freeze_all_but, trained_patterns
+from lavis_ext.runners.plan import TRAINING, TrainingPlan
 from lavis_ext.runners.resuming import expected_folder
-from lavis_ext.runners.room import Room
-from lavis_ext.runners.run_log import log, set_up_logging
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.run_log import set_up_logging
+from lavis_ext.runners.trainer import Trainer
+from lavis_ext.tasks.base import Task
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
@@ -40,11 +41,18 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of, before it starts."""
+    """The parts of a run before it starts.
 
-    task: Any
+    Attributes:
+        datasets: by what they are for: ``train``, and each split that is evaluated; of a run with
+            several data sets the latter are ``NAME.SPLIT``.
+        of_splits: the same with each data set's training split under its own name.
+    """
+
+    task: Task
     datasets: dict[str, Any]
-    model: Any
+    of_splits: dict[str, Any]
+    model: TrainableModel
     device: torch.device
 
 
@@ -62,29 +70,30 @@ def prepared(
         set_up_logging(None, quiet=not distributed.is_main_process())
         torch.manual_seed(cfg.run.seed)
         task = registry.get_task_class(cfg.run.task).setup_task(cfg=cfg)
-        datasets = task.build_datasets(cfg, list(splits))
-        for dataset in datasets.values():
+        of_splits = _by_split(task.build_datasets(cfg, list(splits)))
+        for dataset in of_splits.values():
             dataset.faults = cfg.run.data_faults
+        datasets = _by_role(of_splits, cfg.run)
         model = task.build_model(cfg, load_weights=load_weights)
-        if "train" in datasets:
+        if TRAINING in datasets:
             # Before the optimizer and DDP exist, which take stock of what is trainable.
-            freeze_all_but(model, cfg.run.trainable)
-        yield Prepared(task, datasets, model, device)
+            freeze_all_but(model, trained_patterns(model, cfg.run.trainable))
+        yield Prepared(task, datasets, of_splits, model, device)
 
 
 @contextmanager
-def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
+def started(cfg: Config, splits: Sequence[str]) -> Iterator[Trainer]:
     """A runner with its data and model, in a process group for the time of the block."""
     with prepared(cfg, splits) as parts:
-        _refuse_too_few_questions(parts)
-        if "train" in parts.datasets:
-            distributed.from_main_process(lambda: _refuse_too_little_room(cfg, parts))
+        _check_sizes(parts)
+        if TRAINING in parts.datasets:
+            distributed.from_main_process(lambda: _check_disk(cfg, parts))
         if cfg.run.features is not None:
-            features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
+            features = RunFeatures(cfg.run.features, parts.of_splits, parts.model)
             features.use(parts.device, cfg.run.num_workers)
         runner = registry.get_runner_class(cfg.run.runner)(
             cfg=cfg,
-            job_id=_stem(cfg),
+            job_id=stem(cfg),
             task=parts.task,
             model=parts.model,
             datasets=parts.datasets,
@@ -97,51 +106,40 @@ def started(cfg: Config, splits: Sequence[str]) -> Iterator[FusionRunner]:
         runner.close()
 
 
-def _stem(cfg: Config) -> str:
-    """What names of the config's runs begin with."""
+def stem(cfg: Config) -> str:
+    """The first part of the names of the config's runs."""
     return Path(cfg.args.cfg_path).stem
 
 
-def _refuse_too_few_questions(parts: Prepared) -> None:
-    for split, dataset in parts.datasets.items():
+def _by_split(built: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Data sets by split, or by ``NAME.SPLIT`` where there are several."""
+    if len(built) == 1:
+        return dict(next(iter(built.values())))
+    return {f"{name}.{split}": each for name, of in built.items() for split, each in of.items()}
+
+
+def _by_role(of_splits: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
+    """The data sets by what they are for, the one that is trained on first."""
+    training = {n: d for n, d in of_splits.items() if n.rpartition(".")[2] in run.training}
+    others = {name: each for name, each in of_splits.items() if name not in training}
+    if not training:
+        return others
+    if len(training) == 1:
+        return {TRAINING: next(iter(training.values())), **others}
+    names = [name.rpartition(".")[0] for name in training]
+    return {TRAINING: MixedDataset(names, list(training.values())), **others}
+
+
+def _check_sizes(parts: Prepared) -> None:
+    for split, dataset in parts.of_splits.items():
         if len(dataset) < distributed.world_size():
             raise UserError(
-                f"Split '{split}' has {len(dataset)} questions for {distributed.world_size()} "
-                "processes; start fewer, or use more questions (run.small_*_size)."
+                f"Split '{split}' has {len(dataset)} {dataset.noun} for "
+                f"{distributed.world_size()} processes; start fewer, or use more of it "
+                "(run.small_*_size)."
             )
 
 
-def _refuse_too_little_room(cfg: Config, parts: Prepared) -> None:
-    folder = expected_folder(cfg.run, _stem(cfg))
-    room = Room.of(parts.model, TrainingPlan.of(cfg.run, parts.datasets))
-    room.refuse_too_little(folder, parts.model.weights_name)
-
-
-def describe(cfg: Config, splits: Sequence[str]) -> None:
-    """Log the resolved config, the plan of a training run, and what it will cost here.
-
-    Entered by every process. A few steps are taken with random weights; no weights are fetched, and
-    nothing is left of it.
-    """
-    with prepared(cfg, splits, load_weights=False) as parts:
-        plan = TrainingPlan.of(cfg.run, parts.datasets)
-        log.info("%s\n%s\n\n%s", OmegaConf.to_yaml(cfg.config), parts_table(parts.model), plan)
-        room, folder = Room.of(parts.model, plan), expected_folder(cfg.run, _stem(cfg))
-        log.info(
-            "disk       %s for %s; %s are free in %s",
-            size_in_words(room.needed),
-            room,
-            size_in_words(room_in(folder)),
-            folder,
-        )
-        if cfg.run.features is not None:
-            features = RunFeatures(cfg.run.features, parts.datasets, parts.model)
-            log.info("features   %s", features.size())
-            features.stand_in()
-        with torch.device("meta"):
-            model = parts.task.build_model(cfg, load_weights=False)
-        freeze_all_but(model, cfg.run.trainable)
-        train_mode(model)
-        parts.model.to(parts.device)
-        for line in run_costs(plan, parts, model):
-            log.info(line)
+def _check_disk(cfg: Config, parts: Prepared) -> None:
+    budget = DiskBudget.of(parts.model, TrainingPlan.of(cfg.run, parts.datasets))
+    budget.check(expected_folder(cfg.run, stem(cfg)), parts.model.weights_name)

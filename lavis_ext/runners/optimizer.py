@@ -1,11 +1,14 @@
-"""The optimizer, and its state by the names of the parameters."""
+"""The optimizer with its state by parameter name, and the learning rate."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lavis_ext.registry import LinearWarmupCosineLRScheduler, registry
 from lavis_ext.runners.config import RunConfig
 
 
@@ -60,3 +63,50 @@ def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:  # the count of steps
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+@registry.register_lr_scheduler("warmup_cosine_lr")
+class WarmupCosineLRScheduler(LinearWarmupCosineLRScheduler):
+    """A linear warm-up, then half a cosine: LAVIS's schedule in steps instead of epochs.
+
+    LAVIS keeps the rate the same through an epoch and warms up in the first one only, which is
+    coarse for few, long epochs.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        max_steps: int,
+        init_lr: float,
+        min_lr: float,
+        warmup_steps: int,
+        warmup_start_lr: float,
+        max_epoch: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            min_lr=min_lr,
+            init_lr=init_lr,
+            warmup_steps=warmup_steps,
+            warmup_start_lr=warmup_start_lr,
+            max_epoch=max_epoch,
+            **kwargs,
+        )
+        self.max_steps = max_steps
+
+    def step(self, cur_epoch: int, cur_step: int) -> None:
+        """Set the rate for ``cur_step``, counted from the start of the run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(cur_step)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup_steps:
+            share = step / self.warmup_steps
+            return float(self.warmup_start_lr + share * (self.init_lr - self.warmup_start_lr))
+        share = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
+        return float(
+            self.min_lr + 0.5 * (self.init_lr - self.min_lr) * (1 + math.cos(math.pi * share))
+        )

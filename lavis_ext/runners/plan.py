@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lavis_ext import distributed
-from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.datasets.mixed import MixedBatches, MixedDataset
 from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.runners.config import RunConfig
+
+TRAINING = "train"
+"""Names the training data among a run's data sets."""
 
 
 @dataclass(frozen=True)
@@ -17,29 +22,31 @@ class TrainingPlan:
 
     Attributes:
         run: the section ``run``.
-        questions: questions by split.
+        examples: examples by split.
         images: images by split.
         batches: this process's training batches.
+        noun: what the data set calls its examples.
     """
 
     run: RunConfig
-    questions: Mapping[str, int]
+    examples: Mapping[str, int]
     images: Mapping[str, int]
-    batches: TrainBatches
+    batches: TrainBatches | MixedBatches
+    noun: str = "examples"
 
     @classmethod
-    def of(cls, run: RunConfig, datasets: Mapping[str, GqaFusionDataset]) -> "TrainingPlan":
+    def of(cls, run: RunConfig, datasets: Mapping[str, Any]) -> "TrainingPlan":
         """The plan of a run on these data sets, by split."""
-        batches = TrainBatches(
-            datasets["train"].image_codes(),
-            batch_size=run.batch_size_train,
-            questions_per_image=run.questions_per_image,
-            seed=run.seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
-        images = {name: len(np.unique(each.image_codes())) for name, each in datasets.items()}
-        return cls(run, {name: len(each) for name, each in datasets.items()}, images, batches)
+        training = datasets[TRAINING]
+        batches: TrainBatches | MixedBatches
+        if isinstance(training, MixedDataset):
+            parts = [_batches(run, each) for each in training.datasets]
+            batches = MixedBatches(parts, _ratios(run, training.names), run.seed)
+        else:
+            batches = _batches(run, training)
+        images = {name: _images(each) for name, each in datasets.items()}
+        examples = {name: len(each) for name, each in datasets.items()}
+        return cls(run, examples, images, batches, training.noun)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -55,10 +62,12 @@ class TrainingPlan:
     @property
     def evaluations(self) -> dict[str, int]:
         """Evaluations of each split in the whole run, the final one counted in."""
-        validations = -(-self.steps // (self.run.val_every_steps or self.steps_an_epoch))
+        every = self.run.val_every_steps or self.steps_an_epoch
+        validations = -(-self.steps // every) + 1
         return {
-            **dict.fromkeys(self.run.valid_splits, validations + 1),
-            **dict.fromkeys(self.run.test_splits, 1),
+            name: validations if name.rpartition(".")[2] in self.run.validation else 1
+            for name in self.examples
+            if name.rpartition(".")[2] in (*self.run.validation, *self.run.testing)
         }
 
     @property
@@ -69,12 +78,12 @@ class TrainingPlan:
     def __str__(self) -> str:
         world = distributed.world_size()
         a_step = self.run.batch_size_train * world * self.run.accum_grad_iters
-        splits = ", ".join(f"{name} {count:,}" for name, count in self.questions.items())
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.examples.items())
         return "\n".join(
             [
-                f"questions  {splits}",
+                f"{self.noun:<10} {splits}",
                 f"batches    {len(self.batches):,} an epoch; a step takes about {a_step:,} "
-                f"questions: {self.run.batch_size_train} a batch, {world} process(es), "
+                f"{self.noun}: {self.run.batch_size_train} a batch, {world} process(es), "
                 f"{self.run.accum_grad_iters} batch(es) a step",
                 f"steps      {self.steps:,} in at most {self.run.max_epoch} epochs",
                 f"evaluations {self.validations}, best by {self.run.metric}",
@@ -83,3 +92,35 @@ class TrainingPlan:
                 f"{', compiled' if self.run.compile else ''}",
             ]
         )
+
+
+def _batches(run: RunConfig, dataset: Any) -> TrainBatches:
+    return TrainBatches(
+        dataset.image_codes(),
+        batch_size=run.batch_size_train,
+        examples_per_image=run.examples_per_image,
+        seed=run.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def _images(dataset: Any) -> int:
+    if isinstance(dataset, MixedDataset):
+        return sum(map(_images, dataset.datasets))
+    return len(np.unique(dataset.image_codes()))
+
+
+def _ratios(run: RunConfig, names: list[str]) -> list[float] | None:
+    given = run.train_dataset_ratios
+    if given is None:
+        return None
+    for name in given:
+        if name not in names:
+            raise UserError(
+                f"run.train_dataset_ratios.{name}: the run trains on no data set of this name; "
+                f"there are: {', '.join(names)}.{nearest(name, names)}"
+            )
+    if missing := [name for name in names if name not in given]:
+        raise UserError(f"run.train_dataset_ratios has none for: {', '.join(missing)}.")
+    return [given[name] for name in names]

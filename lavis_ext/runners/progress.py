@@ -1,17 +1,16 @@
-"""How fast a run goes, and when the whole of it will have ended."""
+"""How fast a run goes, when it will end, and when to stop it early."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
-
-Batch = TypeVar("Batch")
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Window(NamedTuple):
     """What the steps since the last line of the log were like."""
 
     rate: float
-    """Questions a second."""
+    """Examples a second."""
     waiting: float
     """Share of the time in which no batch was ready, 0 to 1."""
 
@@ -77,27 +76,19 @@ class Progress:
         self._validating += seconds
         self._window_started += seconds
 
-    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, the time until each is there counted as waiting.
+    def waited(self, seconds: float) -> None:
+        """Count time in which no batch was ready.
 
-        That for a process's first isn't: the workers have just been started.
+        A process's first wait isn't counted: the workers have just been started.
         """
-        iterator = iter(batches)
-        while True:
-            started = self._clock()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            if self.steps > self._steps_before:
-                self._waited += self._clock() - started
-            yield batch
+        if self.steps > self._steps_before:
+            self._waited += seconds
 
-    def window(self, questions: float) -> Window:
-        """The time since the last call, in which there were ``questions``."""
+    def window(self, examples: float) -> Window:
+        """The time since the last call, in which there were ``examples``."""
         now = self._clock()
         seconds = max(now - self._window_started, 1e-9)
-        window = Window(questions / seconds, self._waited / seconds)
+        window = Window(examples / seconds, self._waited / seconds)
         self._window_started, self._waited = now, 0.0
         return window
 
@@ -113,3 +104,39 @@ class Progress:
             max(self.total_steps - self.steps, 0) * pace
             + max(self.total_validations - self.validations, 0) * validation
         )
+
+
+@dataclass
+class EarlyStopping:
+    """Counts validations without gain.
+
+    Attributes:
+        goal: ``max`` or ``min``.
+        patience: validations without gain after which training stops; None for never.
+        min_gain: a validation gains if it is better than the best by more than this.
+        best: the best value so far; None before the first validation.
+        waited: validations since the best.
+    """
+
+    goal: str = "max"
+    patience: int | None = None
+    min_gain: float = 0.0
+    best: float | None = None
+    waited: int = 0
+
+    def update(self, value: float) -> bool:
+        """Take a validation's value; whether it is the new best. A value that is NaN never is."""
+        gain = 0.0 if self.best is None else value - self.best
+        if self.goal == "min":
+            gain = -gain
+        improved = (self.best is None and value == value) or gain > self.min_gain
+        if improved:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return improved
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.waited >= self.patience

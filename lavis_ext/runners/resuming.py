@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -12,29 +12,14 @@ from typing import Any
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import remove_leftovers
 from lavis_ext.common.locks import Lock
+from lavis_ext.config.loader import Config
 from lavis_ext.runners.config import RunConfig
-from lavis_ext.runners.run_folder import FIGURES, LOCK, make_run_folder
+from lavis_ext.runners.run_folder import LOCK, METRICS, make_run_folder
 from lavis_ext.runners.run_log import log
-from lavis_ext.runners.run_state import DamagedState, RunState, state_paths
+from lavis_ext.runners.state import DamagedState, RunState, state_paths
 
 PATIENCE_SECONDS = 20.0
 """How long processes that were told to end may take with a run that is to go on."""
-
-MAY_CHANGE = (
-    *(f"run.{name}" for name in ("name", "resume", "output_dir", "num_workers", "device")),
-    *(f"run.{name}" for name in ("log_freq", "tensorboard", "wandb*", "save_*")),
-    *(f"run.{name}" for name in ("max_epoch", "max_steps", "lr_*", "*_lr", "warmup_steps")),
-    *(f"run.{name}" for name in ("weight_decay", "beta2", "max_grad_norm", "max_skipped_steps")),
-    *(f"run.{name}" for name in ("amp", "compile*", "patience", "min_gain", "val_every_steps")),
-    *(f"run.{name}" for name in ("test_splits*", "small_test_size", "batch_size_eval")),
-    *(f"run.{name}" for name in ("full_metrics", "resamples", "report*")),
-    *(f"run.{name}" for name in ("process_group_timeout_minutes", "watchdog_seconds")),
-    "run.data_faults.*",
-    "run.batch_size_train",  # what it means depends on the number of processes, see `batches`
-    *(f"run.features.{name}" for name in ("root", "make", "batch_size", "images_per_shard")),
-    *(f"datasets.*.{name}" for name in ("root", "images", "questions.*", "question_store")),
-)
-"""Keys that a run can go on with, changed. Moved data are found out by what is in them."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +100,22 @@ def newest_sound(folder: Path) -> tuple[Path | None, RunState | None]:
     return None, None
 
 
-def check_fits(state: RunState, config: Mapping[str, Any], batches: Mapping[str, Any]) -> None:
+def check_fits(
+    state: RunState, cfg: Config, config: Mapping[str, Any], batches: Mapping[str, Any]
+) -> None:
     """Compare the config and data of a run with those that its state was saved under.
 
-    Says what has changed and may. Raises UserError that lists what can't.
+    ``cfg`` knows which keys may change, ``config`` is it as plain containers. Logs what has changed
+    and may. Raises UserError that lists what can't.
     """
-    saved, now = dict(_flat(state.config)), dict(_flat(config))
+    saved, now = dict(_flat(cfg.upgraded(state.config))), dict(_flat(config))
+    may_change = cfg.changeable_keys()
     changed = {
         key: f"{key}: {_shown(saved, key)} when saved, now {_shown(now, key)}"
         for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
+        if _differ(saved, now, key)
     }
-    fixed = [text for key, text in changed.items() if not _may_change(key)]
+    fixed = [text for key, text in changed.items() if not _may_change(key, may_change)]
     if fixed:
         raise UserError(
             "run.resume: the saved run can't go on with this config:\n  "
@@ -185,7 +174,7 @@ def _unfinished(output: Path, stem: str) -> Iterator[Path]:
     found = []
     for folder in output.glob(f"{escape(stem)}-[0-9]*-[0-9]*"):
         states = state_paths(folder)
-        if states and not (folder / FIGURES).exists():
+        if states and not (folder / METRICS).exists():
             found.append((states[0].stat().st_mtime, folder))
     return (folder for _, folder in sorted(found, reverse=True))
 
@@ -207,8 +196,13 @@ def _taken(folder: Path, seconds: float) -> Lock | None:
     return lock
 
 
-def _may_change(key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+def _may_change(key: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _differ(saved: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
+    """A key that one of the two lacks is null there, as keys that are new are."""
+    return bool(saved.get(key) != now.get(key))
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

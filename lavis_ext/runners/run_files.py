@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -16,7 +16,7 @@ from lavis_ext.runners.resuming import Place, check_fits, find_place
 from lavis_ext.runners.retries import unwritable
 from lavis_ext.runners.run_folder import describe_run, make_run_folder
 from lavis_ext.runners.run_log import RunLog, log
-from lavis_ext.runners.run_state import RunState, remove_later_states, state_paths
+from lavis_ext.runners.state import RunState, newest_state, remove_later_states, state_paths
 
 MAKE_ROOM = "Make room, or name another folder with run.output_dir"
 
@@ -43,8 +43,9 @@ class RunFiles:
     def __init__(
         self, cfg: Config, stem: str, batches: Callable[[], Mapping[str, Any]] | None
     ) -> None:
-        self.resolved: dict[str, Any] = OmegaConf.to_container(cfg.config)  # type: ignore[assignment]
+        self.resolved = cast(dict[str, Any], OmegaConf.to_container(cfg.config))
         self.state: RunState | None = None
+        self._cfg = cfg
         self._run: RunConfig = cfg.run
         self._trains = batches is not None
         self._lock: Lock | None = None
@@ -86,18 +87,12 @@ class RunFiles:
         distributed.from_main_process(checked)
 
     @property
-    def newest_state(self) -> str:
-        """The name of the newest state's file, for messages."""
-        paths = state_paths(self.folder)
-        return paths[0].name if paths else "no state"
-
-    @property
     def way_on(self) -> str:
         """What to do about a file that can't be written at the end."""
         if not self._trains or not state_paths(self.folder):
             return f"{MAKE_ROOM}, and start again."
         return (
-            f"{self.newest_state} stands: make room, and go on from it with "
+            f"{newest_state(self.folder)} stands: make room, and go on from it with "
             f"run.resume={self.folder}."
         )
 
@@ -119,7 +114,7 @@ class RunFiles:
         place = find_place(self._run, stem)
         if place.state is not None:
             try:
-                check_fits(place.state, self.resolved, batches())
+                check_fits(place.state, self._cfg, self.resolved, batches())
             except UserError:
                 if place.lock is not None:
                     place.lock.close()

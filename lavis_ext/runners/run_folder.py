@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "timm", "omegaconf", "salesf
 LINES = "log.jsonl"
 LOCK = "run.lock"
 """Held while a run's process lives."""
-FIGURES = "metrics.json"
+METRICS = "metrics.json"
 """What a run that has ended leaves, and no other."""
 
 
@@ -62,7 +62,7 @@ def describe_run(folder: Path, config: Any) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Of Python and of the packages that figures depend on."""
+    """Of Python and of the packages that results depend on."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

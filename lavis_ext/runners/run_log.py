@@ -1,4 +1,4 @@
-"""Where a run's figures go: a readable file, JSON lines, and TensorBoard or W&B when asked.
+"""Where a run's metrics go: a readable file, JSON lines, and TensorBoard or W&B when asked.
 
 A disk that is full is no reason to end: what a file can't take waits in memory, in its order.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lavis_ext.common.errors import UserError, printable
 from lavis_ext.common.files import Appended
@@ -62,12 +62,12 @@ class RunLog:
         if config.wandb is not None:
             self._wandb = _wandb(folder, config.wandb, resolved, position["wandb"])
 
-    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
-        """Figures of a step. ``kind`` is ``train``, a split, or ``skipped``."""
+    def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics of a step. ``kind`` is ``train``, a split, or ``skipped``."""
         if self._lines is None:
             return
-        entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **figures}
-        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        entry = {"time": round(time.time(), 3), "kind": kind, "step": step, **metrics}
+        numbers = {f"{kind}/{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
         try:
             self._lines.append(f"{json.dumps(entry)}\n".encode())
         except OSError as error:
@@ -174,7 +174,7 @@ def _wandb(
         return wandb.init(
             project=config.project,
             name=config.name or folder.name,
-            mode=config.mode,  # type: ignore[arg-type]
+            mode=cast(Any, config.mode),
             dir=str(folder),
             config=dict(resolved),
             id=run_id,

@@ -1,109 +1,99 @@
-"""The task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
+"""GQA's task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.config.loader import Config
-from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, read_object_masks
 from lavis_ext.datasets.gqa.questions import find_questions
-from lavis_ext.datasets.gqa.scene_graphs import read_object_masks, read_scene_graphs
-from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
+from lavis_ext.evaluation.gqa.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
-from lavis_ext.evaluation.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.registry import registry
-from lavis_ext.tasks.base import Evaluation, averages
-from lavis_ext.tasks.gqa_fusion import GqaFusionTask
+from lavis_ext.tasks.base import Datasets, EvalStep
+from lavis_ext.tasks.gqa import GqaTask
 
-FIGURES = (
-    "pointing_accuracy",
-    "chance_accuracy",
-    "raw_heat_iou",
-    "refined_heat_iou",
-    "raw_grounding",
-    "refined_grounding",
-    "questions_without_points",
+POINTING = (
+    Metric("pointing_accuracy", "share"),
+    Metric("chance_accuracy", "share", better=None),
+    Metric("raw_heat_iou"),
+    Metric("refined_heat_iou"),
+    Metric("raw_grounding", "share"),
+    Metric("refined_grounding", "share"),
+    Metric("questions_without_points", better="min"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The object that a question asks about: which of ``count`` in a file of masks.
+    """The mask of the object that a question asks about.
 
     ``boxes`` [K, 4] are those of all objects that question and answer name, for grounding.
     """
 
-    masks: Path
-    index: int
-    count: int
+    mask: ObjectMask
     boxes: Attention
-
-    def mask(self) -> np.ndarray:
-        """Its mask, bool [H, W]."""
-        return np.asarray(read_object_masks(self.masks, self.count)[self.index])
 
 
 @registry.register_task("gqa_pointing")
-class GqaPointingTask(GqaFusionTask):
+class GqaPointingTask(GqaTask):
     """Compares heat maps with masks, for the questions that name one object.
 
-    It needs mini-GQA: its masks, scene graphs and annotations.
+    It needs scene graphs, questions that name their objects, and the objects' masks in COCO's
+    instance format, as mini-GQA has them.
     """
 
     takes_features = False
+    answering = True
+    default_metric = "pointing_accuracy"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self._targets: dict[str, Target] = {}
 
-    def build_datasets(self, cfg: Config, splits: list[str]) -> dict[str, GqaFusionDataset]:
-        """Data sets by split, of the questions with a known object alone."""
+    def build_datasets(self, cfg: Any, splits: Sequence[str]) -> dict[str, Datasets]:
+        """Data sets by name, then by split, of the questions with a known object alone."""
         datasets = super().build_datasets(cfg, splits)
-        (section,) = cfg.datasets.values()
-        for split, dataset in datasets.items():
-            boxes = GqaScorer(dataset.table, dataset.files).boxes
-            questions = find_questions(Path(section.root), split, section.subset)
-            targets = read_targets(Path(section.root), questions, dataset.files, boxes)
-            known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
-            if not any(known):
-                raise UserError(
-                    f"{section.root}: no question of '{split}' names exactly one object. "
-                    "gqa_pointing needs mini-GQA, or data with its annotations and masks."
-                )
-            dataset.table = dataset.table.take(np.flatnonzero(known))
-            dataset.mismatched = None  # drawn from the whole table, and of no use here
-            self._targets |= targets
+        for name, section in cfg.datasets.items():
+            for split, dataset in datasets[name].items():
+                self._keep_pointed_at(section, split, dataset)
         return datasets
 
-    def build_model(self, cfg: Config, *, load_weights: bool = True) -> nn.Module:
-        """The model with its captioner and reader, which are not used here."""
-        model: nn.Module = registry.get_model_class(cfg.model.arch).from_config(
-            cfg.model, self.vocabulary, load_weights=load_weights, answering=True
-        )
-        return model
+    def _keep_pointed_at(self, section: Any, split: str, dataset: Any) -> None:
+        boxes = GqaScorer(dataset.table, dataset.files).boxes
+        questions = find_questions(Path(section.root), split, section.subset)
+        graphs = read_scene_graphs(dataset.files.scene_graphs)
+        masks = read_object_masks(Path(section.root), split, graphs)
+        targets = read_targets(graphs, masks, questions, boxes)
+        known = [i in targets for i in dataset.table.columns["question_id"].to_pylist()]
+        if not any(known):
+            raise UserError(
+                f"{section.root}: no question of '{split}' names exactly one object. "
+                "gqa_pointing needs mini-GQA, or data with its annotations and masks."
+            )
+        dataset.table = dataset.table.take(np.flatnonzero(known))
+        dataset.mismatched = None  # drawn from the whole table, and of no use here
+        self._targets |= targets
 
-    def metrics(self, model: Any, dataset: GqaFusionDataset) -> dict[str, str | None]:
-        """The metrics of this task; all are computed."""
-        return dict.fromkeys(FIGURES)
+    def metrics(self, model: Any) -> list[Metric]:
+        """Accuracy and overlap of heat maps, beside chance."""
+        return [*POINTING]
 
-    def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """There are no answers to get ready for."""
-
-    def valid_step(self, model: Any, samples: FusionSamples) -> dict[str, Any]:
-        """``report`` and ``count`` of a batch."""
+    def valid_step(self, model: Any, samples: Any) -> EvalStep:
+        """Sums and count of a batch."""
         located = model.locate(samples)
-        sums = dict.fromkeys(FIGURES, 0.0)
-        for row, question_id in enumerate(samples["question_id"]):
+        sums = dict.fromkeys(by_name(POINTING), 0.0)
+        for row, question_id in enumerate(samples["ids"]):
             target = self._targets[question_id]
-            mask = target.mask()
+            mask = target.mask.decode()
             heat = located.heat[row].reshape(located.grid).cpu().numpy()
             patch_heat = located.patch_heat[row].reshape(located.grid).cpu().numpy()
             sums["pointing_accuracy"] += points_into(heat, mask)
@@ -113,32 +103,27 @@ class GqaPointingTask(GqaFusionTask):
             sums["raw_grounding"] += heat_grounding(target.boxes, heat)
             sums["refined_grounding"] += heat_grounding(target.boxes, patch_heat)
             sums["questions_without_points"] += not bool((located.labels[row] == 1).any())
-        return {
-            "report": {name: torch.tensor(value) for name, value in sums.items()},
-            "count": len(samples["question_id"]),
-        }
-
-    def after_evaluation(
-        self, val_result: dict[str, Any], dataset: GqaFusionDataset, model: Any
-    ) -> Evaluation:
-        """Means over all processes' shares."""
-        return Evaluation(averages(val_result, model.device)[0])
+        report = {name: torch.tensor(value) for name, value in sums.items()}
+        return EvalStep(report, len(samples["ids"]))
 
 
 def read_targets(
-    root: Path, questions: Path, files: ScoringFiles, boxes: Mapping[str, Attention]
+    graphs: Mapping[str, SceneGraph],
+    masks: Mapping[str, Sequence[ObjectMask]],
+    questions: Path,
+    boxes: Mapping[str, Attention],
 ) -> dict[str, Target]:
     """The object of each question that names exactly one, by question id.
 
-    ``boxes`` are those of the objects that questions name, of the questions that count.
+    ``masks`` are those of an image's objects, in the order of its graph. ``boxes`` are those of the
+    objects that questions name, of the questions that count.
     """
-    graphs = read_scene_graphs(files.scene_graphs)
     targets = {}
     for image_id, asked_there in read_grounded_questions(questions).items():
         ids = [item.id for item in graphs[image_id].objects]
         for question in asked_there:
             if len(question.asked) == 1 and question.id in boxes:
                 (asked,) = question.asked
-                path = root / "masks" / f"{image_id}.png"
-                targets[question.id] = Target(path, ids.index(asked), len(ids), boxes[question.id])
+                mask = masks[image_id][ids.index(asked)]
+                targets[question.id] = Target(mask, boxes[question.id])
     return targets

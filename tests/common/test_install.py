@@ -1,10 +1,11 @@
-"""What setup.py declares against what is written, installed and imported, and what import costs."""
+"""What is declared against what is written, installed, locked and imported; what import costs."""
 
 import ast
 import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import lavis_ext
 from lavis_ext.common.environment import LAVIS_VERSION
@@ -20,33 +22,60 @@ from lavis_ext.common.environment import LAVIS_VERSION
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
-# LAVIS cannot be declared, setup.py says why.
+# LAVIS cannot be declared, pyproject.toml says why.
 UNDECLARED = {"lavis", "lavis_ext"}
+# By transformers for spiece.model, by LAVIS.
+USED_BY_OTHERS = {"protobuf", "sentencepiece"} | {"iopath", "tqdm", "webdataset"}
 
 
-@pytest.fixture
-def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The arguments that setup.py hands to setuptools."""
-    arguments: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", arguments.update)
-    runpy.run_path(str(ROOT / "setup.py"))
-    return arguments
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DECLARED: dict[str, Any] = PYPROJECT["project"]
+SETUPTOOLS: dict[str, Any] = PYPROJECT["tool"]["setuptools"]
+EXTRAS: dict[str, list[str]] = DECLARED["optional-dependencies"]
+REQUIREMENTS = [Requirement(text) for text in DECLARED["dependencies"]]
+TOOLS = [Requirement(text) for extra in EXTRAS.values() for text in extra]
 
 
-def test_version_is_written_once(declared: dict[str, Any]) -> None:
-    assert declared["version"] == lavis_ext.__version__
+def test_version_is_written_once() -> None:
+    assert "version" in DECLARED["dynamic"]
+    module, name = SETUPTOOLS["dynamic"]["version"]["attr"].rsplit(".", 1)
+    assert runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"))[name] == (
+        lavis_ext.__version__
+    )
 
 
-def test_dependencies_have_lower_bounds_that_the_installed_versions_satisfy(
-    declared: dict[str, Any],
-) -> None:
-    for requirement in map(Requirement, declared["install_requires"]):
+def test_dependencies_have_lower_bounds_that_the_installed_versions_satisfy() -> None:
+    for requirement in [*REQUIREMENTS, *TOOLS]:
         assert [bound.operator for bound in requirement.specifier] == [">="], requirement
+    for requirement in REQUIREMENTS:
         installed = metadata.version(requirement.name)
         assert requirement.specifier.contains(installed, prereleases=True), requirement
-    for extra in declared["extras_require"].values():
-        for requirement in map(Requirement, extra):
-            assert [bound.operator for bound in requirement.specifier] == [">="], requirement
+
+
+def locked(name: str) -> dict[str, str]:
+    """The versions in a lock by name. Nothing else stands there, no index or path above all."""
+    versions = {}
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (pinned,) = requirement.specifier
+            assert pinned.operator == "==", line
+            assert not requirement.url, line
+            assert canonicalize_name(requirement.name) not in versions, line
+            versions[canonicalize_name(requirement.name)] = pinned.version
+    return versions
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-lowest.lock"])
+def test_locks_are_of_what_is_declared(name: str) -> None:
+    versions = locked(name)
+    for requirement in [*REQUIREMENTS, *TOOLS]:
+        (bound,) = requirement.specifier
+        version = versions[canonicalize_name(requirement.name)]
+        if name == "requirements.lock":
+            assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: lock"
+        else:
+            assert Version(version) == Version(bound.version), f"{requirement}: make lock"
 
 
 def imported_packages(source: Path) -> set[str]:
@@ -60,10 +89,9 @@ def imported_packages(source: Path) -> set[str]:
     return names - set(sys.stdlib_module_names)
 
 
-def test_every_import_is_declared(declared: dict[str, Any]) -> None:
-    optional = declared["extras_require"]["tensorboard"]  # whose absence is the user's error
-    requirements = map(Requirement, [*declared["install_requires"], *optional])
-    names = {canonicalize_name(requirement.name) for requirement in requirements}
+def test_every_import_is_declared() -> None:
+    optional = map(Requirement, EXTRAS["tensorboard"])  # whose absence is the user's error
+    names = {canonicalize_name(requirement.name) for requirement in [*REQUIREMENTS, *optional]}
     for source in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
         if source.name == "setup.py":
             continue
@@ -72,23 +100,33 @@ def test_every_import_is_declared(declared: dict[str, Any]) -> None:
             assert distribution in names, f"{source.relative_to(ROOT)} imports {name}"
 
 
-def test_every_file_is_packaged(declared: dict[str, Any]) -> None:
-    packaged = {
-        file for pattern in declared["package_data"]["lavis_ext"] for file in PACKAGE.glob(pattern)
+def test_every_requirement_is_used() -> None:
+    imported = {
+        canonicalize_name(IMPORTED_AS.get(name, name))
+        for source in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]
+        for name in imported_packages(source)
     }
+    names = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
+    assert names - imported == USED_BY_OTHERS
+
+
+def test_every_file_is_packaged() -> None:
+    packages = setuptools.find_packages(str(ROOT), **SETUPTOOLS["packages"]["find"])
+    patterns = SETUPTOOLS["package-data"]["lavis_ext"]
+    packaged = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
     for file in PACKAGE.rglob("*"):
         if file.suffix == ".py":
             module = ".".join(file.parent.relative_to(ROOT).parts)
-            assert module in declared["packages"], f"{module} has no __init__.py"
+            assert module in packages, f"{module} has no __init__.py"
         elif file.is_file() and "__pycache__" not in file.parts:
             assert file in packaged, f"{file.relative_to(ROOT)} is not in a wheel"
 
 
-def test_makefile_agrees_with_setup_and_library(declared: dict[str, Any]) -> None:
+def test_makefile_agrees_with_pyproject_and_library() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lowest, above = re.findall(r"\((\d+), (\d+)\)", makefile)
     required = f">={'.'.join(lowest)},<{'.'.join(above)}"
-    assert declared["python_requires"] == required
+    assert DECLARED["requires-python"] == required
     assert f"salesforce-lavis=={LAVIS_VERSION}" in makefile
 
 

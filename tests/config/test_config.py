@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import lavis_ext.pretraining  # noqa: F401  (its data sets have configs too)
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.config.schema import check, option
@@ -42,26 +42,24 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
     configured: Make, tmp_path: Path
 ) -> None:
     content = MINIMAL | {
-        "model": MINIMAL["model"] | {"blip": {"text_layers": 1, "image_size": 48}},
+        "model": MINIMAL["model"] | {"streams": {"grid": {"text_layers": 1, "image_size": 48}}},
         "datasets": {"gqa_fusion": {"type": "mini", "mini_gqa": {"seed": 5}}},
     }
     file = written(tmp_path / "c.yaml", content)
-    config = configured("run.seed=3", "model.blip.text_layers=6", cfg_path=file)
-    assert config.model.blip.text_layers == 6  # options
+    config = configured("run.seed=3", "model.streams.grid.text_layers=6", cfg_path=file)
+    assert config.model.streams["grid"].text_layers == 6  # options
     assert config.run.seed == 3
     assert config.run.max_epoch == 7  # YAML
     assert config.datasets["gqa_fusion"].mini_gqa.seed == 5
     assert config.datasets["gqa_fusion"].root == "data/mini_gqa"  # data set's defaults
-    assert config.model.blip.text_width == 128  # model type's defaults
-    assert config.run.questions_per_image == 1  # the class's
-    images = config.datasets["gqa_fusion"].vis_processor.train
-    assert (images.grid_size, images.segmentation_size) == (48, 128)  # taken from the model
+    assert config.model.streams["grid"].text_width == 128  # model type's defaults
+    assert config.run.examples_per_image == 1  # the class's
 
 
 def test_lavis_sees_the_same_values(configured: Make) -> None:
     config = configured("run.max_epoch=3")
     assert config.run_cfg.max_epoch == config.run.max_epoch == 3
-    assert config.model_cfg.blip.text_width == config.model.blip.text_width
+    assert config.model_cfg.streams.grid.text_width == config.model.streams["grid"].text_width
     assert config.datasets_cfg.gqa_fusion.type == "mini"
     assert registry.get("configuration") is config
 
@@ -127,9 +125,7 @@ def weights(configured: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of fusion weights as far as a config looks into it."""
     path = tmp_path_factory.mktemp("weights") / "fusion_encoder_best.safetensors"
     config: Any = OmegaConf.to_container(configured().config)
-    FusionWeights({"gate": torch.zeros(1)}, config, None, metric=None, value=None, step=0).save(
-        path
-    )
+    TrainedWeights({"gate": torch.zeros(1)}, config, metric=None, value=None, step=0).save(path)
     return path
 
 
@@ -146,20 +142,24 @@ def test_every_config_of_a_project_is_sound_and_says_what_it_is_for(
     assert relative(path) in text, "its head gives the command"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/models/*/*.yaml")), ids=relative)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("models/*/configs/*.yaml")), ids=relative)
 def test_every_model_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
-    model = {"arch": path.parent.name, "model_type": path.stem}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arch = content["model"]["arch"]
+    model = {"arch": arch, "model_type": path.stem}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"model": model}))
-    contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    assert path.stem in registry.get_model_class(path.parent.name).PRETRAINED_MODEL_CONFIG_DICT
+    contains(config.config, content)
+    assert path.stem in registry.get_model_class(arch).types()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("configs/datasets/*/*.yaml")), ids=relative)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("datasets/*/configs/*.yaml")), ids=relative)
 def test_every_data_set_type_is_sound(path: Path, configured: Make, tmp_path: Path) -> None:
-    datasets = {path.parent.name: {"type": path.stem}}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (name,) = content["datasets"]
+    datasets = {name: {"type": path.stem}}
     config = configured(cfg_path=written(tmp_path / "c.yaml", MINIMAL | {"datasets": datasets}))
-    contains(config.config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    assert path.stem in registry.get_builder_class(path.parent.name).DATASET_CONFIG_DICT
+    contains(config.config, content)
+    assert path.stem in registry.get_builder_class(name).DATASET_CONFIG_DICT
 
 
 def schemas() -> list[type]:
@@ -210,8 +210,8 @@ def test_the_search_for_unread_keys_finds_all_schemas() -> None:
         "MismatchedConfig",
         "MiniGqaConfig",
         "ProcessorPair",
-        "FusionImageConfig",
-        "FusionQuestionConfig",
+        "StreamImagesConfig",
+        "QuestionConfig",
         "PnpVqaFusionConfig",
         "BlipEncoderConfig",
         "EfficientSamConfig",
@@ -226,7 +226,10 @@ def test_every_key_has_a_line_of_help_and_a_default_within_its_limits(schema: ty
     for field in dataclasses.fields(schema):
         if not dataclasses.is_dataclass(field.type) and "| None" not in str(field.type):
             assert field.metadata.get("help"), f"{schema.__name__}.{field.name}"
-    if schema.__name__ not in ("ProcessorPair", "GqaFusionConfig"):  # their processors are given
+    if schema.__name__ not in (
+        *("ProcessorPair", "GqaFusionConfig"),  # their processors are given
+        "PnpVqaFusionConfig",  # its streams are
+    ):
         check(schema(), schema.__name__)
 
 

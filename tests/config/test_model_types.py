@@ -16,7 +16,7 @@ from lavis_ext.registry import registry
 from tests.tiny import vocabulary
 
 TRAIN = Path(__file__).parents[2] / "projects" / "pnp-vqa" / "train" / "gqa_train.yaml"
-TOKENIZER = "model.blip.tokenizer=packaged:miniature/vocabulary.txt"
+TOKENIZER = "model.streams.grid.tokenizer=packaged:miniature/vocabulary.txt"
 MILLIONS = {
     # model type: BLIP, EfficientSAM, DIFNet
     "base_esam": (223.7, 26.4, 85.1),
@@ -42,12 +42,16 @@ def test_every_model_type_has_the_size_that_its_config_says(
     configured: Callable[..., Config], model_type: str
 ) -> None:
     model = build(configured, f"model.model_type={model_type}")
-    found = millions(model.blip), millions(model.efficient_sam), millions(model.fusion.encoder)
+    found = (
+        millions(model.streams["grid"]),
+        millions(model.streams["segmentation"]),
+        millions(model.fusion.encoder),
+    )
     assert found == MILLIONS[model_type]
 
 
 def test_every_type_is_covered() -> None:
-    assert set(MILLIONS) == set(PnpVqaFusion.PRETRAINED_MODEL_CONFIG_DICT)
+    assert set(MILLIONS) == set(PnpVqaFusion.types())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_another_fusion_is_one_option(
 ) -> None:
     model = build(configured, f"model.fusion.name={fusion}")
     assert (model.fusion.gate is not None) == gated
-    assert hasattr(model, "efficient_sam") == segmentation
+    assert ("segmentation" in model.streams) == segmentation
 
 
 def test_load_model_builds_as_laviss_does() -> None:
@@ -81,7 +85,7 @@ def test_a_type_whose_weights_cannot_be_fetched_says_what_takes_a_local_path(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(HfApi, "model_info", no_network)
-    with pytest.raises(UserError, match=r"model\.blip\.tokenizer: .*no network.*local path"):
+    with pytest.raises(UserError, match=r"streams\.grid\.tokenizer: .*no network.*local path"):
         lavis_ext.load_model("pnp_vqa_fusion", "base_esam")
 
 

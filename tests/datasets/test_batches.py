@@ -15,7 +15,7 @@ QUESTIONS = len(IMAGES)
 
 def train_batches(
     batch_size: int = 16,
-    questions_per_image: int = 4,
+    examples_per_image: int = 4,
     seed: int = 1,
     rank: int = 0,
     world_size: int = 1,
@@ -24,7 +24,7 @@ def train_batches(
     return TrainBatches(
         images,
         batch_size=batch_size,
-        questions_per_image=questions_per_image,
+        examples_per_image=examples_per_image,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -53,12 +53,12 @@ def rows_of(batch: list[BatchRows]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("images", [IMAGES, SKEWED])
-@pytest.mark.parametrize(("batch_size", "questions_per_image", "world_size"), SETTINGS)
+@pytest.mark.parametrize(("batch_size", "examples_per_image", "world_size"), SETTINGS)
 def test_every_question_is_used_once_an_epoch_whatever_the_processes(
-    batch_size: int, questions_per_image: int, world_size: int, images: np.ndarray
+    batch_size: int, examples_per_image: int, world_size: int, images: np.ndarray
 ) -> None:
     batches = global_batches(
-        world_size, batch_size=batch_size, questions_per_image=questions_per_image, images=images
+        world_size, batch_size=batch_size, examples_per_image=examples_per_image, images=images
     )
     for batch in batches:
         assert min(len(share.rows) for share in batch) >= 1
@@ -85,9 +85,7 @@ def test_processes_share_the_global_batches_of_one() -> None:
 def test_batches_and_processes_have_equal_images_and_nearly_equal_questions(
     images: np.ndarray, batch_size: int, world_size: int
 ) -> None:
-    batches = global_batches(
-        world_size, batch_size=batch_size, questions_per_image=8, images=images
-    )
+    batches = global_batches(world_size, batch_size=batch_size, examples_per_image=8, images=images)
     runs = [1 + np.count_nonzero(np.diff(images[s.rows])) for batch in batches for s in batch]
     # Two groups of one image may meet in a batch, and are then one image to encode.
     assert max(runs) - min(runs) <= 2
@@ -101,25 +99,25 @@ def test_batches_and_processes_have_equal_images_and_nearly_equal_questions(
 
 def test_batches_that_no_group_can_be_divided_for_differ_by_one() -> None:
     """35 images with a question each for 4 processes: groups of one can't be divided."""
-    batches = global_batches(4, batch_size=2, questions_per_image=1, images=np.arange(35))
+    batches = global_batches(4, batch_size=2, examples_per_image=1, images=np.arange(35))
     sizes = [sorted(len(share.rows) for share in batch) for batch in batches]
     assert sizes == [[1, 2, 2, 2]] * 5
 
 
-@pytest.mark.parametrize("questions_per_image", [1, 4])
-def test_epochs_and_seeds_differ_and_repeat(questions_per_image: int) -> None:
-    batches = train_batches(questions_per_image=questions_per_image)
+@pytest.mark.parametrize("examples_per_image", [1, 4])
+def test_epochs_and_seeds_differ_and_repeat(examples_per_image: int) -> None:
+    batches = train_batches(examples_per_image=examples_per_image)
     first, again = epoch_rows(batches), epoch_rows(batches)
     batches.epoch = 1
     assert first == again
     assert epoch_rows(batches) != first
     assert {batch.epoch for batch in batches} == {1}
-    other = train_batches(questions_per_image=questions_per_image, seed=2)
+    other = train_batches(examples_per_image=examples_per_image, seed=2)
     assert epoch_rows(other) != first
 
 
 def test_questions_of_an_image_stand_together_and_are_regrouped_each_epoch() -> None:
-    batches = train_batches(questions_per_image=3)
+    batches = train_batches(examples_per_image=3)
     counts = np.bincount(IMAGES)
     encoded = sum(len(np.unique(IMAGES[batch.rows])) for batch in batches)
     # As few groups as three at a time allow, but for those that make batches equal.
@@ -136,7 +134,7 @@ def test_questions_of_an_image_stand_together_and_are_regrouped_each_epoch() -> 
 def test_an_images_questions_are_divided_evenly() -> None:
     """17 questions, 16 at a time, are 9 and 8: a row of 16 and one of 1 would cost a row more."""
     images = np.repeat(np.arange(8), 17)
-    batches = train_batches(batch_size=16, questions_per_image=16, images=images)
+    batches = train_batches(batch_size=16, examples_per_image=16, images=images)
     found = [np.bincount(images[rows]).max() for rows in epoch_rows(batches)]
     assert max(found) <= 9
 

@@ -24,11 +24,12 @@ from lavis_ext.datasets.loader import Loader
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.runners.launch import started
-from lavis_ext.runners.run_state import RunState, state_paths
-from lavis_ext.runners.stepper import Stepper
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.state import RunState, state_paths
+from lavis_ext.runners.trainer import Stepper, Trainer
 from tests import tiny
 from tests.runners.test_runner import TINY_MODEL, UNVALIDATED, lines
+
+pytestmark = pytest.mark.beyond_core
 
 SPLITS = ["train", "val", "testdev"]
 SKIP = "run.data_faults.then=skip"
@@ -51,7 +52,7 @@ def config(
     return lambda *options: configured(*tiny_options, *TINY_MODEL, root, *options)
 
 
-def train(cfg: Config, splits: list[str] = SPLITS) -> FusionRunner:
+def train(cfg: Config, splits: list[str] = SPLITS) -> Trainer:
     with started(cfg, splits) as runner:
         runner.train()
     return runner
@@ -91,7 +92,9 @@ def broken(monkeypatch: pytest.MonkeyPatch, images: set[str], times: int = 10**9
 
 
 def dataset(data: Path, then: str = "stop", split: str = "train") -> GqaFusionDataset:
-    built = GqaFusionBuilder({"type": "mini", "root": str(data)}).build_datasets({split: None})
+    builder = GqaFusionBuilder({"type": "mini", "root": str(data)})
+    sizes = {"grid": 32, "segmentation": 32}
+    built = builder.build_datasets({split: None}, image_sizes=sizes)
     built[split].faults = DataFaultsConfig(retries=2, then=then)
     return built[split]
 
@@ -111,7 +114,7 @@ def test_an_image_that_fails_for_a_while_is_tried_again(
     tried = broken(monkeypatch, {images[1]}, times=2)
     again: Any = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
     assert len(tried) == 3
-    assert torch.equal(again["grid_image"], whole["grid_image"])  # type: ignore[index]
+    assert torch.equal(again["images"]["grid"], whole["images"]["grid"])  # type: ignore[index]
     assert "unreadable" not in again
 
 
@@ -136,11 +139,13 @@ def test_questions_about_an_unreadable_image_are_left_out_and_the_rest_weighs_th
     assert unreadable.image_id == gone
     assert "Input/output error" in unreadable.reason
     asked = {str(train.table.text("question_id", int(row))) for row in rows}
-    assert set(unreadable.question_ids) == asked - set(wanted["question_id"]) != set()
+    assert set(unreadable.ids) == asked - set(wanted["ids"]) != set()
     assert found.keys() == wanted.keys()
     assert found["global_size"] == len(rows)
-    for name, value in wanted.items():
-        same = torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value
+    assert found["images"].keys() == wanted["images"].keys() == {"grid", "segmentation"}
+    for name, value in {**wanted.pop("images"), **wanted}.items():
+        other = {**found["images"], **found}[name]
+        same = torch.equal(other, value) if torch.is_tensor(value) else other == value
         assert same, name
 
 
@@ -152,14 +157,14 @@ def test_evaluation_asks_about_a_black_image_instead(
     whole: Any = val.__getitems__(BatchRows(rows, 0, len(rows)))
     broken(monkeypatch, {images[0]})
     found: Any = val.__getitems__(BatchRows(rows, 0, len(rows)))
-    assert found["question_id"] == whole["question_id"]
+    assert found["ids"] == whole["ids"]
     (unreadable,) = found["unreadable"]
-    for row, question in enumerate(found["question_id"]):
-        seen = found["grid_image"][found["image_index"][row]]
-        if question in unreadable.question_ids:
+    for row, question in enumerate(found["ids"]):
+        seen = found["images"]["grid"][found["image_index"][row]]
+        if question in unreadable.ids:
             assert not seen.any()
         else:
-            assert torch.equal(seen, whole["grid_image"][whole["image_index"][row]])
+            assert torch.equal(seen, whole["images"]["grid"][whole["image_index"][row]])
 
 
 def first_batch(cfg: Config) -> tuple[list[str], list[str]]:
@@ -178,11 +183,11 @@ def test_a_run_skips_what_it_can_not_read_and_says_so(
     broken(monkeypatch, {images[0]})
     runner = train(config(*options, "run.test_splits=[]", "run.max_epoch=2"))
     told = lines(runner.output_dir, "left_out")
-    lost = {question for line in told for question in line["question_ids"]}
+    lost = {question for line in told for question in line["ids"]}
     assert asked[0] in lost
     assert {line["image_id"] for line in told} == {images[0]}
     state = RunState.load(state_paths(runner.output_dir)[0])
-    assert state.left_out == sum(len(line["question_ids"]) for line in told) == 2 * len(lost)
+    assert state.left_out == sum(len(line["ids"]) for line in told) == 2 * len(lost)
     assert "were left out" in (runner.output_dir / "log.txt").read_text()
     assert [line["step"] for line in lines(runner.output_dir)] == [1, 2, 3, 4, 5, 6]
 
@@ -195,8 +200,8 @@ def test_a_batch_of_which_nothing_can_be_read_takes_the_step_and_counts_for_noth
     broken(monkeypatch, set(images))
     empty: Any = train.__getitems__(BatchRows(rows, 0, len(rows), training=True))
     assert empty["stand_in"]
-    assert not empty["grid_image"].any()
-    assert sum(len(image.question_ids) for image in empty["unreadable"]) == len(rows)
+    assert not empty["images"]["grid"].any()
+    assert sum(len(image.ids) for image in empty["unreadable"]) == len(rows)
 
     weights, windows = [], []
     for stand_in in (True, False):
@@ -238,12 +243,12 @@ def test_an_evaluation_says_what_it_has_not_seen(
         image = str(val.table.text("image_id", 0))
         about = val.table.values("image_id")
         broken(monkeypatch, {image})
-        figures = runner.eval_epoch("val")
+        metrics = runner.eval_epoch("val")
     assert image in about
     (line,) = lines(runner.output_dir, "unseen")
     assert (line["split"], line["image_id"]) == ("val", image)
-    assert figures["answer_accuracy"] >= 0
-    assert "were asked about a black image" in (runner.output_dir / "log.txt").read_text()
+    assert metrics["answer_accuracy"] >= 0
+    assert "were given a black image" in (runner.output_dir / "log.txt").read_text()
 
 
 def test_a_state_keeps_the_count(

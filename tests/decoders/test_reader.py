@@ -1,9 +1,15 @@
 """The reader: passages apart, decoded together, in batches that change nothing."""
 
+import json
+import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
+import sentencepiece
 import torch
 import transformers
 
@@ -186,6 +192,97 @@ def test_a_published_tokenizers_files_load_by_the_same_code(tmp_path: Path) -> N
     ids = reader.tokenizer("a red star")["input_ids"]
     assert ids[-1] == reader.tokenizer.eos_token_id
     assert reader.tokenizer.decode(ids, skip_special_tokens=True) == "a red star"
+
+
+TEXTS = [*QUESTIONS, *(caption for captions in CAPTIONS for caption in captions)]
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+HUB_FILES: dict[str, Any] = {
+    "config.json": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+    "special_tokens_map.json": {
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "additional_special_tokens": [f"<extra_id_{n}>" for n in range(100)],
+    },
+    "tokenizer_config.json": {
+        "tokenizer_class": "T5Tokenizer",
+        "model_max_length": 512,
+        "extra_ids": 100,
+        "sp_model_kwargs": {},
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "additional_special_tokens": [f"<extra_id_{n}>" for n in range(100)],
+    },
+}
+"""Beside ``spiece.model`` and the weights in UnifiedQA's repositories; T5's own has the first."""
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model with T5's special tokens, in the file that T5's repositories have."""
+    folder = tmp_path_factory.mktemp("spiece")
+    generator = random.Random(0)
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(" ".join(generator.choices(WORDS, k=8)) for _ in range(500)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(texts),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+@pytest.mark.parametrize("beside", [[], ["config.json"], list(HUB_FILES)])
+@pytest.mark.parametrize("from_hub", [False, True])
+def test_a_folder_with_just_the_files_that_the_hub_has_gives_sentencepieces_ids(
+    spiece: Path,
+    beside: list[str],
+    from_hub: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copy(spiece, tmp_path / "spiece.model")
+    for name in beside:
+        (tmp_path / name).write_text(json.dumps(HUB_FILES[name]))
+    source = str(tmp_path)
+    if from_hub:
+        source = "group/unifiedqa"
+        cache = tmp_path / "cache"
+        there = [SimpleNamespace(rfilename=name, lfs=None) for name in ["spiece.model", *beside]]
+
+        def download(_repository: str, name: str, revision: str | None = None) -> str:
+            cache.mkdir(exist_ok=True)
+            return str(shutil.copy(tmp_path / name, cache / name))
+
+        info = SimpleNamespace(siblings=there, sha="1234")
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    reader = make_reader(tokenizer=source)
+    if from_hub:
+        read = {"spiece.model", *beside} - {"config.json"}
+        assert {path.name for path in cache.iterdir()} == read
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(spiece))
+    for text in [*TEXTS, "a zebra \\n which?", "Red  circle."]:
+        assert reader.tokenizer(text)["input_ids"] == [*pieces.encode(text), 1], text
+    assert len(reader.tokenizer) == pieces.get_piece_size() + 100
+    assert reader.tokenizer.decode(pieces.encode("a red star")) == "a red star"
+    assert len(reader.read(QUESTIONS, CAPTIONS)) == len(QUESTIONS)
+
+
+def test_a_damaged_spiece_model_is_refused(spiece: Path, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(spiece.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"model\.reader\.tokenizer: .* is no T5 tokenizer"):
+        make_reader(tokenizer=str(tmp_path))
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows
-from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Companions, Heard
+from lavis_ext.distributed import peers
+from lavis_ext.distributed.peers import COMPUTING, LOADING, At, Heard, Peers
 from lavis_ext.distributed.process_group import at, greatest, process_group
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import Stepper
 from tests.launching import torchrun
 from tests.robustness.torture_jobs import Job
 from tests.runners.test_runner import TINY_MODEL, UNVALIDATED
@@ -38,8 +40,8 @@ def train(processes: int, options: list[str]) -> subprocess.CompletedProcess[str
 def test_two_processes_train_as_one_with_the_same_global_batch(
     tiny_options: list[str], tmp_path: Path
 ) -> None:
-    """DESIGN, trap 6: the job ends by itself after the last evaluation."""
-    logged, figures, predictions = [], [], []
+    """docs/traps.md, 6: the job ends by itself after the last evaluation."""
+    logged, metrics, predictions = [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes)
         done = train(
@@ -62,7 +64,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         (folder,) = output.iterdir()
         entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
         logged.append([entry["loss"] for entry in entries if entry["kind"] == "train"])
-        figures.append(json.loads((folder / "metrics.json").read_text()))
+        metrics.append(json.loads((folder / "metrics.json").read_text()))
         predictions.append(json.loads((folder / "testdev_predictions.json").read_text()))
         scores = json.loads((folder / "testdev_scores.json").read_text())
         assert scores["questions"] == scores["metrics"]["accuracy"]["count"] == len(predictions[-1])
@@ -70,7 +72,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert len(logged[0]) == STEPS
     assert logged[0] == pytest.approx(logged[1], abs=1e-4)
     for split in ("val", "testdev"):
-        assert figures[0][split] == pytest.approx(figures[1][split], abs=1e-3)
+        assert metrics[0][split] == pytest.approx(metrics[1][split], abs=1e-3)
     by_id = [{p["questionId"]: p["prediction"] for p in each} for each in predictions]
     assert len(by_id[1]) == len(predictions[1]), "a question was predicted twice"
     assert by_id[0].keys() == by_id[1].keys()
@@ -240,6 +242,36 @@ def test_one_process_that_ends_ends_the_job_with_its_error_first(
     assert "gloo" not in said
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_noticed_where_no_collective_waits_for_it(
+    pair: Callable[..., tuple[list[int], str]], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(peers, "MISSED_BEATS", 6)
+    monkeypatch.setattr(peers, "GRACE_SECONDS", 0.5)
+    started = time.monotonic()
+    codes, said = pair(
+        None, lambda: killed() if os.environ["RANK"] == str(rank) else time.sleep(60)
+    )
+    assert time.monotonic() - started < 30
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert codes[rank] == -signal.SIGKILL
+    assert f"rank {rank} has ended without a word, as if killed; this process" in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_for_a_while_ends_nothing(
+    pair: Callable[..., tuple[list[int], str]], rank: int
+) -> None:
+    def stop() -> None:
+        wake = f"sleep 3; kill -CONT {os.getpid()}"
+        subprocess.Popen(["sh", "-c", wake], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    codes, said = pair(rank, stop)
+    assert codes == [0, 0]
+    assert "ended" not in said
+
+
 def test_an_error_that_all_processes_raise_is_shown_once(
     pair: Callable[..., tuple[list[int], str]],
 ) -> None:
@@ -294,7 +326,7 @@ def test_one_process_that_can_read_nothing_takes_the_steps_with_the_others(
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     left_out = [line for line in lines if line["kind"] == "left_out"]
     assert {line["step"] for line in left_out} == {4, 5, 6}
-    assert 16 <= sum(len(line["question_ids"]) for line in left_out) <= 32
+    assert 16 <= sum(len(line["ids"]) for line in left_out) <= 32
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 10))
     assert "The folder doesn't answer." in said
 
@@ -338,19 +370,17 @@ def test_a_process_that_is_stopped_is_told_from_one_that_is_slow() -> None:
     assert "was loading data for step 3 when it was last heard of, 50 s ago" in str(stopped)
 
 
-def test_a_stranger_that_connects_ends_nothing() -> None:
-    store = torch.distributed.HashStore()
-    first = Companions(0, 2, store, "127.0.0.1")
-    port, _ = store.get("companions").decode().split()
-    for message in (b"hello\n", b'{"rank": 1, "token": "guessed"}\n', b"\xff\n", b"[1]\n"):
-        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-            stranger.sendall(message)
-            assert stranger.recv(99) == b""
-    second = Companions(1, 2, store, "127.0.0.1")
+def test_a_stranger_that_connects_to_the_store_ends_nothing() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    first = Peers(0, 2, store, host=0)
+    for message in (b"hello\n", b'{"rank": 1, "failed": "guessed"}\n', b"\xff\n", b"[1]\n"):
+        with socket.create_connection(("127.0.0.1", store.port)) as stranger:
+            stranger.sendall(99 * message)
+    second = Peers(1, 2, store, host=0)
     second.at = At(4, COMPUTING, time.monotonic())
     first.at = At(3, LOADING, time.monotonic())
     deadline = time.monotonic() + 10
-    while not (first.behind() and second.behind()) and time.monotonic() < deadline:
+    while not [*first.behind()] == [*second.behind()] == [0] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert list(first.behind()) == list(second.behind()) == [0]
     second.leave()

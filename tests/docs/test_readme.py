@@ -1,6 +1,7 @@
 """What the README shows works as it stands."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import torch
 import yaml
 
 from lavis_ext.config.loader import Config
+from lavis_ext.tasks.base import total_loss
 from tests.tiny import HEAD, make_model, make_samples
+
+pytestmark = pytest.mark.beyond_core
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    (found,) = re.findall(rf"```{language}[^\n]*\n(.*?)```", README, flags=re.DOTALL)
     return found
 
 
@@ -27,6 +31,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
 ) -> None:
     (tmp_path / "my_fusion.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_fusion", raising=False)
     shown = yaml.safe_load(block("yaml"))
     fusion = shown["model"]["fusion"]
     cfg = configured(
@@ -34,7 +39,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
     )
     assert (cfg.model.fusion.name, cfg.model.fusion.heads) == ("cross", 8)
     model = make_model({"answer": HEAD}, fusion)
-    model(make_samples())["loss"].backward()
+    total_loss(model(make_samples())).backward()
     gradient = model.fusion.gate.grad
     assert gradient is not None
     assert torch.any(gradient != 0)
@@ -51,3 +56,16 @@ def test_every_file_and_command_that_it_names_exists() -> None:
     for module in re.findall(r"python -m (lavis_ext[\w.]*)", README):
         file = PROJECT / Path(*module.split("."))
         assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
+def test_it_has_at_most_1500_words() -> None:
+    assert len(README.split()) <= 1500
+
+
+def test_each_trap_names_tests_that_exist() -> None:
+    traps = (PROJECT / "docs" / "traps.md").read_text(encoding="utf-8")
+    for section in traps.split("\n## ")[1:]:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", section)
+        assert named, section
+        for path, test in named:
+            assert f"def {test}(" in (PROJECT / path).read_text(encoding="utf-8"), (path, test)

@@ -82,7 +82,7 @@ def images() -> torch.Tensor:
 
 def scores(encoder: BlipEncoder, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return encoder.match(encoder.encode_image(images), encoder.pack(QUESTIONS))
+        return encoder.match(encoder.encode(images), encoder.pack(QUESTIONS))
 
 
 def read(encoder: BlipEncoder, questions: list[str]) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_a_question_scores_the_same_alone_and_beside_a_longer_one(
     encoder = build(vocab)
     together = scores(encoder, images)
     with torch.no_grad():
-        tokens = encoder.encode_image(images[:1])
+        tokens = encoder.encode(images[:1])
         alone = encoder.match(tokens, encoder.pack(QUESTIONS[:1]))
         short, padded = (read(encoder, questions) for questions in (QUESTIONS[:1], QUESTIONS))
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_enc_replaces_the_first_token_in_match_only(vocab: Path, images: torch.T
     replaced = kept.clone()
     replaced[:, 0] = len(WORDS) + 1
     with torch.no_grad():
-        tokens = plain.encode_image(images)
+        tokens = plain.encode(images)
         expected = plain.match(tokens, dataclasses.replace(packed, input_ids=replaced))
         torch.testing.assert_close(trained.match(tokens, packed), expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(read(trained, QUESTIONS), read(plain, QUESTIONS))
@@ -156,7 +156,7 @@ def test_gradient_reaches_the_tokens_through_frozen_weights(
     vocab: Path, images: torch.Tensor
 ) -> None:
     encoder = build(vocab).requires_grad_(False)
-    tokens = encoder.encode_image(images).requires_grad_()
+    tokens = encoder.encode(images).requires_grad_()
     logits = encoder.match(tokens, encoder.pack(QUESTIONS))
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), tokens)
     assert tokens.shape == (2, 1 + 16, 24)
@@ -214,12 +214,12 @@ def test_a_saved_tokenizer_gives_the_ids_of_its_vocab_file(vocab: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 33}, r"model\.blip\.image_size is 33.*multiple"),
-        ({"text_heads": 3}, r"model\.blip\.text_heads is 3.*divide"),
-        ({"vocab_size": len(WORDS)}, rf"model\.blip\.vocab_size is {len(WORDS)}.*needs"),
+        ({"image_size": 33}, r"blip\.image_size is 33.*multiple"),
+        ({"text_heads": 3}, r"blip\.text_heads is 3.*divide"),
+        ({"vocab_size": len(WORDS)}, rf"blip\.vocab_size is {len(WORDS)}.*needs"),
         ({"max_question_tokens": 21}, r"max_question_tokens is 21"),
         ({"first_token": "end"}, r"first_token is 'end'.*enc"),
-        ({"tokenizer": "no/such/folder/vocab.txt"}, r"model\.blip\.tokenizer"),
+        ({"tokenizer": "no/such/folder/vocab.txt"}, r"blip\.tokenizer"),
     ],
 )
 def test_wrong_configs_name_their_key(changes: dict, message: str, vocab: Path) -> None:
@@ -229,7 +229,7 @@ def test_wrong_configs_name_their_key(changes: dict, message: str, vocab: Path) 
 
 def test_images_of_another_size_are_refused(vocab: Path) -> None:
     with pytest.raises(UserError, match="40x32"):
-        build(vocab).encode_image(torch.zeros(1, 3, 40, 32))
+        build(vocab).encode(torch.zeros(1, 3, 40, 32))
 
 
 def test_defaults_are_the_published_base_model(vocab: Path) -> None:

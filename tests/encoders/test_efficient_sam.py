@@ -22,8 +22,8 @@ def test_embedding_is_the_authors() -> None:
     set_weights(encoder)
     images = torch.sigmoid(normal("ti256.image", (2, 3, 256, 256)))
     with torch.no_grad():
-        tokens = encoder.encode_image(images)
-    embedding = tokens.transpose(1, 2).unflatten(2, encoder.grid(256, 256))
+        tokens = encoder.encode(images)
+    embedding = tokens.transpose(1, 2).unflatten(2, encoder.grid_of(256, 256))
     expected = reference("efficient_sam", "embed")
     torch.testing.assert_close(embedding[:, ::8], expected, atol=1e-5, rtol=1e-5)
 
@@ -33,10 +33,10 @@ def test_uint8_and_unit_range_are_the_same_image() -> None:
     encoder = small()
     with torch.no_grad():
         torch.testing.assert_close(
-            encoder.encode_image(images), encoder.encode_image(images / 255), atol=1e-5, rtol=0
+            encoder.encode(images), encoder.encode(images / 255), atol=1e-5, rtol=0
         )
     with pytest.raises(TypeError, match="int64"):
-        encoder.encode_image(images.long())
+        encoder.encode(images.long())
 
 
 def test_tokens_lie_row_by_row_on_a_wide_grid() -> None:
@@ -47,8 +47,8 @@ def test_tokens_lie_row_by_row_on_a_wide_grid() -> None:
     with torch.no_grad():
         # Without attention, a patch reaches its own token and, through the neck, its neighbours.
         encoder.image_encoder.blocks[0].attn.proj.weight.zero_()
-        tokens, other = encoder.encode_image(image), encoder.encode_image(changed)
-    assert encoder.grid(48, 80) == (3, 5)
+        tokens, other = encoder.encode(image), encoder.encode(changed)
+    assert encoder.grid_of(48, 80) == (3, 5)
     assert tokens.shape == (1, 15, 256)
     moved = (tokens - other).abs().amax(dim=(0, 2)).unflatten(0, (3, 5)) > 1e-6
     expected = torch.zeros(3, 5, dtype=torch.bool)
@@ -58,14 +58,14 @@ def test_tokens_lie_row_by_row_on_a_wide_grid() -> None:
 
 def test_positions_matter_in_an_untrained_encoder() -> None:
     with torch.no_grad():
-        tokens = small().encode_image(torch.full((1, 3, 64, 64), 0.5))
+        tokens = small().encode(torch.full((1, 3, 64, 64), 0.5))
     assert tokens.std(dim=1).max() > 1e-2
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 60), (0, 16)])
 def test_sides_off_the_patch_grid_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=rf"{size[0]}x{size[1]}.*multiples of 16"):
-        small().encode_image(torch.zeros(1, 3, *size))
+        small().encode(torch.zeros(1, 3, *size))
 
 
 def test_the_authors_file_loads_whole_and_says_so(tmp_path: Path) -> None:
@@ -93,22 +93,22 @@ def test_an_image_encoder_alone_loads_where_that_is_asked_for(tmp_path: Path) ->
     )
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(loaded.encode_image(images), source.encode_image(images))
+        assert torch.equal(loaded.encode(images), source.encode(images))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 65}, r"model\.efficient_sam\.image_size is 65.*multiple"),
-        ({"heads": 5}, r"model\.efficient_sam\.heads is 5.*divide width 96"),
-        ({"neck_width": 40}, r"model\.efficient_sam\.decoder_heads is 8.*divide neck_width 40"),
-        ({"decoder_upscaling": []}, r"model\.efficient_sam\.decoder_upscaling is empty"),
+        ({"image_size": 65}, r"efficient_sam\.image_size is 65.*multiple"),
+        ({"heads": 5}, r"efficient_sam\.heads is 5.*divide width 96"),
+        ({"neck_width": 40}, r"efficient_sam\.decoder_heads is 8.*divide neck_width 40"),
+        ({"decoder_upscaling": []}, r"efficient_sam\.decoder_upscaling is empty"),
         (
             {"decoder_upscaling": [8, 0]},
-            r"model\.efficient_sam\.decoder_upscaling is 0.*at least 1",
+            r"efficient_sam\.decoder_upscaling is 0.*at least 1",
         ),
-        ({"iou_head_depth": 1}, r"model\.efficient_sam\.iou_head_depth is 1.*at least 2"),
-        ({"weights": "no/such/file.pt"}, r"model\.efficient_sam\.weights.*no/such/file\.pt"),
+        ({"iou_head_depth": 1}, r"efficient_sam\.iou_head_depth is 1.*at least 2"),
+        ({"weights": "no/such/file.pt"}, r"efficient_sam\.weights.*no/such/file\.pt"),
     ],
 )
 def test_wrong_configs_name_their_key(changes: dict, message: str) -> None:

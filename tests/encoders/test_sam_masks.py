@@ -37,7 +37,7 @@ def small(**changes: object) -> EfficientSam:
 def tokens_of(sam: EfficientSam, count: int, size: tuple[int, int] = SIZE) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return sam.encode_image(torch.rand(count, 3, *size, generator=generator))
+        return sam.encode(torch.rand(count, 3, *size, generator=generator))
 
 
 def predict(
@@ -69,7 +69,7 @@ def test_masks_and_their_predicted_ious_are_the_authors() -> None:
     labels = torch.tensor([[1, 1, 1], [1, 1, -1]])
     with torch.no_grad():
         logits, iou = sam.predict_masks(
-            sam.encode_image(images), (16, 16), (256, 256), points, labels, torch.arange(2)
+            sam.encode(images), (16, 16), (256, 256), points, labels, torch.arange(2)
         )
     assert logits.shape == (2, 3, 64, 64)
     masks = reference("efficient_sam", "masks")[:, 0]
@@ -210,7 +210,7 @@ def test_gradients_reach_whatever_is_read_and_the_image() -> None:
     sam = small()
     images = torch.rand(1, 3, *SIZE)
     prediction = sam.predict_masks(
-        sam.encode_image(images), GRID, SIZE, POINTS[:1], LABELS[:1], torch.tensor([0])
+        sam.encode(images), GRID, SIZE, POINTS[:1], LABELS[:1], torch.tensor([0])
     )
     loss_of(prediction, torch.zeros(16, 16)).backward()
     without = {name for name, parameter in sam.named_parameters() if parameter.grad is None}

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from lavis_ext.common.metrics import by_name
 from lavis_ext.datasets.gqa.question_table import QuestionTable
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
-from lavis_ext.evaluation.baselines import baseline_answers
-from lavis_ext.evaluation.figures import figures_of, lower_is_better
+from lavis_ext.evaluation.gqa.baselines import baseline_answers
+from lavis_ext.evaluation.gqa.metrics import IN_RUNS, SCORED, headline, metrics_of
+from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.evaluation.gqa.scores import score
-from lavis_ext.evaluation.predictions import write_predictions
-from lavis_ext.evaluation.table import figures_table, headline
+from lavis_ext.evaluation.table import metrics_table
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def table(tmp_path: Path) -> QuestionTable:
 NOWHERE = ScoringFiles(Path("no/choices.json"), Path("no/sceneGraphs.json"))
 
 
-def figures(table: QuestionTable, predictions: dict[str, str]) -> dict[str, float]:
-    return figures_of(score(GqaScorer(table, NOWHERE).outcomes(predictions), resamples=0))
+def metrics(table: QuestionTable, predictions: dict[str, str]) -> dict[str, float]:
+    return metrics_of(score(GqaScorer(table, NOWHERE).outcomes(predictions), resamples=0))
 
 
 def test_accuracy_overall_and_by_type(table: QuestionTable) -> None:
-    assert figures(table, {"01": "red", "02": "red", "03": "yes", "04": "no", "05": "no"}) == {
+    assert metrics(table, {"01": "red", "02": "red", "03": "yes", "04": "no", "05": "no"}) == {
         "answer_accuracy": 0.75,
         "answer_accuracy_binary": 1.0,
         "answer_accuracy_open": 0.5,
@@ -64,7 +65,7 @@ def test_baselines_come_from_the_training_answers(table: QuestionTable) -> None:
         ("yes", "blue"), overall="yes", by_form={forms["01"]: "blue", forms["03"]: "no"}
     )
     right = {
-        name: figures(table, answers)["answer_accuracy"]
+        name: metrics(table, answers)["answer_accuracy"]
         for name, answers in baseline_answers(table, vocabulary).items()
     }
     assert right == {"overall": 0.25, "form": 0.5}
@@ -85,11 +86,13 @@ def test_a_missing_file_is_a_reason_and_no_error(table: QuestionTable) -> None:
     assert "nothing of what they entail" in outcomes.not_computed["consistency"]
 
 
-def test_losses_and_the_distribution_are_better_when_lower() -> None:
-    assert lower_is_better("itm_loss")
-    assert lower_is_better("distribution")
-    assert not lower_is_better("answer_accuracy")
-    assert not lower_is_better("consistency")
+def test_every_metric_that_scores_give_is_declared_with_its_direction(table: QuestionTable) -> None:
+    declared = by_name(SCORED)
+    found = metrics(table, {"01": "red", "02": "red", "03": "yes", "04": "no"})
+    assert found.keys() <= declared.keys()
+    assert {*IN_RUNS.values()} <= declared.keys()
+    assert [name for name, each in declared.items() if each.better == "min"] == ["distribution"]
+    assert [name for name, each in declared.items() if each.unit != "share"] == ["distribution"]
 
 
 def test_predictions_are_in_the_leaderboards_format(tmp_path: Path) -> None:
@@ -100,8 +103,10 @@ def test_predictions_are_in_the_leaderboards_format(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
 
 
-def test_the_table_has_a_row_a_figure_and_percentages() -> None:
-    text = figures_table({"val": {"answer_accuracy": 0.5}, "testdev": {"loss": 1.25, "count": 3.0}})
+def test_the_table_has_a_row_a_metric_and_percentages() -> None:
+    text = metrics_table(
+        {"val": {"answer_accuracy": 0.5}, "testdev": {"loss": 1.25, "count": 3.0}}, by_name(SCORED)
+    )
     assert [line.split() for line in text.splitlines()] == [
         ["val", "testdev"],
         ["answer_accuracy", "50.0", "%", "-"],
@@ -111,10 +116,10 @@ def test_the_table_has_a_row_a_figure_and_percentages() -> None:
 
 
 def test_the_headline_holds_accuracy_against_the_better_baseline() -> None:
-    figures = {"answer_accuracy": 0.5, "baseline_form": 0.35, "baseline_overall": 0.2}
-    assert headline("testdev", figures) == (
+    found = {"answer_accuracy": 0.5, "baseline_form": 0.35, "baseline_overall": 0.2}
+    assert headline("testdev", found) == (
         "testdev: 50.0 % answered right, 15.0 points above the most frequent answer to the form of "
         "question"
     )
-    assert "5.0 points below" in headline("val", {**figures, "baseline_form": 0.55})
+    assert "5.0 points below" in headline("val", {**found, "baseline_form": 0.55})
     assert headline("test", {"loss": 1.0}) == ""

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.evaluation.gqa.outcomes import judge
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
+from lavis_ext.evaluation.gqa.reported import reported
+from lavis_ext.evaluation.gqa.result import SplitResult, Trace
 from lavis_ext.evaluation.gqa.scores import score
 from lavis_ext.evaluation.report.__main__ import main
 from lavis_ext.evaluation.report.confusions import confusions
@@ -20,9 +23,10 @@ from lavis_ext.evaluation.report.content import ReportedSplit, report_content
 from lavis_ext.evaluation.report.curves import MOST_POINTS, read_curves
 from lavis_ext.evaluation.report.page import page, write_report
 from lavis_ext.evaluation.report.thumbnails import thumbnails
-from lavis_ext.evaluation.result import SplitResult, Trace
 from tests.browser import Page, browser_page, find_browser
 from tests.gqa_rule import write_files
+
+pytestmark = pytest.mark.beyond_core
 
 EXAMPLES = 2000
 IMAGES = 150
@@ -92,9 +96,12 @@ def large(photographs: ImageFolder, tmp_path_factory: pytest.TempPathFactory) ->
     result, texts = result_of(EXAMPLES)
     other, other_texts = result_of(60, seed=1)
     splits = {
-        "testdev": ReportedSplit({"loss": 1.25}, result, texts, photographs),
-        "val": ReportedSplit({}, other, other_texts, photographs),
-        "pointing": ReportedSplit({"pointing_accuracy": 0.5}),
+        "testdev": reported("testdev", {"loss": 1.25}, result, texts, photographs),
+        "val": reported("val", {}, other, other_texts, photographs),
+        "pointing": ReportedSplit(
+            {"pointing_accuracy": 0.5, "loss": 1.25},
+            {"pointing_accuracy": Metric("pointing_accuracy", "share")},
+        ),
     }
     path = folder / "report.html"
     write_report(path, report_content("a run", {"task": "tests"}, splits, log))
@@ -132,7 +139,7 @@ def test_thumbnails_share_a_limit_and_an_unreadable_image_is_left_out(
 def test_texts_from_data_cannot_leave_the_json(tmp_path: Path) -> None:
     result, _ = result_of(1)
     (question,) = result.shown
-    split = ReportedSplit({NASTY: 1.0}, result, {question: NASTY})
+    split = reported("val", {NASTY: 1.0}, result, {question: NASTY}, None)
     html = page(report_content(NASTY, {NASTY: NASTY}, {NASTY: split}))
     assert html.count("<script") == 2
     assert html.count("</script>") == 2
@@ -142,12 +149,12 @@ def test_texts_from_data_cannot_leave_the_json(tmp_path: Path) -> None:
     assert content_of(path)["splits"][0]["examples"][0]["question"] == NASTY
 
 
-def test_figures_that_are_no_numbers_are_left_empty() -> None:
+def test_values_that_are_no_numbers_are_left_empty() -> None:
     """An interval is NaN where no resample has such a question."""
     result, texts = result_of(3)
-    figure = result.scores.metrics["accuracy"]
-    object.__setattr__(figure, "low", float("nan"))
-    content = report_content("a", {}, {"val": ReportedSplit({}, result, texts)})
+    score_of_all = result.scores.metrics["accuracy"]
+    object.__setattr__(score_of_all, "low", float("nan"))
+    content = report_content("a", {}, {"val": reported("val", {}, result, texts, None)})
     assert content["splits"][0]["metrics"][0]["low"] is None
     page(content)
 
@@ -173,6 +180,91 @@ def test_curves_come_from_the_log_and_the_last_line_of_a_step_counts(large: Path
     log.write_text("\n".join(map(json.dumps, lines)))
     assert read_curves(log)[0]["series"] == {"train": [[1, 1.0]]}
     assert read_curves(large.parent / "none.jsonl") == []
+
+
+def log_of(path: Path, *entries: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+def test_curves_are_of_the_declared_metrics_the_selecting_one_after_the_loss(
+    tmp_path: Path,
+) -> None:
+    told = [["loss", "", "min"], ["top5", "share", "max"], ["top1", "share", "max"]]
+    values = {"time": 1.0, "epoch": 0, "loss": 2.0, "lr": 0.1, "top1": 0.5, "top5": 0.7, "x": 3.0}
+    declared = {"kind": "declared", "step": 0, "metrics": told}
+    steps = [{"kind": "train", "step": step, **values} for step in (1, 2)]
+    charts = read_curves(log_of(tmp_path / "log.jsonl", declared, *steps), metric="top1")
+    assert [(chart["name"], chart["unit"]) for chart in charts] == [
+        ("loss", ""),
+        ("top1", "share"),
+        ("top5", "share"),
+        ("lr", ""),
+    ], "what isn't declared, x, has no chart"
+    older = log_of(tmp_path / "older.jsonl", *steps)
+    named = {"top1": Metric("top1", "share")}
+    units = {chart["name"]: chart["unit"] for chart in read_curves(older, named)}
+    assert units == {"loss": "", "lr": "", "top1": "share", "top5": "", "x": ""}
+
+
+def test_a_declaration_of_another_form_is_passed_over(tmp_path: Path) -> None:
+    wrong = [{"metrics": 1}, {"metrics": [["loss"], [1, 2, 3], None]}, {}]
+    entries = [{"kind": "declared", "step": 0, **each} for each in wrong]
+    log = log_of(tmp_path / "log.jsonl", *entries, {"kind": "train", "step": 1, "loss": 1.0})
+    assert [chart["name"] for chart in read_curves(log)] == ["loss"]
+
+
+def test_a_blind_guess_is_drawn_in_the_chart_of_accuracy(tmp_path: Path) -> None:
+    result, texts = result_of(3)
+    entries: list[dict[str, Any]] = [
+        {"kind": "train", "step": step, "answer_accuracy": 0.5} for step in (1, 2)
+    ]
+    entries += [
+        {"kind": "val", "step": step, "answer_accuracy": 0.4, "baseline_form": 0.3}
+        for step in (1, 2)
+    ]
+    log = log_of(tmp_path / "log.jsonl", *entries)
+    split = reported("val", {}, result, texts, None)
+    (chart,) = report_content("a run", {}, {"val": split}, log)["curves"]
+    assert chart["unit"] == "share"
+    assert chart["series"]["baseline, by form"] == [[1, 0.3], [2, 0.3]]
+    assert chart["overlaid"] == ["baseline, by form"]
+
+
+def classified(photographs: ImageFolder) -> ReportedSplit:
+    """The split of an image classifier: no questions, no intervals, no heat maps."""
+    declared = [Metric("loss", better="min"), Metric("top1", "share"), Metric("ece", "percent")]
+    examples = [
+        {
+            "id": f"image{number}",
+            "image": f"image{number}",
+            "prediction": "cat" if number % 3 else "dog",
+            "answer": "cat",
+        }
+        for number in range(9)
+    ]
+    return ReportedSplit(
+        {"loss": 0.25, "top1": 0.875, "ece": 3.5},
+        by_name(declared),
+        note="9 images of two classes.",
+        headline="8 of 9 are right",
+        examples=examples,
+        images=photographs,
+        extra={"noun": "image", "count": 90},
+    )
+
+
+def test_a_task_without_questions_has_a_page(photographs: ImageFolder) -> None:
+    content = report_content("classes", {}, {"test": classified(photographs)})
+    (split,) = content["splits"]
+    assert [(row["name"], row["value"]) for row in split["metrics"]] == [("top1", 0.875)]
+    assert split["others"] == [["loss", "0.2500"], ["ece", "3.5 %"]]
+    assert content["images"].keys() == {f"image{number}" for number in range(9)}
+    assert content["heatColours"] == []
+    assert split["breakdowns"] == []
+    bare = report_content("loss alone", {}, {"val": ReportedSplit({"loss": 1.0})})
+    assert bare["splits"][0]["metrics"] == []
+    page(bare)
 
 
 def test_the_command_writes_the_page_of_anyones_predictions(
@@ -316,7 +408,9 @@ def test_another_split_is_shown(opened: Page) -> None:
     assert opened.run(COUNT).startswith("60 of 60")
     opened.run("document.querySelector('#splits button[value=pointing]').click()")
     assert opened.run("document.getElementById('examples').hidden")
-    assert "50.0 %" in opened.run("document.getElementById('others-list').textContent")
+    assert "50.0 %" in opened.run("document.getElementById('metrics-table').textContent")
+    assert "1.2500" in opened.run("document.getElementById('others-list').textContent")
+    assert opened.run("document.getElementById('kinds').hidden")
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -344,7 +438,7 @@ def test_texts_from_data_are_shown_and_never_run(browser: Page, tmp_path: Path) 
     result = SplitResult(
         result.outcomes, result.scores, result.baselines, result.shown, {shown: hostile}
     )
-    split = ReportedSplit({NASTY: 1.0}, result, {shown: NASTY})
+    split = reported("val", {NASTY: 1.0}, result, {shown: NASTY}, None)
     path = tmp_path / "report.html"
     write_report(path, report_content("title", {NASTY: NASTY}, {"val": split}))
     browser.complaints.clear()
@@ -354,4 +448,27 @@ def test_texts_from_data_are_shown_and_never_run(browser: Page, tmp_path: Path) 
     assert browser.run("document.querySelector('.card h3').textContent") == NASTY
     assert browser.run("document.querySelectorAll('script').length") == 2
     assert browser.run("document.querySelectorAll('[onerror]').length") == 0
+    assert browser.complaints == []
+
+
+def test_the_page_of_a_classifier_speaks_of_no_questions(
+    browser: Page, photographs: ImageFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, report_content("classes", {}, {"test": classified(photographs)}))
+    browser.complaints.clear()
+    browser.open(path)
+    browser.wait(f"{CARDS} === 9")
+    words = browser.run("document.body.innerText").lower()
+    assert "question" not in words
+    assert "heat" not in words
+    assert "baseline" not in words
+    assert "drawn at random from 90 images" in words
+    assert browser.run("document.querySelectorAll('.card.wrong').length") == 3
+    assert browser.run("document.querySelector('.card h3').textContent") == "Image image0"
+    assert "dog (wrong)" in browser.run("document.querySelector('.card').textContent")
+    assert browser.run("document.querySelectorAll('label.kind').length") == 0
+    assert "question" not in browser.run("document.getElementById('search').placeholder")
+    choose(browser, "document.querySelector('#outcome input[value=wrong]')", "wrong")
+    assert browser.run(COUNT).startswith("3 of 9 examples")
     assert browser.complaints == []

@@ -23,19 +23,22 @@ from torch import nn
 from lavis_ext.common import locks
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.base import StoredTokens
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import FusionSamples, GqaFusionDataset
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.extract import main
-from lavis_ext.features.precision import bytes_a_token, compressed, pooled, restored
+from lavis_ext.features.precision import bytes_a_token, compressed, pooled
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
-from lavis_ext.runners.freezing import freeze_all_but
-from lavis_ext.runners.launch import describe, started
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
+from lavis_ext.runners.dry_run import describe
+from lavis_ext.runners.freezing import freeze_all_but, trained_patterns
+from lavis_ext.runners.launch import started
+from lavis_ext.tasks.base import total_loss
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import make_model
@@ -43,7 +46,7 @@ from tests.tiny import make_model
 PROJECT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OBJECTIVES = {"itm": None, "answer": {"width": 32, "layers": 1, "dropout": 0.0}}
-RANDOM = FusionImageConfig(grid_size=32, segmentation_size=32, crop=0.5, jitter=0.4)
+RANDOM = StreamImagesConfig(sizes={"grid": 32, "segmentation": 32}, crop=0.5, jitter=0.4)
 
 
 class Run:
@@ -55,11 +58,11 @@ class Run:
 
     def model(self, seed: int = 0, fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
         model = make_model(OBJECTIVES, fusion, seed).eval()
-        freeze_all_but(model, ["fusion.*"])
+        freeze_all_but(model, trained_patterns(model, None))
         return model
 
     def datasets(self) -> dict[str, GqaFusionDataset]:
-        size = {"name": "fusion_image", "grid_size": 32, "segmentation_size": 32}
+        size = {"name": "stream_images", "sizes": {"grid": 32, "segmentation": 32}}
         section = {
             "type": "mini",
             "mini_gqa": {"root": str(self.data), "images": 40},
@@ -113,7 +116,7 @@ def made(run: Run, undisturbed: Run) -> Run:
     return run
 
 
-def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> FusionSamples:
+def batch(dataset: GqaFusionDataset, epoch: int = 0, count: int = 12) -> QuestionBatch:
     rows = np.arange(count) * (len(dataset) // count)
     found = dataset.__getitems__(BatchRows(rows, epoch, count))
     assert isinstance(found, dict), found
@@ -132,9 +135,9 @@ def test_loss_and_gradients_of_stored_features_are_those_of_the_images(
         if stored:
             run.features(datasets, model, dtype=dtype, make=True).use(CPU, 0)
         samples = batch(datasets["train"])
-        assert ("grid_image" in samples) != stored
+        assert ("images" in samples) != stored
         model.zero_grad()
-        loss = model(samples)["loss"]
+        loss = total_loss(model(samples))
         loss.backward()
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         found.append((loss.item(), torch.cat(gradients)))
@@ -149,12 +152,12 @@ def test_a_run_makes_its_features_first_and_trains_as_with_images(
     """On two processes too, and the stores of both are equal byte for byte."""
     frozen = [*tiny_options, *TINY_MODEL, "run.trainable=[fusion.*]", "run.max_steps=3"]
     stored = ["run.features.dtype=fp32", "run.features.images_per_shard=4"]
-    figures = []
+    metrics = []
     for root in (None, tmp_path / "one"):
         options = [f"run.features.root={root}", "run.features.make=true", *stored] if root else []
         with started(configured(*frozen, *options), ["train", "val", "testdev"]) as runner:
-            figures.append(runner.train())
-    live, read = figures
+            metrics.append(runner.train())
+    live, read = metrics
     assert read["testdev"] == pytest.approx(live["testdev"], abs=1e-5)
     (tmp_path / "output").rename(tmp_path / "earlier")
     done = torchrun(
@@ -391,10 +394,10 @@ def test_a_changed_image_is_noticed_and_a_copied_one_is_not(made: Run, tmp_path:
     with pytest.raises(UserError, match=f"has an earlier state of 1 of .*{image}"):
         made.features().use(CPU, 0)
     before = {path.name for path in made.shards()}
-    seen = model.encode(train[0]).grid_tokens
+    seen = model.encode(train[0])["grid"].values
     made.features(datasets, model, make=True).use(CPU, 0)
     assert len(before - {path.name for path in made.shards()}) == 1, "one shard is made anew"
-    assert torch.allclose(model.encode(train[0]).grid_tokens, seen, atol=0.05)
+    assert torch.allclose(model.encode(train[0])["grid"].values, seen, atol=0.05)
 
 
 def test_an_image_that_changes_meanwhile_is_not_taken_for_what_it_was(
@@ -428,9 +431,9 @@ def test_a_store_grows_by_the_images_of_another_run(run: Run) -> None:
 
 def test_encoders_that_are_trained_have_no_stored_features(run: Run) -> None:
     model = run.model()
-    freeze_all_but(model, ["fusion.*", "blip.blip.text_encoder.*"])
+    freeze_all_but(model, ["fusion.*", "streams.grid.blip.text_encoder.*"])
     run.features(model=model)
-    freeze_all_but(model, ["fusion.*", "efficient_sam.*"])
+    freeze_all_but(model, ["fusion.*", "streams.segmentation.*"])
     with pytest.raises(UserError, match=r"run\.trainable lets the encoder of the segmentation"):
         run.features(model=model)
 
@@ -459,7 +462,7 @@ def test_a_fusion_that_reads_one_stream_stores_and_reads_that_alone(run: Run) ->
     model = run.model(fusion={"name": "grid_only"})
     run.features(datasets, model, make=True).use(CPU, 0)
     assert set(run.stores()) == {"grid"}
-    assert not any(name.startswith("segmentation") for name in batch(datasets["train"]))
+    assert set(batch(datasets["train"])["tokens"]) == {"grid"}
     before = run.contents()
     run.features(make=True).use(CPU, 0)  # both streams: the first is there already
     assert set(run.stores()) == {"grid", "segmentation"}
@@ -470,10 +473,10 @@ def test_pooled_tokens_are_a_smaller_grid_that_trains_and_validates(run: Run) ->
     datasets, model = run.datasets(), run.model()
     run.features(datasets, model, pooling=2, make=True).use(CPU, 0)
     samples = batch(datasets["train"])
-    assert samples["grid_tokens"].shape[1] == 1 + 2 * 2  # of 4x4 patches
-    assert samples["segmentation_tokens"].shape[1] == 1  # of 2x2
+    assert samples["tokens"]["grid"].values.shape[1] == 1 + 2 * 2  # of 4x4 patches
+    assert samples["tokens"]["segmentation"].values.shape[1] == 1  # of 2x2
     assert model.fuse(samples).shape[1] == 5
-    assert model(samples)["loss"].isfinite()
+    assert total_loss(model(samples)).isfinite()
     with pytest.raises(UserError, match=r"pooling is 4; it must divide the segmentation"):
         run.features(pooling=4)
 
@@ -482,8 +485,8 @@ def test_pooling_averages_squares_and_keeps_the_class_token() -> None:
     tokens = torch.arange(1 + 2 * 4, dtype=torch.float32)[None, :, None]
     # 1 2 3 4
     # 5 6 7 8
-    assert pooled(tokens, (2, 4), 2, class_token=True).flatten().tolist() == [0, 3.5, 5.5]
-    assert pooled(tokens[:, 1:], (2, 4), 2, class_token=False).flatten().tolist() == [3.5, 5.5]
+    assert pooled(tokens, (2, 4), 2, prefix=1).flatten().tolist() == [0, 3.5, 5.5]
+    assert pooled(tokens[:, 1:], (2, 4), 2, prefix=0).flatten().tolist() == [3.5, 5.5]
 
 
 def test_eight_bits_are_within_half_a_step_of_each_tokens_own_scale() -> None:
@@ -492,7 +495,10 @@ def test_eight_bits_are_within_half_a_step_of_each_tokens_own_scale() -> None:
     stored = compressed(tokens, "int8")
     assert stored["tokens"].dtype == torch.int8
     step = tokens.abs().amax(-1, keepdim=True) / 127
-    assert ((restored(**stored) - tokens).abs() <= 0.5001 * step).all()
+    assert (
+        (StoredTokens(stored["tokens"], stored["scales"], (1, 5)).restored() - tokens).abs()
+        <= 0.5001 * step
+    ).all()
     assert stored["tokens"].nbytes + stored["scales"].nbytes == 15 * bytes_a_token(16, "int8")
 
 
@@ -504,7 +510,7 @@ def test_what_a_dtype_cannot_hold_is_refused() -> None:
 
 
 def random_views(datasets: dict[str, GqaFusionDataset]) -> dict[str, GqaFusionDataset]:
-    datasets["train"].vis_processor = FusionImageProcessor(RANDOM)
+    datasets["train"].processor = StreamImagesProcessor(RANDOM)
     return datasets
 
 
@@ -520,21 +526,23 @@ def test_stored_views_are_chosen_by_image_and_epoch_alone(run: Run) -> None:
         image = int(whole["image_index"][4])
         alone = train.__getitems__(BatchRows(np.array([4 * (len(train) // 12)]), epoch, 1))
         assert isinstance(alone, dict)
-        assert torch.equal(whole["grid_tokens"][image], alone["grid_tokens"][0])
-        seen[epoch] = whole["grid_tokens"][image]
-        dropped = (whole["grid_tokens"] == 0).all(dim=-1)
+        assert torch.equal(whole["tokens"]["grid"].values[image], alone["tokens"]["grid"].values[0])
+        seen[epoch] = whole["tokens"]["grid"].values[image]
+        dropped = (whole["tokens"]["grid"].values == 0).all(dim=-1)
         assert not dropped[:, 0].any(), "class tokens stay"
         assert 0.1 < dropped[:, 1:].float().mean() < 0.5
     assert not torch.equal(seen[0], seen[1])
     val = datasets["val"]
-    assert torch.equal(batch(val, 0, 4)["grid_tokens"], batch(val, 1, 4)["grid_tokens"])
-    assert not (batch(val, 0, 4)["grid_tokens"] == 0).all(dim=-1).any()
+    assert torch.equal(
+        batch(val, 0, 4)["tokens"]["grid"].values, batch(val, 1, 4)["tokens"]["grid"].values
+    )
+    assert not (batch(val, 0, 4)["tokens"]["grid"].values == 0).all(dim=-1).any()
 
 
 def test_several_views_are_stored_and_all_of_them_used(run: Run) -> None:
     datasets = random_views(run.datasets())
     run.features(datasets, views=3, make=True).use(CPU, 0)
-    tokens = [batch(datasets["train"], epoch, 1)["grid_tokens"] for epoch in range(16)]
+    tokens = [batch(datasets["train"], epoch, 1)["tokens"]["grid"].values for epoch in range(16)]
     different = {each.float().sum().item() for each in tokens}
     assert len(different) == 3
 
@@ -548,7 +556,7 @@ def test_views_need_a_processor_that_draws_and_the_other_way_round(run: Run) -> 
 
 def test_live_augmentation_follows_image_and_epoch(run: Run) -> None:
     train = random_views(run.datasets())["train"]
-    first, again, later = (batch(train, epoch)["grid_image"] for epoch in (0, 0, 1))
+    first, again, later = (batch(train, epoch)["images"]["grid"] for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
     assert first.shape[1:] == (3, 32, 32)

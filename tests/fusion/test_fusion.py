@@ -11,15 +11,17 @@ from torch import nn
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
+from lavis_ext.encoders.base import Tokens
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
 from lavis_ext.fusion.network import FusionNetwork
-from lavis_ext.fusion.stream_adapter import resize_grid
+from lavis_ext.fusion.stream_adapter import StreamLayout, resize_grid
 from lavis_ext.registry import registry
 
 GRID_WIDTH, SEGMENTATION_WIDTH = 16, 12
 DIFNET = {"lf": 1, "t": 2, "n": 3, "heads": 4, "d_ff": 32, "dropout": 0.0}
 OPTIONS = {"difnet": DIFNET, "sum": {}, "segmentation_only": {}}
-FUSIONS = ["difnet", "sum", "grid_only", "segmentation_only"]
+FUSIONS = ["difnet", "sum", "first_only", "others_only"]
+OLD_FUSIONS = ["grid_only", "segmentation_only"]
 
 
 def build(name: str = "difnet", grid_size: tuple[int, int] = (4, 4), **options: object):
@@ -27,10 +29,24 @@ def build(name: str = "difnet", grid_size: tuple[int, int] = (4, 4), **options: 
     section = {"name": name, **OPTIONS.get(name, {}), **options}
     return FusionNetwork(
         typed(registry.get_fusion_class(name).Config, section, "model.fusion"),
-        grid_width=GRID_WIDTH,
-        grid_size=grid_size,
-        segmentation_width=SEGMENTATION_WIDTH,
+        {
+            "grid": StreamLayout(GRID_WIDTH, grid_size, 1),
+            "segmentation": StreamLayout(SEGMENTATION_WIDTH, (4, 4), 0),
+        },
     )
+
+
+def given(
+    grid: torch.Tensor,
+    segmentation: torch.Tensor | None = None,
+    cells: tuple[int, int] = (4, 4),
+    grid_size: tuple[int, int] = (4, 4),
+) -> dict[str, Tokens]:
+    """What encoders would give."""
+    streams = {"grid": Tokens(grid, grid_size, 1)}
+    if segmentation is not None:
+        streams["segmentation"] = Tokens(segmentation, cells, 0)
+    return streams
 
 
 def tokens(cells: int = 16, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +62,7 @@ def train_a_step(network: FusionNetwork, learning_rate: float = 0.1) -> None:
     grid, segmentation = tokens()
     optimizer = torch.optim.SGD(network.parameters(), learning_rate)
     optimizer.zero_grad()
-    (network(grid, segmentation, (4, 4)) * tokens(seed=2)[0]).sum().backward()
+    (network(given(grid, segmentation)) * tokens(seed=2)[0]).sum().backward()
     optimizer.step()
 
 
@@ -55,7 +71,7 @@ def train_a_step(network: FusionNetwork, learning_rate: float = 0.1) -> None:
 def test_the_gate_starts_at_exactly_blip(name: str, d_model: int | None) -> None:
     network = build(name, d_model=d_model)
     grid, segmentation = tokens()
-    assert torch.equal(network(grid, segmentation, (4, 4)), grid)
+    assert torch.equal(network(given(grid, segmentation)), grid)
 
 
 def test_gradients_reach_difnet_once_the_gate_has_moved() -> None:
@@ -90,9 +106,9 @@ def test_the_segmentation_stream_is_used(name: str) -> None:
     network = build(name, gate=False).eval()
     grid, segmentation = tokens()
     other = tokens(seed=3)[1]
-    fused = network(grid, segmentation, (4, 4))
+    fused = network(given(grid, segmentation))
     assert fused.shape == grid.shape
-    assert (fused - network(grid, other, (4, 4))).abs().amax(dim=(0, 2))[1:].min() > 1e-3
+    assert (fused - network(given(grid, other))).abs().amax(dim=(0, 2))[1:].min() > 1e-3
 
 
 def test_the_streams_are_told_apart() -> None:
@@ -100,7 +116,7 @@ def test_the_streams_are_told_apart() -> None:
     # With other norms for each stream, as training makes them.
     with torch.no_grad():
         network.encoder.layers[0].lnorm1.weight.mul_(2)
-    grid, segmentation = network.adapter(*tokens(), (4, 4))
+    grid, segmentation = network.adapter(given(*tokens()))
     difference = network.encoder(grid, segmentation) - network.encoder(segmentation, grid)
     assert difference.abs().max() > 1e-2
 
@@ -108,15 +124,15 @@ def test_the_streams_are_told_apart() -> None:
 def test_segmentation_only_does_not_read_the_grid_stream() -> None:
     network = build("segmentation_only").eval()
     (grid, segmentation), (other, _) = tokens(), tokens(seed=4)
-    assert network.streams == ("segmentation",)
-    assert torch.equal(network(grid, segmentation, (4, 4)), network(other, segmentation, (4, 4)))
+    assert network.reads == ["segmentation"]
+    assert torch.equal(network(given(grid, segmentation)), network(given(other, segmentation)))
 
 
 def test_grid_only_needs_no_second_stream_and_trains_nothing() -> None:
     network = build("grid_only")
     grid, _ = tokens()
-    assert network.streams == ("grid",)
-    assert network(grid) is grid
+    assert network.reads == ["grid"]
+    assert network(given(grid)) is grid
     assert list(network.parameters()) == []
 
 
@@ -143,7 +159,7 @@ def test_grid_only_gives_blips_own_scores(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     input_ids, mask = blip.tokenize(["red dog", "dog"])
     with torch.no_grad():
-        fused = build("grid_only")(blip.encode_image(images))
+        fused = build("grid_only")({"grid": blip(images)})
         whole = blip.blip(
             input_ids=input_ids, pixel_values=blip.normalise(images), attention_mask=mask
         )
@@ -155,7 +171,7 @@ def test_grid_only_gives_blips_own_scores(tmp_path: Path) -> None:
 def weighted_sum() -> Iterator[str]:
     @dataclass
     class WeightedSumConfig(FusionConfig):
-        start: float = option(0.5, "weight of the segmentation stream at the start")
+        start: float = option(0.5, "weight of the others at the start")
 
     @registry.register_fusion("weighted_sum")
     class WeightedSum(FusionEncoder):
@@ -165,8 +181,8 @@ def weighted_sum() -> Iterator[str]:
             super().__init__(config, d_model)
             self.weight = nn.Parameter(torch.tensor(config.start))
 
-        def forward(self, grid_tokens: torch.Tensor, segmentation_tokens: torch.Tensor):
-            return grid_tokens + self.weight * segmentation_tokens
+        def forward(self, first: torch.Tensor, *others: torch.Tensor):
+            return first + self.weight * sum(others)
 
     yield "weighted_sum"
     del registry.mapping["fusion_name_mapping"]["weighted_sum"]
@@ -175,13 +191,37 @@ def weighted_sum() -> Iterator[str]:
 def test_a_fusion_of_ones_own(weighted_sum: str) -> None:
     network = build(weighted_sum, start=0.25)
     grid, segmentation = tokens()
-    assert torch.equal(network(grid, segmentation, (4, 4)), grid)
+    assert torch.equal(network(given(grid, segmentation)), grid)
     train_a_step(network)
     train_a_step(network)
     assert network.encoder.weight != 0.25
     plain = build(weighted_sum, start=0.25, gate=False)
-    _, adapted = plain.adapter(grid, segmentation, (4, 4))
-    torch.testing.assert_close(plain(grid, segmentation, (4, 4)), grid + 0.25 * adapted)
+    _, adapted = plain.adapter(given(grid, segmentation))
+    torch.testing.assert_close(plain(given(grid, segmentation)), grid + 0.25 * adapted)
+
+
+@pytest.mark.parametrize("name", ["difnet", "sum", "others_only"])
+def test_a_third_stream_is_read_beside_the_two(name: str) -> None:
+    torch.manual_seed(0)
+    section = {"name": name, **OPTIONS.get(name, {}), "gate": False}
+    network = FusionNetwork(
+        typed(registry.get_fusion_class(name).Config, section, "model.fusion"),
+        {
+            "grid": StreamLayout(GRID_WIDTH, (4, 4), 1),
+            "segmentation": StreamLayout(SEGMENTATION_WIDTH, (4, 4), 0),
+            "third": StreamLayout(6, (2, 2), 2),
+        },
+    ).eval()
+    two = given(*tokens())
+    fused = [
+        network({**two, "third": Tokens(torch.full((2, 6, 6), value), (2, 2), 2)})
+        for value in (0.0, torch.rand(1).item())
+    ]
+    fused.append(network({**two, "third": Tokens(torch.randn(2, 6, 6), (2, 2), 2)}))
+    assert fused[0].shape == two["grid"].values.shape
+    assert not torch.allclose(fused[0], fused[2])
+    fused[2].sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
 
 
 # --- bringing the streams together ---------------------------------------------------------------
@@ -218,24 +258,24 @@ def test_shrinking_loses_no_token() -> None:
 def test_a_wide_segmentation_grid_meets_a_tall_grid() -> None:
     network = build(gate=False, grid_size=(8, 2)).eval()
     grid, segmentation = tokens(cells=15)
-    assert network(grid, segmentation, (3, 5)).shape == grid.shape
-    with pytest.raises(ValueError, match="15 tokens are no grid of 4x4"):
-        network(grid, segmentation, (4, 4))
+    assert network(given(grid, segmentation, (3, 5), (8, 2))).shape == grid.shape
+    with pytest.raises(UserError, match=r"has 15 tokens.*4x4 are 16"):
+        network(given(grid, segmentation, (4, 4), (8, 2)))
 
 
 def test_a_stream_of_another_size_or_none_is_refused() -> None:
     grid, segmentation = tokens()
     with pytest.raises(UserError, match=r"has 10 tokens.*4x4 are 17"):
-        build()(grid[:, :10], segmentation, (4, 4))
-    with pytest.raises(UserError, match="reads the segmentation stream"):
-        build()(grid)
+        build()(given(grid[:, :10], segmentation))
+    with pytest.raises(UserError, match="reads the stream 'segmentation'"):
+        build()(given(grid))
 
 
 # --- configs -------------------------------------------------------------------------------------
 
 
 def test_all_fusions_are_registered() -> None:
-    assert set(FUSIONS) <= set(registry.list_fusions())
+    assert {*FUSIONS, *OLD_FUSIONS} <= set(registry.list_fusions())
     assert all(registry.get_fusion_class(name).Config().name == name for name in FUSIONS)
 
 

@@ -5,6 +5,7 @@ import json
 import pickle
 import tempfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch import nn
 from lavis_ext.ask import model_section
 from lavis_ext.checkpoints import trained_weights as fusion_weights
 from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import load_into, read_state_dict
 from lavis_ext.common import files
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
-from lavis_ext.runners import run_state
+from lavis_ext.config.loader import Config
+from lavis_ext.models.pnp_vqa.model import _vocabulary_of
+from lavis_ext.runners import state as run_state
 from lavis_ext.runners.resuming import check_fits
-from lavis_ext.runners.run_state import RankState, RunState
+from lavis_ext.runners.state import RankState, RunState
 from tests.fuzzing.mutations import changed, changes, damaged, deeds, written
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, 2.0])}
@@ -143,12 +145,13 @@ SHARD_NAMES = [
 ]
 
 
-def _fusion_weights() -> FusionWeights:
-    section = {"arch": "pnp_vqa_fusion", "model_type": "mini", "fusion": {"name": "grid_only"}}
-    vocabulary = AnswerVocabulary(("yes", "no"), "yes", {"is it": "no"})
-    return FusionWeights(
-        TENSORS, {"model": section, "run": {"seed": 1}}, vocabulary, "answer_accuracy", 0.5, 7
-    )
+def _fusion_weights() -> TrainedWeights:
+    streams = {"grid": {"encoder": "blip"}, "segmentation": {"encoder": "efficient_sam"}}
+    section: dict[str, Any] = {"arch": "pnp_vqa_fusion", "model_type": "mini", "streams": streams}
+    section["fusion"] = {"name": "grid_only"}
+    vocabulary = {"answers": ["yes", "no"], "overall": "yes", "by_form": {"is it": "no"}}
+    config = {"model": section, "run": {"seed": 1}}
+    return TrainedWeights(TENSORS, config, "answer_accuracy", 0.5, 7, {"vocabulary": vocabulary})
 
 
 def _run_state() -> RunState:
@@ -238,6 +241,13 @@ def weights(draw: Any) -> tuple[dict[str, bytes], str]:
     return {name: content}, kind
 
 
+@cache
+def _config() -> Config:
+    """The config of a run that is to go on; which of its keys may change is what matters."""
+    yaml = Path(__file__).parents[2] / "projects" / "pnp-vqa" / "train" / "gqa_small.yaml"
+    return Config(Namespace(cfg_path=str(yaml), options=[]))
+
+
 def read_weights(folder: Path, kind: str) -> None:
     """Read the file as what it is meant for, and use what was read."""
     (file,) = folder.iterdir() if kind != "shards" else [folder]
@@ -245,15 +255,16 @@ def read_weights(folder: Path, kind: str) -> None:
         state = RunState.load(file)
         assert isinstance(state.step, int)
         now = _run_state()
-        check_fits(state, now.config, now.batches)
+        check_fits(state, _config(), now.config, now.batches)
         return
     if kind == "fusion":
-        saved = FusionWeights.load(file)
-        assert saved.vocabulary is None or all(isinstance(a, str) for a in saved.vocabulary.answers)
+        saved = TrainedWeights.load(file)
+        vocabulary = _vocabulary_of(saved)
+        assert vocabulary is None or all(isinstance(a, str) for a in vocabulary.answers)
         section = model_section(str(file), None, [])
         assert section.fusion_weights == str(file)
         tensors = dict(saved.state)
     else:
-        tensors = read_state_dict(resolve(str(file), key="model.blip.weights"))
+        tensors = read_state_dict(resolve(str(file), key="model.streams.grid.weights"))
     assert tensors
     load_into(nn.Linear(3, 2), tensors, name="Linear")

@@ -9,6 +9,8 @@ from lavis_ext.common.errors import UserError
 from tests.fuzzing import fuzz
 from tests.fuzzing.fuzz import TARGETS, Target
 
+pytestmark = pytest.mark.beyond_core
+
 EXAMPLES = {"questions": 300, "configs": 40, "weights": 150}
 
 

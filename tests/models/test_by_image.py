@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.backends import cuda as attention_backends
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
+from lavis_ext.tasks.base import total_loss
 from tests.tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
 
 LONG = "is there a small red circle to the left of the large blue square that is above the star?"
@@ -27,7 +28,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 MIXTURES = [*([name] for name in OBJECTIVES), list(OBJECTIVES)]
 
 
-def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples:
+def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> QuestionBatch:
     """Questions about images as ``index`` says; some have the same text, and one is long."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(
@@ -36,13 +37,15 @@ def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> FusionSamples
     texts = [*QUESTIONS, LONG]
     count = len(index)
     return {
-        "grid_image": pictures,
-        "segmentation_image": pictures.flip(-1),
+        "images": {
+            "grid": pictures,
+            "segmentation": pictures.flip(-1),
+        },
         "image_index": torch.tensor(index),
         "text_input": [texts[(4 * q + seed) % 9] for q in range(count)],
         "mismatched_input": [texts[(2 * q + 3) % 9] for q in range(count * mismatched)],
         "answer": ["zebra", *(ANSWERS[q % len(ANSWERS)] for q in range(1, count))],
-        "question_id": [str(q) for q in range(count)],
+        "ids": [str(q) for q in range(count)],
         "global_size": count,
     }
 
@@ -65,7 +68,7 @@ def gradients(model: PnpVqaFusion, loss: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("trainable", [["fusion.*"], ["*"]])
+@pytest.mark.parametrize("trainable", [["fusion.*", "objectives.*"], ["*"]])
 @pytest.mark.parametrize("names", MIXTURES)
 @pytest.mark.parametrize(
     "index",
@@ -80,7 +83,9 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
 ) -> None:
     model = model_with(names, trainable)
     samples = batch(index)
-    loss, expected = model(samples)["loss"], straightforward_loss(model, samples)
+    count = len(samples["text_input"])
+    loss, expected = total_loss(model(samples)), straightforward_loss(model, samples)
+    loss, expected = loss / count, expected / count
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     ours, theirs = gradients(model, loss), gradients(model, expected)
     assert ours.keys() == theirs.keys()
@@ -93,25 +98,39 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
 
 @pytest.mark.parametrize("ways", [Ways(fused_attention=True), Ways(seen_once=True)])
 def test_ways_between_give_the_straightforward_loss_and_gradients(ways: Ways) -> None:
-    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
-    losses = [straightforward_loss(model, samples, each) for each in (ways, STRAIGHTFORWARD)]
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]), batch([0, 0, 1])
+    count = len(samples["text_input"])
+    both = (ways, STRAIGHTFORWARD)
+    losses = [straightforward_loss(model, samples, each) / count for each in both]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     ours, theirs = (gradients(model, loss) for loss in losses)
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_apart() -> None:
-    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 1])
+def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fused: list[bool] = []
+    attention = F.scaled_dot_product_attention
+
+    def recorded(*args: Any, **kwargs: Any) -> Tensor:
+        fused.append(
+            attention_backends.flash_sdp_enabled() or attention_backends.mem_efficient_sdp_enabled()
+        )
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    model, samples = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]), batch([0, 0, 1])
     encoded: list[int] = []
-    model.efficient_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
-    with FlopCounterMode(display=False) as counter:
-        straightforward_loss(model, samples)
-    assert not [op for op in counter.get_flop_counts()["Global"] if "attention" in str(op)]
+    model.streams["segmentation"].image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    straightforward_loss(model, samples)
+    assert not any(fused)
     assert len(encoded) == 3 * 3, "once for each pair"
-    with FlopCounterMode(display=False) as counter:
-        model(samples)
-    assert [op for op in counter.get_flop_counts()["Global"] if "attention" in str(op)]
+    fused.clear()
+    model(samples)
+    assert fused
+    assert all(fused)
     assert len(encoded) == 3 * 3 + 1
 
 
@@ -129,7 +148,10 @@ def test_each_question_looks_at_the_tokens_that_its_mask_leaves() -> None:
 
 
 def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
-    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0] * 5 + [1] * 5 + [2] * 4)
+    model, samples = (
+        model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]),
+        batch([0] * 5 + [1] * 5 + [2] * 4),
+    )
     counted: dict[str, list[tuple[int, ...]]] = {"keys": [], "texts": []}
 
     def count(name: str) -> Any:
@@ -148,7 +170,7 @@ def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
     assert sum(rows * places for rows, places, _ in alone) < 9 * 30 < matching[0] * matching[1]
 
 
-def asked(questions: list[int], words: int) -> FusionSamples:
+def asked(questions: list[int], words: int) -> QuestionBatch:
     """So many questions about each image, each of at most so many words."""
     samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
     for name in ("text_input", "mismatched_input"):
@@ -158,14 +180,16 @@ def asked(questions: list[int], words: int) -> FusionSamples:
 
 
 def test_batches_of_varying_questions_need_no_compiling_after_the_first() -> None:
-    model, plain = (model_with(list(OBJECTIVES), ["fusion.*"]) for _ in range(2))
+    model, plain = (model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]) for _ in range(2))
     torch.compiler.reset()
     model.compile_parts("eager")
-    model(asked([4, 4], 5))["loss"].backward()
+    total_loss(model(asked([4, 4], 5))).backward()
     with torch.compiler.set_stance("fail_on_recompile"):
         for questions, words in (([4, 3], 5), ([3, 4], 4), ([4, 1], 6), ([3, 3], 7), ([4, 4], 3)):
             samples = asked(questions, words)
-            loss, expected = model(samples)["loss"], plain(samples)["loss"]
+            count = len(samples["text_input"])
+            loss = total_loss(model(samples)) / count
+            expected = total_loss(plain(samples)) / count
             torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
             ours, theirs = gradients(model, loss), gradients(plain, expected)
             for name, gradient in theirs.items():
@@ -175,13 +199,13 @@ def test_batches_of_varying_questions_need_no_compiling_after_the_first() -> Non
 def test_a_length_that_is_new_is_compiled_once() -> None:
     from torch._dynamo.utils import counters
 
-    model = model_with(list(OBJECTIVES), ["fusion.*"])
+    model = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"])
     torch.compiler.reset()
     model.compile_parts("eager")
     compiled = []
     for questions in ([4, 4], [12, 12], [11, 12], [4, 3]):
         counters.clear()
-        model(asked(questions, 5))["loss"].backward()
+        total_loss(model(asked(questions, 5))).backward()
         compiled.append(counters["stats"]["unique_graphs"])
         assert not counters["graph_break"]
     assert compiled[0] > 0
@@ -190,7 +214,7 @@ def test_a_length_that_is_new_is_compiled_once() -> None:
 
 
 def test_names_of_weights_are_the_same_compiled() -> None:
-    model = model_with(list(OBJECTIVES), ["fusion.*"])
+    model = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"])
     names = list(model.state_dict())
     model.compile_parts("eager")
     assert list(model.state_dict()) == names
@@ -198,14 +222,18 @@ def test_names_of_weights_are_the_same_compiled() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bfloat16_autocast_gives_nearly_the_same_loss_and_gradients(compiled: bool) -> None:
-    model, samples = model_with(list(OBJECTIVES), ["fusion.*"]), batch([0, 0, 0, 1, 1, 2])
-    expected = model(samples)["loss"]
+    model, samples = (
+        model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]),
+        batch([0, 0, 0, 1, 1, 2]),
+    )
+    count = len(samples["text_input"])
+    expected = total_loss(model(samples)) / count
     theirs = gradients(model, expected)
     if compiled:
         torch.compiler.reset()
         model.compile_parts("aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(samples)["loss"]
+        loss = total_loss(model(samples)) / count
     ours = gradients(model, loss)
     torch.testing.assert_close(loss, expected, atol=0.02, rtol=0.02)
     assert not torch.equal(loss, expected)

@@ -11,13 +11,13 @@ from torch import Tensor
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.decoders import blip_captioner as captioner
 from lavis_ext.decoders.patches import PatchConfig, draw_patches
 from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.tasks.gqa_reading_comprehension_fusion import GqaReadingComprehensionFusionTask
+from lavis_ext.tasks.gqa import GqaReadingComprehensionFusionTask
 from tests.tiny import make_answering_model, make_samples, model_section, vocabulary
 
 
@@ -27,28 +27,30 @@ def model() -> PnpVqaFusion:
 
 
 @pytest.fixture(scope="module")
-def samples() -> FusionSamples:
+def samples() -> QuestionBatch:
     return make_samples(images=8)
 
 
 @pytest.fixture(scope="module")
-def output(model: PnpVqaFusion, samples: FusionSamples) -> PipelineOutput:
+def output(model: PnpVqaFusion, samples: QuestionBatch) -> PipelineOutput:
     return model.answer(samples)
 
 
-def part_of(samples: FusionSamples, questions: list[int]) -> FusionSamples:
+def part_of(samples: QuestionBatch, questions: list[int]) -> QuestionBatch:
     images, index = torch.unique(samples["image_index"][questions], return_inverse=True)
     return {
-        "grid_image": samples["grid_image"][images],
-        "segmentation_image": samples["segmentation_image"][images],
+        "images": {
+            "grid": samples["images"]["grid"][images],
+            "segmentation": samples["images"]["segmentation"][images],
+        },
         "image_index": index,
         "text_input": [samples["text_input"][q] for q in questions],
-        "question_id": [samples["question_id"][q] for q in questions],
+        "ids": [samples["ids"][q] for q in questions],
     }
 
 
 def test_every_question_gets_what_led_to_its_answer(
-    output: PipelineOutput, samples: FusionSamples
+    output: PipelineOutput, samples: QuestionBatch
 ) -> None:
     count = len(samples["text_input"])
     assert len(output.answers) == len(output.captions) == len(output.repeated) == count
@@ -65,7 +67,7 @@ def test_every_question_gets_what_led_to_its_answer(
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_batch_size_and_order_change_nothing(
-    model: PnpVqaFusion, samples: FusionSamples, output: PipelineOutput, size: int
+    model: PnpVqaFusion, samples: QuestionBatch, output: PipelineOutput, size: int
 ) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
     for start in range(0, 16, size):
@@ -77,17 +79,17 @@ def test_batch_size_and_order_change_nothing(
 
 
 def test_the_state_of_torchs_generator_changes_nothing(
-    model: PnpVqaFusion, samples: FusionSamples, output: PipelineOutput
+    model: PnpVqaFusion, samples: QuestionBatch, output: PipelineOutput
 ) -> None:
     torch.manual_seed(123)
     assert model.answer(samples).captions == output.captions
 
 
 def test_an_image_is_encoded_once_for_all_its_questions(
-    model: PnpVqaFusion, samples: FusionSamples
+    model: PnpVqaFusion, samples: QuestionBatch
 ) -> None:
     seen: list[int] = []
-    modules = (model.blip.blip.vision_model.embeddings, model.efficient_sam.image_encoder)
+    modules = (model.blip.blip.vision_model.embeddings, model.streams["segmentation"].image_encoder)
     hooks = [
         module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         for module in modules
@@ -101,7 +103,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(
 
 
 def test_predict_answers_takes_laviss_arguments_and_returns_what_lavis_does(
-    model: PnpVqaFusion, samples: FusionSamples, output: PipelineOutput
+    model: PnpVqaFusion, samples: QuestionBatch, output: PipelineOutput
 ) -> None:
     answers, captions, heat = model.predict_answers(samples)
     assert (answers, captions) == (output.answers, output.captions)
@@ -154,7 +156,7 @@ def test_predict_answers_takes_laviss_arguments_and_returns_what_lavis_does(
     ],
 )
 def test_wrong_arguments_are_named(
-    model: PnpVqaFusion, samples: FusionSamples, arguments: dict[str, Any], message: str
+    model: PnpVqaFusion, samples: QuestionBatch, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         model.predict_answers(samples, **arguments)
@@ -162,7 +164,7 @@ def test_wrong_arguments_are_named(
 
 @pytest.mark.parametrize(("choose", "patches"), [("guided", 2), ("uniform", 2), ("all", 16)])
 def test_patches_are_chosen_as_the_config_says(
-    samples: FusionSamples, monkeypatch: pytest.MonkeyPatch, choose: str, patches: int
+    samples: QuestionBatch, monkeypatch: pytest.MonkeyPatch, choose: str, patches: int
 ) -> None:
     model = make_answering_model()
     model.config.captioner.sampling.patches = PatchConfig(num_patches=2, choose=choose)
@@ -182,7 +184,7 @@ def test_patches_are_chosen_as_the_config_says(
 
 
 def test_a_captioner_that_always_says_the_same_ends_and_says_so(
-    samples: FusionSamples, configured: Callable[..., Config]
+    samples: QuestionBatch, configured: Callable[..., Config]
 ) -> None:
     model = make_answering_model()
     words = model.captioner.tokenizer.get_vocab()
@@ -195,13 +197,13 @@ def test_a_captioner_that_always_says_the_same_ends_and_says_so(
     tries = model.config.captioner.sampling.max_tries
     assert output.repeated == [2 * tries] * 16, "two of three captions, drawn again and again"
     task = GqaReadingComprehensionFusionTask(configured())
-    report = task.valid_step(model, samples)["report"]
+    report = task.valid_step(model, samples).report
     assert float(report["questions_short_of_captions"]) == 16
     assert float(report["captions_repeated"]) == 16 * 2 * tries
 
 
 @pytest.mark.parametrize("name", ["grid_only", "segmentation_only", "sum"])
-def test_every_fusion_answers(name: str, samples: FusionSamples) -> None:
+def test_every_fusion_answers(name: str, samples: QuestionBatch) -> None:
     fusion = {"name": name, **({} if name == "sum" else {"gate": False})}
     output = make_answering_model(fusion).answer(part_of(samples, [0, 1]))
     assert len(output.answers) == 2
@@ -214,7 +216,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_built() -> None:
         PnpVqaFusion(config, vocabulary(), answering=True)
     section["captioner"] = {**section["captioner"], "patch_size": 16}
     config = typed(PnpVqaFusionConfig, section, "model")
-    with pytest.raises(UserError, match=r"captioner\.patch_size is 16 and model\.blip\.patch_size"):
+    with pytest.raises(UserError, match=r"captioner\.patch_size is 16 and .*grid\.patch_size"):
         PnpVqaFusion(config, vocabulary(), answering=True, load_weights=False)
 
 

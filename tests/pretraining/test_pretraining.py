@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 import lavis_ext.pretraining  # noqa: F401  (registers the recipes' models)
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.samplers import BatchRows
@@ -214,10 +214,9 @@ def test_text_layers_are_shared_but_for_self_attention(configured: Callable[...,
 
 
 def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Path) -> None:
-    weights = FusionWeights(
+    weights = TrainedWeights(
         state={"fusion.gate": torch.ones(2)},
         config={"model": {}, "run": {"output_dir": "/home/somebody", "seed": 3}},
-        vocabulary=None,
         metric="loss",
         value=0.5,
         step=7,
@@ -225,7 +224,7 @@ def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Pat
     (tmp_path / "run").mkdir()
     weights.save(tmp_path / "run" / "fusion_encoder_best.safetensors")
     (file,) = ship(tmp_path / "run", tmp_path / "shipped")
-    shipped = FusionWeights.load(file)
+    shipped = TrainedWeights.load(file)
     assert shipped.config["run"] == {"output_dir": "output", "seed": 3}
     assert shipped.step == 7
 
@@ -236,7 +235,7 @@ def test_the_miniature_is_small_and_says_what_made_it() -> None:
     size = 0
     for part in parts:
         if part.name == "fusion_encoder.safetensors":
-            assert FusionWeights.load(part).config["run"]["output_dir"] == "output"
+            assert TrainedWeights.load(part).config["run"]["output_dir"] == "output"
             continue
         size += part.stat().st_size
         with safe_open(part, framework="pt") as content:
@@ -308,5 +307,5 @@ def test_the_reader_can_be_trained_by_its_recipe_s_model(
     assert isinstance(model.reader, FidReader)
     dataset = ReadingDataset(ReadingDataConfig(), split, None, seed=0)
     samples = batch(dataset, [0, 1])
-    assert "answer_accuracy" not in model.train()(samples)["report"]
-    assert "answer_accuracy" in model.eval()(samples)["report"]
+    assert "answer_accuracy" not in model.train()(samples).report
+    assert "answer_accuracy" in model.eval()(samples).report

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from tests.robustness.wrong_inputs import BEST, QUESTIONS, Damage
 
 
@@ -63,9 +63,9 @@ def flipping(pattern: str) -> Damage:
     return do
 
 
-def facts_of_weights(change: Callable[[FusionWeights], Any]) -> Damage:
+def facts_of_weights(change: Callable[[TrainedWeights], Any]) -> Damage:
     def do() -> None:
-        saved = FusionWeights.load(BEST)
+        saved = TrainedWeights.load(BEST)
         change(saved)
         saved.save(Path(BEST))
 

@@ -22,18 +22,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import Appended
 from lavis_ext.config.loader import Config
-from lavis_ext.runners import costs, retries
-from lavis_ext.runners.launch import describe
+from lavis_ext.runners import dry_run as costs
+from lavis_ext.runners import retries
+from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.retries import Retries
-from lavis_ext.runners.run_state import RunState, state_paths
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.state import RunState, state_paths
+from lavis_ext.runners.trainer import Stepper
 from tests.robustness.torture_jobs import differences, left_by
 from tests.runners.test_resuming import SPLITS, Killed, cut_off, flipped, kill, train
 from tests.runners.test_runner import BEST, TINY_MODEL
+
+pytestmark = pytest.mark.beyond_core
 
 PROJECT = Path(__file__).parents[2]
 LARGEST = 100_000
@@ -168,7 +171,7 @@ def test_best_weights_are_those_of_the_state_that_a_run_goes_on_from(
 
         monkeypatch.setattr(os, "link", refused)
     value = {3: 0.3, 6: 0.6, 9: 0.1}
-    evaluate = "lavis_ext.runners.trainer.FusionRunner.eval_epoch"
+    evaluate = "lavis_ext.runners.trainer.Trainer.eval_epoch"
     monkeypatch.setattr(evaluate, lambda runner, *_, **__: {"answer_accuracy": value[runner.steps]})
     before_steps({8: kill})
     cut_off(config("run.test_splits=[]"), Killed)
@@ -178,7 +181,7 @@ def test_best_weights_are_those_of_the_state_that_a_run_goes_on_from(
     flipped(state_paths(folder)[0])
     value[6] = 0.2  # it isn't better any more
     best = train(config("run.test_splits=[]")).output_dir / BEST
-    assert (FusionWeights.load(best).step, FusionWeights.load(best).value) == (3, 0.3)
+    assert (TrainedWeights.load(best).step, TrainedWeights.load(best).value) == (3, 0.3)
     assert len(list(folder.glob(f"{BEST[:-12]}*"))) == 1, "no state needs the others"
 
 
@@ -188,10 +191,8 @@ def test_other_best_weights_than_a_states_are_refused(
     before_steps({6: kill})
     cut_off(config(), Killed)
     best = tmp_path / "output" / "here" / BEST
-    weights = FusionWeights.load(best)
-    FusionWeights(weights.state, weights.config, weights.vocabulary, "loss", 1.0, step=77).save(
-        best
-    )
+    weights = TrainedWeights.load(best)
+    TrainedWeights(weights.state, weights.config, "loss", 1.0, 77, weights.facts).save(best)
     with pytest.raises(UserError, match=r"holds weights of step 77, and the best .* of step 3"):
         train(config())
 
@@ -200,21 +201,19 @@ def test_a_bit_that_flips_in_weights_is_told_and_those_without_a_checksum_load(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / BEST
-    FusionWeights({"fusion.gate": torch.ones(64)}, {"model": {}}, None, None, None, step=3).save(
-        path
-    )
+    TrainedWeights({"fusion.gate": torch.ones(64)}, {"model": {}}, None, None, step=3).save(path)
     whole = path.read_bytes()
     for place in (whole.index(b'"step') + 8, len(whole) - 9, whole.index(b"digest")):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=f"{BEST} is damaged"):
-            FusionWeights.load(path)
+            TrainedWeights.load(path)
     facts = {"config": {"model": {}}, "vocabulary": None, "metric": None, "value": None, "step": 4}
     save_file(
         {"fusion.gate": torch.ones(2)},
         path,
         {"format": "lavis_ext.fusion_weights.1", "lavis_ext": json.dumps(facts)},
     )
-    assert FusionWeights.load(path).step == 4
+    assert TrainedWeights.load(path).step == 4
 
 
 def test_records_that_have_no_room_wait_in_their_order_and_none_is_cut(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from tests.robustness.wrong_inputs import (
     without_reasons,
 )
 
+pytestmark = pytest.mark.beyond_core
+
 DAMAGED_KINDS = ("config", "questions", "image", "weights", "features", "state", "predictions")
 
 

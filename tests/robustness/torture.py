@@ -6,7 +6,7 @@
 
 Each series runs a tiny model on mini-GQA to its end once, undisturbed, then again and again with
 faults at random moments (``torture_faults.py``). After each death every state has to be readable;
-at the end of each run weights, optimizer, losses and figures have to be those of the undisturbed
+at the end of each run weights, optimizer, losses and metrics have to be those of the undisturbed
 run, bit for bit.
 """
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavis_ext.runners.run_state import DamagedState, RunState, state_paths
+from lavis_ext.runners.state import DamagedState, RunState, state_paths
 from tests.robustness.torture_jobs import MOST_SECONDS, Job
 
 FULL = (0, 2_000, 100_000)

@@ -21,20 +21,20 @@ import torch
 from safetensors.torch import load_file
 
 import lavis_ext.runners.launch  # noqa: F401  (before the first fork)
-from lavis_ext.runners.run_state import RunState, state_paths
+from lavis_ext.runners.state import RunState, state_paths
 from tests.tiny import BLIP, EFFICIENT_SAM
 
 PROJECT = Path(__file__).parents[2]
 IMAGES = 40
 STEPS = 60
-TIMED = ("time", "questions_per_second", "waiting_for_data")
+TIMED = ("time", "examples_per_second", "waiting_for_data")
 MOST_SECONDS = 180.0
 """A run takes seconds, but for a machine that has much else to do."""
 SECONDS_TO_END = 10.0
 """What torchrun grants is 30."""
 OPTIONS = [
-    *(f"model.blip.{k}={v}" for k, v in BLIP.items() if k != "weights"),
-    *(f"model.efficient_sam.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
+    *(f"model.streams.grid.{k}={v}" for k, v in BLIP.items() if k != "weights"),
+    *(f"model.streams.segmentation.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
     "model.fusion.d_model=32",
     "model.fusion.dropout=0.1",
     "model.objectives.answer.width=32",
@@ -54,7 +54,7 @@ OPTIONS = [
     "run.process_group_timeout_minutes=1",
     "run.resume=auto",
     "run.report=false",
-    "run.resamples=0",
+    "task.resamples=0",
 ]
 
 
@@ -165,7 +165,7 @@ def left_by(folder: Path) -> dict[str, Any]:
     best = load_file(folder / "fusion_encoder_best.safetensors")
     return {
         "lines": [{k: v for k, v in line.items() if k not in TIMED} for line in lines],
-        "figures": json.loads((folder / "metrics.json").read_text()),
+        "metrics": json.loads((folder / "metrics.json").read_text()),
         "predictions": json.loads((folder / "testdev_predictions.json").read_text()),
         "stopping": (state.step, state.validated_at, state.best, state.waited),
         "tensors": tensors | {f"best {name}": tensor for name, tensor in best.items()},

@@ -231,7 +231,7 @@ def sound_folder(folder: Path) -> None:
         "run.num_workers=0",
         "run.device=cpu",
         "run.report=false",
-        "run.resamples=0",
+        "task.resamples=0",
     ]
     merged = OmegaConf.merge(OmegaConf.load(SMALL), OmegaConf.from_dotlist(options))
     (folder / "mine.yaml").write_text(OmegaConf.to_yaml(merged))
@@ -288,8 +288,9 @@ def document(rows: Sequence[str]) -> str:
             "# Wrong inputs, and what is said to them",
             "",
             f"Made by `{RENEW}`; `pytest tests/robustness/test_wrong_inputs.py` runs every",
-            "case, and fails where a message is another. Each ends with exit code 2, one `error:` and no",
-            "traceback, and leaves and changes no file; a run that has begun leaves its folder.",
+            "case, and fails where a message is another. Each ends with exit code 2, one `error:`",
+            "and no traceback, and leaves and changes no file; a run that has begun leaves its",
+            "folder.",
             "The cases are in `tests/robustness/wrong_*.py`.",
             "",
             "| what | wrong | command | message |",

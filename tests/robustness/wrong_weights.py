@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.runners.run_state import state_paths
+from lavis_ext.runners.state import state_paths
 from tests.fuzzing.fuzz_weights import Code
 from tests.robustness.damages import (
     ALL,
@@ -24,8 +24,8 @@ from tests.robustness.damages import (
 )
 from tests.robustness.wrong_inputs import BEST, NOWHERE, Case
 
-BLIP = "model.blip.weights=blip"
-SAM = "model.efficient_sam.weights=sam.pt"
+BLIP = "model.streams.grid.weights=blip"
+SAM = "model.streams.segmentation.weights=sam.pt"
 TENSOR = torch.ones(2)
 WEIGHTS = [
     Case(
@@ -189,28 +189,28 @@ WEIGHTS = [
         "weights",
         "an address that doesn't answer",
         "train",
-        mine(f"model.efficient_sam.weights={NOWHERE}/sam.pt"),
+        mine(f"model.streams.segmentation.weights={NOWHERE}/sam.pt"),
         "could not download",
     ),
     Case(
         "weights",
         "a hash that is none",
         "train",
-        mine(f"model.efficient_sam.weights='{NOWHERE}/sam.pt#md5=00'"),
+        mine(f"model.streams.segmentation.weights='{NOWHERE}/sam.pt#md5=00'"),
         "is no hash",
     ),
     Case(
         "weights",
         "a hub that doesn't answer",
         "train",
-        mine("model.blip.weights=group/name"),
+        mine("model.streams.grid.weights=group/name"),
         "the Hugging Face hub did not give it",
     ),
     Case(
         "weights",
         "a tokenizer that is none",
         "train",
-        mine("model.blip.tokenizer=eval.yaml"),
+        mine("model.streams.grid.tokenizer=eval.yaml"),
         "is no BERT",
     ),
     Case(

@@ -1,5 +1,6 @@
 """A dry run tells what a run will cost, changes nothing and leaves nothing."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.base import StoredTokens
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.runners import costs
-from lavis_ext.runners.flops import BatchFlops, Passes, count_flops
+from lavis_ext.runners import dry_run as costs
+from lavis_ext.runners.dry_run import MeasuredSteps, describe, measure_steps
+from lavis_ext.runners.flops import BatchFlops, Passes, count_flops, count_passes, counted_flops
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
-from lavis_ext.runners.launch import describe, prepared
-from lavis_ext.runners.measured_steps import MeasuredSteps, measure_steps
+from lavis_ext.runners.launch import prepared
 from lavis_ext.runners.plan import TrainingPlan
-from lavis_ext.runners.stepper import Stepper
+from lavis_ext.runners.trainer import Stepper
+from lavis_ext.tasks.base import total_loss
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import DIFNET, HEAD, SIDE, make_model, make_samples
@@ -96,7 +100,7 @@ def measured(config: Config, **limits: Any) -> tuple[MeasuredSteps, list[bool]]:
     with prepared(config, ["train"], load_weights=False) as parts:
         before = [parameter.clone() for parameter in parts.model.parameters()]
         plan = TrainingPlan.of(config.run, parts.datasets)
-        stepper = Stepper.at_rest(parts.task, parts.model, config.run, parts.device)
+        stepper = Stepper.for_timing(parts.task, parts.model, config.run, parts.device)
         found = measure_steps(
             config.run, stepper, parts.datasets["train"], plan.batches, parts.device, **limits
         )
@@ -109,8 +113,8 @@ def test_measured_steps_change_no_weight_and_go_on_beyond_an_epoch(
 ) -> None:
     found, same = measured(config(), budget=60.0, at_most=5)
     assert all(same)
-    assert len(found.questions) == 5
-    assert sum(found.questions[:3]) == 48, "an epoch"
+    assert len(found.examples) == 5
+    assert sum(found.examples[:3]) == 48, "an epoch"
     assert len(found.rates) == 4
     assert 0 <= found.waiting_share < 1
     assert all(
@@ -120,8 +124,8 @@ def test_measured_steps_change_no_weight_and_go_on_beyond_an_epoch(
 
 def test_one_step_is_measured_however_small_the_budget(config: Callable[..., Config]) -> None:
     found, _ = measured(config("run.accum_grad_iters=2"), budget=0.0, at_most=5)
-    assert len(found.questions) == 1
-    assert 16 < found.questions[0] < 48, "two batches"
+    assert len(found.examples) == 1
+    assert 16 < found.examples[0] < 48, "two batches"
     assert found.unsettled == 0
     found, _ = measured(config(), budget=0.0, at_least=3)
     assert len(found.seconds) == 3
@@ -130,7 +134,7 @@ def test_one_step_is_measured_however_small_the_budget(config: Callable[..., Con
 def on_meta(fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
     with torch.device("meta"):
         model = make_model({"itm": {"weight": 1.0}, "answer": HEAD}, fusion)
-    freeze_all_but(model, ["fusion.*"])
+    freeze_all_but(model, ["fusion.*", "objectives.*"])
     train_mode(model)
     return model
 
@@ -138,41 +142,75 @@ def on_meta(fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
 def test_flops_add_up_and_an_images_are_those_of_encoders_fusion_keys_and_values() -> None:
     model, samples = on_meta(), make_samples()
     found = count_flops(model, samples)
-    assert (found.images, found.questions) == (4, 8)
+    assert (found.images, found.examples) == (4, 8)
     whole = make_model({"itm": {"weight": 1.0}, "answer": HEAD})
-    freeze_all_but(whole, ["fusion.*"])
+    freeze_all_but(whole, ["fusion.*", "objectives.*"])
     train_mode(whole)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        with FlopCounterMode(display=False) as counter:
-            loss = whole(samples)["loss"]
-            forward = counter.get_total_flops()
-            loss.backward()
-        total = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            whole.fuse(samples)
-        seen = counter.get_total_flops() / 4
-    assert found.a_question * 8 == pytest.approx(total)
-    assert found.image.forward * 4 + found.question.forward * 8 == pytest.approx(forward)
+    passes = count_passes(lambda batch: total_loss(whole(batch)), samples)
+    forward, total = passes.forward, passes.both
+    with counted_flops() as counter:
+        whole.fuse(samples)
+    seen = counter.get_total_flops() / 4
+    assert found.an_example * 8 == pytest.approx(total)
+    assert found.image.forward * 4 + found.example.forward * 8 == pytest.approx(forward)
     tokens, width, head = 17, 32, 32
     # Of two layers of the text encoder, and of the answer head with its projection of the tokens.
     keys_and_values = 2 * tokens * width * (2 * 2 * width + head + 2 * head)
     assert found.image.forward == pytest.approx(seen + keys_and_values, rel=0.02)
 
 
+def attend(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def attend_where(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(1, 6, device=x.device) > 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "shape", "forward"),
+    [
+        (attend, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (attend_where, (2, 3, 6, 8), 2 * 2 * 2 * 3 * 6 * 6 * 8),
+        (nn.Linear(8, 5), (2, 6, 8), 2 * 2 * 6 * 8 * 5),
+        (nn.Conv2d(3, 5, 2, stride=2), (2, 3, 8, 8), 2 * 2 * 16 * 5 * 3 * 4),
+        (nn.MultiheadAttention(8, 2, batch_first=True), (2, 6, 8), 2 * 2 * 6 * (4 * 64 + 2 * 48)),
+    ],
+    ids=["attention", "masked attention", "linear", "convolution", "multi-head attention"],
+)
+def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
+    layer: Any, shape: tuple[int, ...], forward: int, dtype: torch.dtype, device: str
+) -> None:
+    if isinstance(layer, nn.Module):
+        layer = copy.deepcopy(layer).to(dtype).to(device)
+    x: Any = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+
+    def loss(x: Any) -> Tensor:
+        out = layer(x, x, x)[0] if isinstance(layer, nn.MultiheadAttention) else layer(x)
+        return out.sum()
+
+    passes = count_passes(loss, x)
+    assert passes == Passes(forward, 2 * forward)
+
+
 def test_stored_features_leave_out_what_the_encoders_take() -> None:
     samples = make_samples()
     live = count_flops(on_meta(), samples)
     tokens: Any = {
-        **{name: value for name, value in samples.items() if not name.endswith("_image")},
-        "grid_tokens": torch.zeros(4, 17, 32),
-        "grid_shape": (4, 4),
-        "segmentation_tokens": torch.zeros(4, (SIDE // 16) ** 2, 16),
-        "segmentation_shape": (SIDE // 16, SIDE // 16),
+        **{name: value for name, value in samples.items() if name != "images"},
+        "tokens": {
+            "grid": StoredTokens(torch.zeros(4, 17, 32), None, (4, 4)),
+            "segmentation": StoredTokens(
+                torch.zeros(4, (SIDE // 16) ** 2, 16), None, (SIDE // 16, SIDE // 16)
+            ),
+        },
     }
     stored = count_flops(on_meta(), tokens)
     assert stored.encoders == 0 < live.encoders
     assert live.image.forward - stored.image.forward == pytest.approx(live.encoders)
-    assert live.question.both == pytest.approx(stored.question.both)
+    assert live.example.both == pytest.approx(stored.example.both)
     assert live.image.backward == pytest.approx(stored.image.backward)
 
 
@@ -188,4 +226,4 @@ def test_recomputing_activations_keeps_fewer_of_them() -> None:
 def test_an_evaluation_costs_the_forward_passes() -> None:
     flops = BatchFlops(Passes(10, 20), Passes(1, 2), 5, 2, 8, 0)
     assert flops.evaluation(3, 30) == 60
-    assert replace(flops, images=4).a_question == 3 + 30 * 4 / 8
+    assert replace(flops, images=4).an_example == 3 + 30 * 4 / 8

@@ -12,21 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lavis_ext.checkpoints.trained_weights import FusionWeights
+from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 from lavis_ext.runners import run_log
 from lavis_ext.runners.launch import started
-from lavis_ext.runners.trainer import FusionRunner
+from lavis_ext.runners.trainer import Trainer
 from tests.tiny import BLIP, EFFICIENT_SAM
 
 SPLITS = ["train", "val", "testdev"]
 BEST = "fusion_encoder_best.safetensors"
 TINY_MODEL = [
-    *(f"model.blip.{k}={v}" for k, v in BLIP.items() if k != "weights"),
-    *(f"model.efficient_sam.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
+    *(f"model.streams.grid.{k}={v}" for k, v in BLIP.items() if k != "weights"),
+    *(f"model.streams.segmentation.{k}={v}" for k, v in EFFICIENT_SAM.items() if k != "weights"),
     "model.fusion.d_model=32",
     "model.fusion.dropout=0",
     "model.objectives.answer.width=32",
@@ -99,25 +99,25 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
     )
     with started(evaluation, ["val", "testdev"]) as runner:
         from_file = runner.evaluate()
-    for split, figures in trained.items():
-        assert from_file[split].keys() == figures.keys()
-        for name, value in figures.items():
+    for split, metrics in trained.items():
+        assert from_file[split].keys() == metrics.keys()
+        for name, value in metrics.items():
             assert from_file[split][name] == pytest.approx(value, abs=1e-5), name
 
 
 def test_early_stopping_exports_the_best_weights_bit_for_bit(
     config: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DESIGN, trap 5: what came after the best must not overwrite it."""
+    """docs/traps.md, 5: what came after the best must not overwrite it."""
     scripted = iter([0.30, 0.50, 0.50, 0.49, 0.40, 0.99, 0.99])
     states: list[dict[str, torch.Tensor]] = []
 
-    def scripted_epoch(runner: FusionRunner, split_name: str, **_: Any) -> dict[str, float]:
+    def scripted_epoch(runner: Trainer, split_name: str, **_: Any) -> dict[str, float]:
         state = runner.model.exported_state()
         states.append({name: tensor.clone() for name, tensor in state.items()})
         return {"answer_accuracy": next(scripted)}
 
-    monkeypatch.setattr(FusionRunner, "eval_epoch", scripted_epoch)
+    monkeypatch.setattr(Trainer, "eval_epoch", scripted_epoch)
     cfg = config("run.max_epoch=9", "run.val_every_steps=1", "run.patience=3", "run.test_splits=[]")
     with started(cfg, ["train", "val"]) as runner:
         runner.train()
@@ -127,7 +127,7 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     assert exported.keys() == states[1].keys()
     assert all(torch.equal(exported[name], states[1][name]) for name in exported)
     assert not all(torch.equal(exported[name], states[4][name]) for name in exported)
-    weights = FusionWeights.load(runner.output_dir / BEST, tensors=False)
+    weights = TrainedWeights.load(runner.output_dir / BEST, tensors=False)
     assert (weights.metric, weights.value, weights.step) == ("answer_accuracy", 0.5, 2)
     # What is reported at the end are the best weights, not the last.
     assert all(torch.equal(states[5][name], states[1][name]) for name in exported)
@@ -141,27 +141,26 @@ def test_a_first_validation_that_is_no_number_is_not_the_best(
     config: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted = iter([float("nan"), 0.5, 0.5])
-    monkeypatch.setattr(
-        FusionRunner, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)}
-    )
+    monkeypatch.setattr(Trainer, "eval_epoch", lambda *_, **__: {"answer_accuracy": next(scripted)})
     cfg = config("run.max_steps=2", "run.val_every_steps=1", "run.test_splits=[]")
     with started(cfg, ["train", "val"]) as runner:
         runner.train()
-    assert FusionWeights.load(runner.output_dir / BEST, tensors=False).step == 2
+    assert TrainedWeights.load(runner.output_dir / BEST, tensors=False).step == 2
 
 
 def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     config: Configured,
 ) -> None:
-    """DESIGN, trap 7."""
+    """docs/traps.md, 7."""
     cfg = config("run.trainable=[fusion.*]", "run.max_steps=2")
     with started(cfg, SPLITS) as runner:
         before = {name: p.clone() for name, p in runner.model.named_parameters()}
-        modes: list[tuple[bool, bool, bool]] = []
+        modes: list[tuple[bool, ...]] = []
         step = runner.task.train_step
 
         def watched(model: Any, samples: Any) -> Any:
-            modes.append((model.blip.training, model.efficient_sam.training, model.fusion.training))
+            parts = (model.streams["grid"], model.streams["segmentation"], model.fusion)
+            modes.append(tuple(part.training for part in parts))
             return step(model, samples)
 
         runner.task.train_step = watched
@@ -170,7 +169,7 @@ def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
     exported = load_file(runner.output_dir / BEST)
     changed = {name for name, value in before.items() if not torch.equal(exported[name], value)}
     assert changed
-    assert all(name.startswith("fusion.") for name in changed)
+    assert all(name.startswith(("fusion.", "objectives.")) for name in changed)
 
 
 def test_accumulating_two_batches_equals_one_of_twice_the_size(
@@ -305,7 +304,7 @@ def test_an_unreadable_image_ends_the_run_with_its_name(
 def test_more_processes_than_questions_is_refused_before_a_folder_is_made(
     config: Configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lavis_ext.distributed.process_group.world_size", lambda: 64)
+    monkeypatch.setattr("lavis_ext.distributed.world_size", lambda: 64)
     monkeypatch.setattr("lavis_ext.datasets.gqa.builder.gather", lambda items: items)
     with pytest.raises(UserError, match="48 questions for 64 processes"), started(config(), SPLITS):
         pass

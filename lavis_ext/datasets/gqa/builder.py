@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.common.errors import UserError, listed, nearest
 from lavis_ext.common.files import is_folder
+from lavis_ext.config.renamed import OldKey
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import schema_of, shown, typed
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parent / "configs"
 SPLITS = ("train", "val", "testdev")
-PUBLISHED_IMAGE_SIZE = 384
-"""Side in pixels of the images that BLIP's published weights take."""
 
 
 @dataclass
@@ -43,7 +42,7 @@ class MismatchedConfig:
 class MiniGqaConfig:
     """The mini-GQA that is made on first use."""
 
-    root: str = option("data/mini_gqa", "Where it is made.")
+    root: str = option("data/mini_gqa", "Where it is made.", may_change=True)
     images: int = option(4000, "Images, of which a tenth each is val and testdev.", at_least=10)
     seed: int = option(0, "Seed of the scenes and questions.", at_least=0)
 
@@ -73,11 +72,15 @@ class GqaFusionConfig:
     """The section ``datasets.gqa_fusion``."""
 
     type: str = option("balanced", "Which default config the section starts from.")
-    root: str = option("data/gqa", "Folder in GQA's layout.")
+    root: str = option("data/gqa", "Folder in GQA's layout.", may_change=True)
     subset: str = option("balanced", "GQA's question files.", choices=("balanced", "all"))
-    questions: dict[str, str] = option(dict, "Question files by split, instead of looking in root.")
+    questions: dict[str, str] = option(
+        dict, "Question files by split, instead of looking in root.", may_change=True
+    )
     question_store: str | None = option(
-        None, "Folder for large question files as converted on first use; by default beside them."
+        None,
+        "Folder for large question files as converted on first use; by default beside them.",
+        may_change=True,
     )
     choices: dict[str, str] = option(
         dict, "Choices files by split, for validity; by default root/choices/SPLIT_choices.json."
@@ -85,7 +88,7 @@ class GqaFusionConfig:
     scene_graphs: dict[str, str] = option(
         dict, "Scene graphs by split; by default root/sceneGraphs/SPLIT_sceneGraphs.json."
     )
-    images: str | None = option(None, "Image folder; by default root/images.")
+    images: str | None = option(None, "Image folder; by default root/images.", may_change=True)
     missing_images_limit: float = option(
         0.0,
         "Share of images that may be missing; their questions are left out.",
@@ -107,6 +110,20 @@ class GqaFusionBuilder(BaseDatasetBuilder):
     """
 
     Config = GqaFusionConfig
+    OLD_KEYS = (
+        OldKey(
+            "datasets.gqa_fusion.vis_processor.*.name", values={"fusion_image": "stream_images"}
+        ),
+        OldKey("datasets.gqa_fusion.text_processor.*.name", values={"fusion_question": "question"}),
+        OldKey(
+            "datasets.gqa_fusion.vis_processor.*.grid_size",
+            "datasets.gqa_fusion.vis_processor.*.sizes.grid",
+        ),
+        OldKey(
+            "datasets.gqa_fusion.vis_processor.*.segmentation_size",
+            "datasets.gqa_fusion.vis_processor.*.sizes.segmentation",
+        ),
+    )
     DATASET_CONFIG_DICT: Mapping[str, str] = {
         name: str(CONFIGS / f"{name}.yaml") for name in ("balanced", "all", "mini")
     }
@@ -119,19 +136,18 @@ class GqaFusionBuilder(BaseDatasetBuilder):
 
     @classmethod
     def _standing_alone(cls, given: DictConfig | None) -> DictConfig:
-        """``given`` over the defaults of its type, without the model that the sizes come from."""
+        """``given`` over the defaults of its type."""
         given = OmegaConf.create(given or {})
         defaults = OmegaConf.load(cls.default_config_path(given.get("type") or "balanced"))
-        side = {"image_size": PUBLISHED_IMAGE_SIZE}
-        defaults.model = {"blip": side, "efficient_sam": side}
         section: DictConfig = OmegaConf.merge(
             defaults, {"datasets": {"gqa_fusion": given}}
         ).datasets.gqa_fusion
         return section
 
     @classmethod
-    def default_config_path(cls, type: str = "balanced") -> str:
-        """The default config of a data set type. Raises UserError naming the types there are."""
+    def default_config_path(cls, type: str | None = None) -> str:
+        """The default config of a type, by default balanced. Raises UserError naming the types."""
+        type = type or "balanced"
         if type not in cls.DATASET_CONFIG_DICT:
             raise UserError(
                 f"datasets.gqa_fusion.type is '{type}'; there are: "
@@ -145,6 +161,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         *,
         seed: int = 0,
         with_mismatched: bool = True,
+        image_sizes: Mapping[str, int] | None = None,
     ) -> dict[str, GqaFusionDataset]:
         """Data sets by split.
 
@@ -153,7 +170,10 @@ class GqaFusionBuilder(BaseDatasetBuilder):
                 it; by default all of train, val and testdev.
             seed: seed of the samples and of the mismatched questions.
             with_mismatched: whether samples hold mismatched questions.
+            image_sizes: side in pixels of the image of each of the model's streams; without a
+                model, processors need ``sizes`` of their own.
         """
+        processors = {mode: self._image_processor(mode, image_sizes) for mode in ("train", "eval")}
         sizes = dict.fromkeys(SPLITS) if sizes is None else sizes
         self._refuse_unread_files(sizes)
         with main_process_first():
@@ -163,7 +183,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         tables = {split: wholes[split].sample(size, seed) for split, size in sizes.items()}
         images = self._image_folder()
         return {
-            split: self._build_split(split, table, images, seed, with_mismatched)
+            split: self._build_split(split, table, images, processors, seed, with_mismatched)
             for split, table in tables.items()
         }
 
@@ -214,6 +234,7 @@ class GqaFusionBuilder(BaseDatasetBuilder):
         split: str,
         table: QuestionTable,
         images: ImageFolder,
+        processors: Mapping[str, Callable[..., Any]],
         seed: int,
         with_mismatched: bool,
     ) -> GqaFusionDataset:
@@ -235,10 +256,39 @@ class GqaFusionBuilder(BaseDatasetBuilder):
                 self.config.scene_graphs,
                 "datasets.gqa_fusion",
             ),
-            vis_processor=_processor(getattr(self.config.vis_processor, mode)),
+            processor=processors[mode],
             text_processor=_processor(getattr(self.config.text_processor, mode)),
             mismatched=mismatched,
         )
+
+    def _image_processor(
+        self, mode: str, image_sizes: Mapping[str, int] | None
+    ) -> Callable[..., Any]:
+        """The processor of a mode, its sizes the model's. Raises UserError for other ones."""
+        config: Any = getattr(self.config.vis_processor, mode)
+        if not hasattr(config, "sizes"):
+            return _processor(config)
+        key = f"datasets.gqa_fusion.vis_processor.{mode}.sizes"
+        if image_sizes is None:
+            if not config.sizes:
+                raise UserError(
+                    f"{key}: give the side in pixels of each stream's image; there is no model to "
+                    "take them from."
+                )
+            return _processor(config)
+        for stream, side in config.sizes.items():
+            if stream not in image_sizes:
+                raise UserError(
+                    f"{key}.{stream}: the model has no such stream."
+                    f"{nearest(stream, image_sizes)} There are: {', '.join(image_sizes)}."
+                )
+            if side != image_sizes[stream]:
+                # Images of another size would only be noticed in the first batch.
+                raise UserError(
+                    f"{key}.{stream} is {side}, but the model's encoder is built for "
+                    f"{image_sizes[stream]} pixels; leave the key out, or change both."
+                )
+        return _processor(replace(config, sizes=dict(image_sizes)))
 
     def _with_images(self, table: QuestionTable, images: ImageFolder, split: str) -> QuestionTable:
         used = table.values("image_id")

@@ -1,8 +1,8 @@
 """Mismatched questions: for each question, others that don't belong to its image.
 
-A question that matches teaches nothing without one that doesn't (DESIGN: only matched pairs bring
-the loss to 0 in a few steps). Draws are seeded by run seed, question id and epoch, so neither the
-batch size nor the number of processes changes them.
+Without them, matched pairs alone bring the loss to 0 in a few steps (docs/traps.md, 1). Draws are
+seeded by run seed, question id and epoch, so neither the batch size nor the number of processes
+changes them.
 """
 
 import hashlib

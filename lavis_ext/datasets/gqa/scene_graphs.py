@@ -1,11 +1,7 @@
-"""Scene graphs in GQA's format, and mini-GQA's masks of the objects in them."""
+"""Scene graphs in GQA's format."""
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import parse_json
@@ -82,16 +78,3 @@ def _scene_graph(graph: dict) -> SceneGraph:
         weather=graph.get("weather"),
         objects=objects,
     )
-
-
-def read_object_masks(path: Path, count: int) -> npt.NDArray[np.bool_]:
-    """Masks [count, H, W] of a scene graph's objects, in its order, from a mini-GQA mask file.
-
-    Raises UserError naming the file if it can't be read.
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            indexes = np.asarray(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: the mask can't be read ({error}).") from None
-    return indexes[None] == np.arange(1, count + 1)[:, None, None]

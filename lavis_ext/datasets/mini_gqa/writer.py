@@ -16,13 +16,17 @@ from PIL import Image
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.gqa.object_masks import ObjectMask, write_instances
 from lavis_ext.datasets.mini_gqa.balance import select_balanced
 from lavis_ext.datasets.mini_gqa.questions import Question, ask
 from lavis_ext.datasets.mini_gqa.rendering import render, visible_boxes
 from lavis_ext.datasets.mini_gqa.scenes import sample_scene, scene_graph
+from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF
 
 # To be raised with every change of the files that the same arguments give.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 differs in its masks alone, pictures ``masks/<imageId>.png``, which are still read."""
 SPLITS = ("train", "val", "testdev")
 MIN_IMAGES, MAX_IMAGES = 10, 100_000
 MIN_SIDE, MAX_SIDE = 96, 1024
@@ -54,8 +58,8 @@ def make_mini_gqa(
 
     Written are ``questions/{split}_{all,balanced}_questions.json``, ``images/<imageId>.jpg``,
     ``sceneGraphs/{split}_sceneGraphs.json``, ``choices/{split}_choices.json`` (for the GQA
-    authors' evaluation), ``masks/<imageId>.png`` (0, or 1 + the index of the object seen, in
-    scene graph order) and ``metadata.json``. The same arguments give the same bytes.
+    authors' evaluation), ``instances/{split}_instances.json`` (COCO's format, with the objects'
+    masks) and ``metadata.json``. The same arguments give the same bytes.
 
     The folder appears under its name only once it is complete. A complete one of the same
     arguments is left as it is.
@@ -112,6 +116,8 @@ def _existing(out: Path, arguments: dict[str, Any]) -> MiniGqaSummary | None:
     try:
         metadata = parse_json((out / METADATA).read_text())
         found = {key: metadata.get(key) for key in arguments}
+        if found["generator_version"] in READABLE_VERSIONS:
+            found["generator_version"] = GENERATOR_VERSION
     except (OSError, ValueError, AttributeError):
         raise UserError(
             f"{out} exists and is no mini-GQA data set. Name another folder, or remove it first."
@@ -143,7 +149,7 @@ def _complete_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _write(folder: Path, images: int, seed: int, side: int) -> dict[str, dict[str, int]]:
-    for name in ("questions", "images", "sceneGraphs", "choices", "masks"):
+    for name in ("questions", "images", "sceneGraphs", "choices", "instances"):
         (folder / name).mkdir()
     order = list(range(images))
     random.Random(f"{seed} splits").shuffle(order)
@@ -159,6 +165,7 @@ def _write_split(
     folder: Path, split: str, indices: list[int], seed: int, side: int
 ) -> dict[str, int]:
     graphs: dict[str, Any] = {}
+    masks: dict[str, list[ObjectMask]] = {}
     questions: list[Question] = []
     # Which records are balanced is known only at the end of the split; until then they wait on
     # disk, a line each, because a gigabyte of them would wait in memory.
@@ -168,10 +175,11 @@ def _write_split(
             if done % 500 == 0:
                 _log.info("%s: %d of %d images", split, done, len(indices))
             scene = sample_scene(random.Random(f"{seed} scene {index}"), index, side)
-            image, mask = render(scene, np.random.default_rng([seed, index]))
+            image, indexes = render(scene, np.random.default_rng([seed, index]))
             Image.fromarray(image).save(folder / "images" / f"{scene.image_id}.jpg", **JPEG_OPTIONS)
-            Image.fromarray(mask).save(folder / "masks" / f"{scene.image_id}.png")
-            graphs[scene.image_id] = scene_graph(scene, visible_boxes(mask, len(scene.objects)))
+            count = len(scene.objects)
+            graphs[scene.image_id] = scene_graph(scene, visible_boxes(indexes, count))
+            masks[scene.image_id] = [ObjectMask.of(indexes == 1 + n) for n in range(count)]
             for question, record in ask(random.Random(f"{seed} questions {index}"), scene):
                 questions.append(question)
                 lines.write(json.dumps(record) + "\n")
@@ -185,6 +193,8 @@ def _write_split(
             answers = {"valid": question.valid, "plausible": question.plausible}
             choices.add(question.id, json.dumps(answers))
     (folder / "sceneGraphs" / f"{split}_sceneGraphs.json").write_text(json.dumps(graphs))
+    instances = folder / "instances" / f"{split}_instances.json"
+    write_instances(instances, graphs, masks, CATEGORY_OF)
     return {"images": len(indices), "all": len(questions), "balanced": len(balanced)}
 
 

@@ -13,12 +13,14 @@ import transformers
 from torch import Tensor, nn
 
 from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
+from lavis_ext.checkpoints.weights import load_into, read_state_dict
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
+from lavis_ext.encoders.base import Encoder, EncoderConfig
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, pack_questions
 from lavis_ext.encoders.blip.passes import AttentionProbe, encode_pixels, read_text
 from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.registry import registry
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -80,9 +82,10 @@ class BlipSizesConfig:
 
 
 @dataclass
-class BlipEncoderConfig(BlipSizesConfig):
+class BlipEncoderConfig(BlipSizesConfig, EncoderConfig):
     """Sizes, tokenizer and weights. The defaults are Salesforce/blip-itm-base-coco."""
 
+    encoder: str = option("blip", "The encoder's name in the registry.")
     projection_dim: int = option(256, "width of the image-text contrastive space", at_least=1)
     tokenizer: str = option(
         BASE_COCO, "hub name, local folder, or vocab.txt file of an uncased BERT tokenizer"
@@ -114,18 +117,21 @@ class BlipEncoderConfig(BlipSizesConfig):
             )
 
 
-class BlipEncoder(nn.Module):
-    """BLIP's parts: ``encode_image``, ``tokenize``, ``encode_question``, ``pack`` and ``match``.
+@registry.register_encoder("blip")
+class BlipEncoder(Encoder):
+    """BLIP's parts: ``encode``, ``tokenize``, ``encode_questions``, ``pack`` and ``match``.
 
-    Parameters are under ``blip.``, by transformers' names. ``where`` is the config's own key, named
-    in errors. ``load_report`` says what was loaded, and is None for random weights.
-    ``truncated_questions`` counts the questions that ``tokenize`` has cut so far.
+    Parameters are under ``blip.``, by transformers' names. ``truncated_questions`` counts the
+    questions that ``tokenize`` has cut so far.
 
     Raises UserError for sizes that do not fit, and for a tokenizer or weights that cannot be had,
     read or matched.
     """
 
-    def __init__(self, config: BlipEncoderConfig, where: str = "model.blip") -> None:
+    Config = BlipEncoderConfig
+    config: BlipEncoderConfig
+
+    def __init__(self, config: BlipEncoderConfig, where: str = "blip") -> None:
         super().__init__()
         check(config, where)
         self.config = config
@@ -141,7 +147,6 @@ class BlipEncoder(nn.Module):
         self._encode_pixels: Callable[..., Tensor] = encode_pixels
         self._read_text: Callable[..., Tensor] = read_text
         self._multiple_of_tokens = 1
-        self.load_report: LoadReport | None = None
         if config.weights is not None:
             self.load_report = load_into(
                 self.blip,
@@ -153,16 +158,29 @@ class BlipEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of a grid token."""
+        """Channels of a token."""
         return self.config.vision_width
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; N of ``encode_image`` is their product."""
+        """Rows and columns of patches; N of ``encode`` is their product."""
         return self.config.grid
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Grid tokens [B, 1+N, vision_width]: the class token, then the patches row by row.
+    @property
+    def prefix(self) -> int:
+        """The class token."""
+        return 1
+
+    def token_modules(self) -> Sequence[nn.Module]:
+        """The image side."""
+        return self.normalise, self.blip.vision_model
+
+    def fingerprint_options(self) -> dict[str, Any]:
+        """Size of the images, and heads, which no shape shows."""
+        return {"image_size": self.config.image_size, "heads": self.config.vision_heads}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens [B, 1+N, vision_width]: the class token, then the patches row by row.
 
         ``images`` [B, 3, image_size, image_size] are uint8 in 0..255 or floating point in [0, 1].
         Raises UserError for images of another size.
@@ -206,8 +224,8 @@ class BlipEncoder(nn.Module):
             self._multiple_of_tokens,
         )
 
-    def compile_passes(self, **options: Any) -> None:
-        """Let ``torch.compile``, with its ``options``, make programs of what images and texts pass.
+    def compile_parts(self, **options: Any) -> None:
+        """Compile what images and texts pass, with options of ``torch.compile``.
 
         Rows of questions then have few lengths, because each length is compiled anew.
         """
@@ -230,7 +248,7 @@ class BlipEncoder(nn.Module):
     ) -> Tensor:
         """Logits [Q, 2] of question matching; index 1 says that question and image belong together.
 
-        ``tokens`` [I, 1+N, vision_width] are grid tokens or fused ones in their place; gradients
+        ``tokens`` [I, 1+N, vision_width] are an image's or fused ones in their place; gradients
         reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
         replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
         models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].

@@ -1,10 +1,12 @@
-"""EfficientSAM (Xiong et al., CVPR 2024): the second visual stream, and masks from prompts.
+"""EfficientSAM (Xiong et al., CVPR 2024): tokens of images, and masks from prompts.
 
 Parameter names are those of the authors' checkpoints (``efficient_sam_vitt.pt``,
 ``efficient_sam_vits.pt``). The image encoder is in this file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
+from lavis_ext.checkpoints.weights import load_into, read_state_dict
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
+from lavis_ext.encoders.base import Encoder, EncoderConfig, Tokens
 from lavis_ext.encoders.efficient_sam.mask_decoder import MaskDecoder, MaskPrediction
 from lavis_ext.encoders.efficient_sam.prompt_encoder import PromptEncoder
 from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.registry import registry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,9 +34,10 @@ AUTHORS_TINY = (
 
 
 @dataclass
-class EfficientSamConfig:
+class EfficientSamConfig(EncoderConfig):
     """Sizes and weights. The defaults are EfficientSAM-Ti; -S has width 384 and 6 heads."""
 
+    encoder: str = option("efficient_sam", "The encoder's name in the registry.")
     image_size: int = option(
         384, "side of the input image in pixels, a multiple of patch_size", at_least=1
     )
@@ -154,18 +159,20 @@ class ImageEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
-class EfficientSam(nn.Module):
-    """EfficientSAM: ``encode_image`` once for each image, then ``predict_masks`` of its tokens.
+@registry.register_encoder("efficient_sam")
+class EfficientSam(Encoder):
+    """EfficientSAM: ``encode`` once for each image, then ``predict_masks`` of its tokens.
 
-    Children: ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``. The segmentation stream
-    needs the first alone.
+    Children: ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``. Tokens need the first
+    alone.
 
-    ``where`` is the config's own key, named in errors. Raises UserError for sizes that do not fit
-    and for weights that cannot be had, read or matched. ``load_report`` says what was loaded, and
-    is None for random weights.
+    Raises UserError for sizes that do not fit and for weights that cannot be had, read or matched.
     """
 
-    def __init__(self, config: EfficientSamConfig, where: str = "model.efficient_sam") -> None:
+    Config = EfficientSamConfig
+    config: EfficientSamConfig
+
+    def __init__(self, config: EfficientSamConfig, where: str = "efficient_sam") -> None:
         super().__init__()
         check(config, where)
         self.config = config
@@ -182,7 +189,6 @@ class EfficientSam(nn.Module):
             iou_head_depth=config.iou_head_depth,
             iou_head_width=config.iou_head_width,
         )
-        self.load_report: LoadReport | None = None
         if config.weights is not None:
             path = resolve(config.weights, key=f"{where}.weights")
             self.load_report = load_into(
@@ -195,10 +201,27 @@ class EfficientSam(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of a segmentation token."""
+        """Channels of a token."""
         return self.config.neck_width
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of the configured size."""
+        return self.grid_of(self.image_size, self.image_size)
+
+    def token_modules(self) -> Sequence[nn.Module]:
+        """The image side."""
+        return self.normalise, self.image_encoder
+
+    def fingerprint_options(self) -> dict[str, Any]:
+        """Size of the images, and heads, which no shape shows."""
+        return {"image_size": self.config.image_size, "heads": self.config.heads}
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the image encoder, with options of ``torch.compile``."""
+        self.image_encoder.compile(**options)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of ``height`` x ``width`` pixels.
 
         Raises UserError for sides that are no multiples of the patch size.
@@ -211,13 +234,17 @@ class EfficientSam(nn.Module):
             )
         return height // patch, width // patch
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Segmentation tokens [B, h*w, neck_width], row by row of the grid.
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens with the layout of images of this size."""
+        return Tokens(self.encode(images), self.grid_of(*images.shape[-2:]), 0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens [B, h*w, neck_width], row by row of the grid.
 
         ``images`` [B, 3, H, W] are uint8 in 0..255 or floating point in [0, 1]; H and W are any
-        multiples of the patch size, and ``grid(H, W)`` gives (h, w).
+        multiples of the patch size, and ``grid_of(H, W)`` gives (h, w).
         """
-        self.grid(*images.shape[-2:])
+        self.grid_of(*images.shape[-2:])
         embedding = self.image_encoder(self.normalise(images))
         return embedding.flatten(2).transpose(1, 2)
 
@@ -233,7 +260,7 @@ class EfficientSam(nn.Module):
         """Masks of Q queries, each about one of I images that were encoded once.
 
         Args:
-            tokens: of ``encode_image``, [I, h*w, neck_width].
+            tokens: of ``encode``, [I, h*w, neck_width].
             grid: (h, w).
             image_size: height and width of the encoded images in pixels.
             points: (x, y) [Q, P, 2] in pixels of the encoded image, from the top left. The authors

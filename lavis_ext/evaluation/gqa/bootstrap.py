@@ -1,4 +1,4 @@
-"""How far a figure would move on another sample of images: the bootstrap (Efron, 1979)."""
+"""How far a metric would move on another sample of images: the bootstrap (Efron, 1979)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -44,7 +44,7 @@ def sums_by_image(images: Codes, values: Values, size: int) -> tuple[Values, Val
 def percentile_interval(
     samples: npt.NDArray[np.float64], level: float = LEVEL
 ) -> tuple[float, float]:
-    """The middle ``level`` of the resampled figures [B]; NaN are left out."""
+    """The middle ``level`` of the resampled values [B]; NaN are left out."""
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(samples, [tail, 100 - tail])
     return float(low), float(high)

@@ -42,7 +42,7 @@ class AnswerDistribution:
         Answers that are right nowhere in their group don't count. Lower is better.
 
         Args:
-            weights: how often each question counts [N]; ones for the figure itself.
+            weights: how often each question counts [N]; ones for the statistic itself.
 
         Returns:
             The statistic; NaN where no question of positive weight belongs to a group.

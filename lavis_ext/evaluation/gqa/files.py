@@ -10,7 +10,7 @@ from lavis_ext.common.errors import UserError, shortened
 from lavis_ext.datasets.gqa.json_records import RecordFile, kind
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.grounding import Attention, map_cells
-from lavis_ext.evaluation.predictions import read_by_question
+from lavis_ext.evaluation.gqa.predictions import read_by_question
 
 CHOICES_FORMAT = 'an object {questionId: {"valid": [...], "plausible": [...]}, ...}'
 MAPS_FORMAT = 'a list of {"questionId": ..., "attention": [[a, ...], ...]}'

@@ -29,8 +29,8 @@ def grounding_score(objects: Attention, regions: Attention) -> float:
     Hudson and Manning (2019), section 4.4. As in GQA's evaluation script, an object counts as often
     as it is given and attention isn't normalized, so the score can exceed 1. The script means to
     count the whole image as an object where the program says "scene", but looks for the word among
-    the keys of a program's operations, where it never is; figures that have been published lack it,
-    and so do these.
+    the keys of a program's operations, where it never is; published values lack it, and so do
+    these.
 
     The script's path for regions (its option ``objectFeatures``) can't run, since it unpacks a list
     that it has yet to make. Here the formula of its spatial path, which is as good for regions as

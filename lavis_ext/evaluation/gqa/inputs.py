@@ -14,17 +14,17 @@ from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores
 from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge, missing_answers
+from lavis_ext.evaluation.gqa.predictions import (
+    check_output,
+    read_predictions,
+    refuse_missing,
+    refuse_unknown,
+)
 from lavis_ext.evaluation.gqa.questions import (
     GqaQuestion,
     answers_of,
     balanced_questions,
     entailed_ids,
-)
-from lavis_ext.evaluation.predictions import (
-    check_output,
-    read_predictions,
-    refuse_missing,
-    refuse_unknown,
 )
 
 ATTENTIONS_HELP = (
@@ -272,7 +272,7 @@ def add_question_options(parser: argparse.ArgumentParser, *, required: bool = Tr
         help="draws of the bootstrap; 0 for no intervals (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file to write the figures to as well")
+    parser.add_argument("--json", type=Path, help="file to write the metrics to as well")
 
 
 def check_options(arguments: argparse.Namespace) -> None:

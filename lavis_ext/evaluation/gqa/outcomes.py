@@ -1,4 +1,4 @@
-"""What predictions are worth, question by question; figures are made of it in ``scores``."""
+"""The values of all metrics question by question; ``scores`` averages them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,8 @@ from lavis_ext.evaluation.gqa.accuracy import Values
 from lavis_ext.evaluation.gqa.choices import AnswerChoices, within_choices
 from lavis_ext.evaluation.gqa.consistency import consistency
 from lavis_ext.evaluation.gqa.distribution import AnswerDistribution
+from lavis_ext.evaluation.gqa.metrics import METRICS
 from lavis_ext.evaluation.gqa.questions import GqaQuestion, entailed_ids
-
-METRICS = (
-    "accuracy",
-    "binary",
-    "open",
-    "consistency",
-    "validity",
-    "plausibility",
-    "grounding",
-    "distribution",
-)
-LOWER_IS_BETTER = frozenset({"distribution"})
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,7 @@ class Outcomes:
         questions: the questions.
         predictions: the answers given to them, in their order.
         values: by metric, its value for each question [N], NaN where it doesn't concern the
-            question. The figure is their mean.
+            question. The metric is their mean.
         distribution: for ``distribution``, which has no value for a single question.
         not_computed: why there are none, for each of the ``METRICS`` that is missing.
     """

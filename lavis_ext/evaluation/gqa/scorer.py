@@ -17,7 +17,7 @@ from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge
 from lavis_ext.evaluation.gqa.questions import GqaQuestion, balanced_questions
 
 NEEDING_CHOICES = ("validity", "plausibility")
-UNREAD = "it reads more files, which is left for the end (run.full_metrics)"
+UNREAD = "it reads more files, which is left for the end (task.full_metrics)"
 
 
 class GqaScorer:

@@ -1,4 +1,4 @@
-"""From the outcomes of single questions to figures with intervals."""
+"""From the outcomes of single questions to metrics with intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from lavis_ext.evaluation.gqa.bootstrap import (
     sums_by_image,
 )
 from lavis_ext.evaluation.gqa.distribution import Codes
-from lavis_ext.evaluation.gqa.outcomes import METRICS, Outcomes
+from lavis_ext.evaluation.gqa.metrics import METRICS
+from lavis_ext.evaluation.gqa.outcomes import Outcomes
 
 OVERALL = "metrics"
 Name = tuple[str, str]
@@ -23,8 +24,8 @@ Name = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric.
+class Score:
+    """The value of a metric.
 
     Attributes:
         value: a share of 1, as a rule; ``grounding`` can exceed it, ``distribution`` is a
@@ -41,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class GqaScores:
-    """All figures of one set of predictions.
+    """All metrics of one set of predictions.
 
     Attributes:
         questions, images: how many were scored.
@@ -52,60 +53,55 @@ class GqaScores:
 
     questions: int
     images: int
-    metrics: Mapping[str, Figure]
-    breakdowns: Mapping[str, Mapping[str, Figure]]
+    metrics: Mapping[str, Score]
+    breakdowns: Mapping[str, Mapping[str, Score]]
     not_computed: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """Figures and what they come to in each of B resamples.
+    """Scores, and ``samples``: their values [B] in each of B resamples."""
 
-    ``samples`` has the figures' values [B] by name.
-    """
-
-    figures: Mapping[Name, Figure]
+    scores: Mapping[Name, Score]
     samples: Mapping[Name, npt.NDArray[np.float64]]
 
 
 def score(outcomes: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> GqaScores:
-    """All figures, with 95 % bootstrap intervals over images unless ``resamples`` is 0."""
+    """All metrics, with 95 % bootstrap intervals over images unless ``resamples`` is 0."""
     resampled = resample(outcomes, resamples, seed)
-    figures = dict(resampled.figures)
+    scores = dict(resampled.scores)
     if resamples:
-        for name, figure in figures.items():
+        for name, each in scores.items():
             low, high = percentile_interval(resampled.samples[name])
-            figures[name] = Figure(figure.value, figure.count, low, high)
+            scores[name] = Score(each.value, each.count, low, high)
     return GqaScores(
         questions=len(outcomes.questions),
         images=len({question.image_id for question in outcomes.questions}),
         metrics={
-            metric: figures[OVERALL, metric] for metric in METRICS if (OVERALL, metric) in figures
+            metric: scores[OVERALL, metric] for metric in METRICS if (OVERALL, metric) in scores
         },
         breakdowns={
-            breakdown: {
-                kind: figure for (part, kind), figure in figures.items() if part == breakdown
-            }
+            breakdown: {kind: each for (part, kind), each in scores.items() if part == breakdown}
             for breakdown in BREAKDOWNS
-            if any(part == breakdown for part, _ in figures)
+            if any(part == breakdown for part, _ in scores)
         },
         not_computed=outcomes.not_computed,
     )
 
 
 def resample(outcomes: Outcomes, resamples: int, seed: int) -> Resampled:
-    """All figures, and what they are in resamples of the images (see ``resampled_images``)."""
+    """All metrics, and their values in resamples of the images (see ``resampled_images``)."""
     images = image_codes([question.image_id for question in outcomes.questions])
     by_image = _sums_by_image(outcomes, images)
     sums, counts = (np.stack(part, axis=1) for part in zip(*by_image.values(), strict=True))
-    figures = {
-        name: Figure(float(total / count), int(count))
+    scores = {
+        name: Score(float(total / count), int(count))
         for name, total, count in zip(by_image, sums.sum(axis=0), counts.sum(axis=0), strict=True)
     }
     distribution = outcomes.distribution
     if len(distribution):
         statistic = distribution.chi_square(np.ones(len(images)))
-        figures[OVERALL, "distribution"] = Figure(statistic, len(distribution))
+        scores[OVERALL, "distribution"] = Score(statistic, len(distribution))
     means = []
     statistics: list[float] = []
     for weights in resampled_images(len(sums), resamples, seed):
@@ -114,11 +110,11 @@ def resample(outcomes: Outcomes, resamples: int, seed: int) -> Resampled:
         if len(distribution):
             statistics += [distribution.chi_square(draw[images]) for draw in weights]
     if not means:
-        return Resampled(figures, {})
+        return Resampled(scores, {})
     samples = dict(zip(by_image, np.concatenate(means).T, strict=True))
     if len(distribution):
         samples[OVERALL, "distribution"] = _centred(np.array(statistics), statistic)
-    return Resampled(figures, samples)
+    return Resampled(scores, samples)
 
 
 def _sums_by_image(outcomes: Outcomes, images: Codes) -> dict[Name, tuple[Values, Values]]:
@@ -132,9 +128,9 @@ def _sums_by_image(outcomes: Outcomes, images: Codes) -> dict[Name, tuple[Values
 
 
 def _centred(samples: npt.NDArray[np.float64], statistic: float) -> npt.NDArray[np.float64]:
-    """Resampled chi-squares about the figure itself.
+    """Resampled chi-squares about the statistic itself.
 
-    Every resample adds its own chance to the squares, so they are larger than the figure on
+    Every resample adds its own chance to the squares, so they are larger than the statistic on
     average, by more than they are wide where the predictions are good.
     """
     return (samples - np.nanmean(samples) + statistic).clip(min=0)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lavis_ext.common.errors import shortened
-from lavis_ext.evaluation.gqa.outcomes import LOWER_IS_BETTER, METRICS
-from lavis_ext.evaluation.gqa.scores import Figure, GqaScores
+from lavis_ext.evaluation.gqa.metrics import METRICS
+from lavis_ext.evaluation.gqa.scores import GqaScores, Score
 
 WIDEST = 100
 BREAKDOWN_TITLES = {
@@ -17,15 +17,15 @@ BREAKDOWN_TITLES = {
 
 
 def scores_table(scores: GqaScores) -> str:
-    """All figures: percentages with two decimals, but for the distribution's statistic."""
-    with_intervals = any(figure.low is not None for figure in scores.metrics.values())
+    """All metrics: percentages with two decimals, but for the distribution's statistic."""
+    with_intervals = any(each.low is not None for each in scores.metrics.values())
     header = ("", "", "95 % interval" if with_intervals else "", "questions")
     parts = [
         f"{scores.questions:,} questions about {scores.images:,} images",
-        columns([header, *(_row(name, figure) for name, figure in scores.metrics.items())]),
+        columns([header, *(_row(name, each) for name, each in scores.metrics.items())]),
     ]
-    for breakdown, figures in scores.breakdowns.items():
-        rows = [_row(kind, figure) for kind, figure in figures.items()]
+    for breakdown, kinds in scores.breakdowns.items():
+        rows = [_row(kind, each) for kind, each in kinds.items()]
         parts.append(f"{BREAKDOWN_TITLES[breakdown]}\n{columns(rows)}")
     if scores.not_computed:
         reasons = [
@@ -52,18 +52,24 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(name: str, value: float) -> str:
-    """A figure with its unit, to two decimals."""
-    return f"{value:.2f}" if name in LOWER_IS_BETTER else f"{100 * value:.2f} %"
+    """The value of a metric, or of accuracy of a kind of question, to two decimals."""
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.2f}"
 
 
 def shown_difference(name: str, value: float) -> str:
-    """The difference of two figures, in percentage points where they are percentages."""
-    return f"{value:+.2f}" if name in LOWER_IS_BETTER else f"{100 * value:+.2f}"
+    """The difference of two values, in percentage points where they are shares."""
+    return f"{100 * value:+.2f}" if is_share(name) else f"{value:+.2f}"
 
 
-def _row(name: str, figure: Figure) -> tuple[str, str, str, str]:
+def is_share(name: str) -> bool:
+    """Whether a metric, or accuracy of a kind of question, is a share."""
+    return name not in METRICS or METRICS[name].unit == "share"
+
+
+def _row(name: str, score: Score) -> tuple[str, str, str, str]:
     interval = ""
-    if figure.low is not None and figure.high is not None:
-        interval = f"{shown(name, figure.low)} to {shown(name, figure.high)}"
-    title = f"{name} (lower is better)" if name in LOWER_IS_BETTER else name
-    return title, shown(name, figure.value), interval, f"{figure.count:,}"
+    if score.low is not None and score.high is not None:
+        interval = f"{shown(name, score.low)} to {shown(name, score.high)}"
+    lower = name in METRICS and METRICS[name].better == "min"
+    title = f"{name} (lower is better)" if lower else name
+    return title, shown(name, score.value), interval, f"{score.count:,}"

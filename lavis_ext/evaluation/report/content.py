@@ -1,42 +1,75 @@
-"""From results to what the page is filled with: plain containers that JSON can hold."""
+"""From reported splits to the content of the page: plain containers that JSON can hold."""
 
-import base64
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lavis_ext.common.metrics import Metric
 from lavis_ext.datasets.pictures import ImageFolder
-from lavis_ext.evaluation.figures import figures_of
-from lavis_ext.evaluation.gqa.outcomes import LOWER_IS_BETTER, METRICS
-from lavis_ext.evaluation.gqa.questions import GqaQuestion
-from lavis_ext.evaluation.gqa.scores import Figure, GqaScores
-from lavis_ext.evaluation.report.confusions import confusions
 from lavis_ext.evaluation.report.curves import read_curves
 from lavis_ext.evaluation.report.thumbnails import thumbnails
-from lavis_ext.evaluation.result import SplitResult, Trace
-from lavis_ext.evaluation.table import headline, shown
+from lavis_ext.evaluation.table import shown
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A row of the table of metrics.
+
+    Attributes:
+        metric: name, unit and direction.
+        value: None for a metric that wasn't computed.
+        count: examples behind it.
+        low, high: its 95 % interval.
+        baselines: the metric's values for baselines, by name.
+        reason: why it wasn't computed.
+    """
+
+    metric: Metric
+    value: float | None = None
+    count: int | None = None
+    low: float | None = None
+    high: float | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class ReportedSplit:
     """A split in the report.
 
+    An example is a mapping with ``id`` and, as far as they are known, ``image`` (its id),
+    ``question`` (the heading), ``prediction``, ``answer`` (the right one), the keys of
+    ``extra["filters"]``, heat maps ``raw`` and ``refined`` (``width``,
+    ``height`` and ``cells``, base64 of their bytes row by row), ``matching`` (0 to 1),
+    ``captions`` and ``captionsFound``.
+
     Attributes:
-        figures: all figures by name.
-        result: what is known of the answers; None where there are none.
-        questions: texts of the questions that the page shows, by id.
+        metrics: values by name.
+        declared: their units and directions; a metric without has none.
+        rows: the table of metrics; by default a row for each metric that is a share.
+        note: a text below the table.
+        headline: a sentence at the top.
+        examples: the examples that are shown.
         images: where their images are; None for a page without images.
+        extra: further parts, all optional: ``noun`` for an example (``question``); ``count`` of the
+            examples that were evaluated; ``baselines``, labels by name, the first of which is drawn
+            in the plots; ``breakdowns``, a list of :func:`breakdown`; ``confusions``; ``filters``,
+            labels by key of the examples; ``heatNote``, the meaning of the heat maps; ``curves``,
+            by metric the labels of other logged metrics that are drawn in its chart.
     """
 
-    figures: Mapping[str, float]
-    result: SplitResult | None = None
-    questions: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    declared: Mapping[str, Metric] = field(default_factory=dict)
+    rows: Sequence[MetricRow] | None = None
+    note: str = ""
+    headline: str = ""
+    examples: Sequence[Mapping[str, Any]] = ()
     images: ImageFolder | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report_content(
@@ -44,130 +77,108 @@ def report_content(
     facts: Mapping[str, str],
     splits: Mapping[str, ReportedSplit],
     log: Path | None = None,
+    metric: str = "",
 ) -> dict[str, Any]:
-    """What the page shows.
+    """The content of the page.
 
     Args:
         title: what was evaluated.
-        facts: what else there is to say of it, by label.
+        facts: further facts about it, by label.
         splits: results by split.
         log: ``log.jsonl`` of the training run, if there is one.
+        metric: the metric that selects the best weights; its curve comes right after the loss.
     """
+    declared: dict[str, Metric] = {}
+    overlays: dict[str, Mapping[str, str]] = {}
+    for split in splits.values():
+        declared |= split.declared
+        overlays |= split.extra.get("curves", {})
+    curves = [] if log is None else read_curves(log, declared, metric=metric, overlays=overlays)
+    heated = any("raw" in example for split in splits.values() for example in split.examples)
     return {
         "title": title,
         "facts": [[label, text] for label, text in facts.items()],
         "splits": [_split(name, split) for name, split in splits.items()],
         "images": _images(splits.values()),
-        "curves": read_curves(log) if log is not None else [],
-        "heatColours": _heat_colours(),
+        "curves": curves,
+        "heatColours": _heat_colours() if heated else [],
     }
 
 
-def _split(name: str, split: ReportedSplit) -> dict[str, Any]:
-    result = split.result
-    if result is None:
-        return {"name": name, "headline": "", "others": _others(split.figures, set())}
-    told = {*figures_of(result.scores), *(f"baseline_{each}" for each in result.baselines)}
-    questions = {question.id: place for place, question in enumerate(result.outcomes.questions)}
-    return {
-        "name": name,
-        "headline": headline(name, split.figures),
-        "questions": result.scores.questions,
-        "images": result.scores.images,
-        "others": _others(split.figures, told),
-        "metrics": [_metric(metric, result) for metric in METRICS],
-        "breakdowns": {
-            breakdown: [
-                _with_baselines(kind, figure, result.baselines, breakdown)
-                for kind, figure in kinds.items()
-            ]
-            for breakdown, kinds in result.scores.breakdowns.items()
-        },
-        "confusions": asdict(
-            confusions([q.answer for q in result.outcomes.questions], result.outcomes.predictions)
-        ),
-        "examples": [
-            _example(result, questions[shown_id], split.questions.get(shown_id, ""))
-            for shown_id in result.shown
-        ],
-    }
-
-
-def _metric(metric: str, result: SplitResult) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": metric, "lower": metric in LOWER_IS_BETTER}
-    figure = result.scores.metrics.get(metric)
-    if figure is None:
-        return {**row, "reason": result.scores.not_computed[metric]}
-    baselines = {name: scores.metrics.get(metric) for name, scores in result.baselines.items()}
-    return {
-        **row,
-        **_figure(figure),
-        "baselines": {name: each.value for name, each in baselines.items() if each is not None},
-    }
-
-
-def _with_baselines(
-    kind: str, figure: Figure, baselines: Mapping[str, GqaScores], breakdown: str
+def breakdown(
+    name: str, title: str, rows: Iterable[MetricRow], *, numbers: bool = False, more: bool = False
 ) -> dict[str, Any]:
-    return {
-        "name": kind,
-        **_figure(figure),
-        "baselines": {
-            name: scores.breakdowns[breakdown][kind].value for name, scores in baselines.items()
-        },
-    }
+    """Accuracy by kind of example.
+
+    Args:
+        name: the breakdown's name.
+        title: its heading.
+        rows: a share for each kind.
+        numbers: kinds are numbers, drawn along an axis.
+        more: a long list, folded away.
+    """
+    rendered = [_row(row) for row in rows]
+    return {"name": name, "title": title, "rows": rendered, "numbers": numbers, "more": more}
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    return {name: _finite(value) for name, value in asdict(figure).items()}
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN: an interval has one where no resample asks such a question."""
+def finite(value: float | None) -> float | None:
+    """JSON has no NaN: an interval has one where no resample has such an example."""
     return None if value is None or not math.isfinite(value) else value
 
 
-def _others(figures: Mapping[str, float], told: set[str]) -> list[list[str]]:
-    return [[name, shown(name, value)] for name, value in figures.items() if name not in told]
-
-
-def _example(result: SplitResult, place: int, text: str) -> dict[str, Any]:
-    question: GqaQuestion = result.outcomes.questions[place]
-    trace = result.traces.get(question.id)
+def _split(name: str, split: ReportedSplit) -> dict[str, Any]:
+    rows = split.rows
+    if rows is None:
+        rows = [
+            MetricRow(split.declared[key], value)
+            for key, value in split.metrics.items()
+            if key in split.declared and split.declared[key].unit == "share"
+        ]
+    told = {row.metric.name for row in rows}
+    extra = {key: value for key, value in split.extra.items() if key != "curves"}
     return {
-        "id": question.id,
-        "image": question.image_id,
-        "question": text,
-        "answer": question.answer,
-        "prediction": result.outcomes.predictions[place],
-        "structural": question.structural,
-        "semantic": question.semantic,
-        **({} if trace is None else _trace(trace)),
+        "noun": "example",
+        "baselines": {},
+        "breakdowns": [],
+        "filters": {},
+        **extra,
+        "name": name,
+        "headline": split.headline,
+        "note": split.note,
+        "metrics": [_row(row) for row in rows],
+        "others": [
+            [key, shown(split.declared.get(key), value)]
+            for key, value in split.metrics.items()
+            if key not in told
+        ],
+        "examples": [dict(example) for example in split.examples],
     }
 
 
-def _trace(trace: Trace) -> dict[str, Any]:
+def _row(row: MetricRow) -> dict[str, Any]:
+    metric = {
+        "name": row.metric.name,
+        "unit": row.metric.unit,
+        "lower": row.metric.better == "min",
+    }
+    if row.value is None:
+        return {**metric, "reason": row.reason}
     return {
-        "raw": _map(trace.raw),
-        "refined": _map(trace.refined),
-        "matching": _finite(trace.matching),
-        "captions": list(trace.captions),
-        "captionsFound": trace.captions_found,
+        **metric,
+        "value": finite(row.value),
+        "count": row.count,
+        "low": finite(row.low),
+        "high": finite(row.high),
+        "baselines": {name: finite(value) for name, value in row.baselines.items()},
     }
 
 
-def _map(heat: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    height, width = heat.shape
-    cells = base64.b64encode(np.ascontiguousarray(heat).tobytes()).decode()
-    return {"width": width, "height": height, "cells": cells}
-
-
-def _images(splits: Any) -> dict[str, str]:
+def _images(splits: Iterable[ReportedSplit]) -> dict[str, str]:
     wanted: dict[str, ImageFolder] = {}
     for split in splits:
-        if split.result is not None and split.images is not None:
-            ids = {question.id: question.image_id for question in split.result.outcomes.questions}
-            wanted |= {ids[name]: split.images for name in split.result.shown}
+        if split.images is not None:
+            shown_there = [example["image"] for example in split.examples if "image" in example]
+            wanted |= dict.fromkeys(shown_there, split.images)
     folders = {id(folder): folder for folder in wanted.values()}
     found: dict[str, str] = {}
     for key, folder in folders.items():

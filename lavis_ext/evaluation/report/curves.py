@@ -1,59 +1,100 @@
 """Curves of a training run, from the lines of its log."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.files import parse_json
-from lavis_ext.evaluation.figures import ACCURACY, is_share
+from lavis_ext.common.metrics import Metric
 
 MOST_POINTS = 400
 MOST_CHARTS = 8
 TRAINING = "train"
 SKIPPED = "skipped"
-"""Lines on steps that weren't finite; they have no figures."""
-BASELINE = "baseline, by form"
+"""Lines on steps that weren't finite; they have no metrics."""
+DECLARED = "declared"
+"""The line that has name, unit and direction of each metric, ``[[name, unit, better], ...]``."""
+LOSS = "loss"
 LEARNING_RATE = "lr"
+PACE = {
+    *("time", "kind", "step", "epoch", "skipped_steps", "waiting_for_data"),
+    *("examples_per_second", "questions_per_second"),
+}
+"""What training lines hold beside metrics."""
 
 
-def read_curves(log: Path) -> list[dict[str, Any]]:
-    """Charts of the figures that ``log.jsonl`` has of training; empty without such a log.
+def read_curves(
+    log: Path,
+    declared: Mapping[str, Metric] | None = None,
+    *,
+    metric: str = "",
+    overlays: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Charts of the metrics that ``log.jsonl`` has of training; empty without such a log.
 
-    A step that was logged twice, as by a run that was resumed, counts as logged last. Lines that
-    aren't whole are left out: a run that was killed may leave one.
+    A step that was logged twice, as by a run that was resumed, counts as logged last. Incomplete
+    lines are left out: a run that was killed may leave one.
+
+    Args:
+        log: the log. It draws the metrics that it declares; all of one that declares none.
+        declared: units of metrics that the log doesn't declare.
+        metric: the metric that comes right after the loss.
+        overlays: by metric, the labels of other logged metrics of evaluations that are drawn in its
+            chart.
 
     Returns:
-        For each figure ``name``, whether it is a ``share``, and ``series`` by kind (``train`` or a
-        split): points [step, value], at most ``MOST_POINTS``, means of several where there are
-        more.
+        For each metric ``name`` and ``unit``, ``series`` by label (``train``, a split or one of
+        ``overlays``, which ``overlaid`` lists): points [step, value], at most ``MOST_POINTS``,
+        means of several where there are more.
     """
     by_kind: dict[str, dict[int, dict[str, Any]]] = {}
+    own: dict[str, Metric] = {}
     for entry in _entries(log):
-        by_kind.setdefault(entry["kind"], {})[entry["step"]] = entry
+        if entry["kind"] == DECLARED:
+            own = _declared(entry)
+        else:
+            by_kind.setdefault(entry["kind"], {})[entry["step"]] = entry
     by_kind.pop(SKIPPED, None)
     training = by_kind.pop(TRAINING, None)
     if not training:
         return []
+    known = {**(declared or {}), **own}
     # A split that was evaluated once, at the end, has no curve.
     validated = {kind: steps for kind, steps in by_kind.items() if len(steps) > 1}
-    names = dict.fromkeys(name for entry in training.values() for name in entry)
+    logged = dict.fromkeys(name for entry in training.values() for name in entry)
+    names = [name for name in logged if name in (*own, LEARNING_RATE) or not (own or name in PACE)]
     charts = []
-    for name in sorted(filter(_worth_a_chart, names), key=_rank)[:MOST_CHARTS]:
+    for name in sorted(names, key=lambda each: _rank(each, metric))[:MOST_CHARTS]:
         series = {
             kind: _thinned(_points(steps, name))
             for kind, steps in {TRAINING: training, **validated}.items()
         }
-        if name == ACCURACY:
+        overlaid = (overlays or {}).get(name, {})
+        for other, label in overlaid.items():
             for steps in validated.values():
-                series[BASELINE] = _points(steps, "baseline_form")
-        charts.append(
-            {
-                "name": name,
-                "share": is_share(name),
-                "series": {kind: points for kind, points in series.items() if points},
-            }
-        )
+                series[label] = _points(steps, other)
+        series = {label: points for label, points in series.items() if points}
+        if series:
+            charts.append(
+                {
+                    "name": name,
+                    "unit": known[name].unit if name in known else "",
+                    "series": series,
+                    "overlaid": list(overlaid.values()),
+                }
+            )
     return charts
+
+
+def _declared(entry: Mapping[str, Any]) -> dict[str, Metric]:
+    found = {}
+    listed = entry.get("metrics")
+    for each in listed if isinstance(listed, list) else []:
+        match each:
+            case [str(name), str(unit), "max" | "min" | None as better]:
+                found[name] = Metric(name, unit, better)
+    return found
 
 
 def _entries(log: Path) -> list[dict[str, Any]]:
@@ -74,13 +115,9 @@ def _entries(log: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _worth_a_chart(name: str) -> bool:
-    return name == LEARNING_RATE or name.endswith(("loss", "_accuracy"))
-
-
-def _rank(name: str) -> tuple[int, str]:
-    """The whole loss and the answers first; parts of an objective's figures after the rest."""
-    first = ("loss", ACCURACY)
+def _rank(name: str, metric: str) -> tuple[int, str]:
+    """Total loss and selecting metric first; an objective's finer metrics after the rest."""
+    first = (LOSS, metric)
     if name in first:
         return first.index(name), name
     return 2 + (name == LEARNING_RATE) + 2 * (name.count("_") > 1), name

@@ -5,10 +5,6 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const AT_ONCE = 48;
 const SVG = "http://www.w3.org/2000/svg";
-const TITLES = {
-  structural: "Structural type", semantic: "Semantic type", detailed: "Detailed type",
-  steps: "Reasoning steps", words: "Words of the question",
-};
 
 const byId = (id) => document.getElementById(id);
 
@@ -29,8 +25,18 @@ const drawn = (tag, attributes = {}, ...children) =>
 
 const grouped = (count) => count.toLocaleString("en-US");
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const figure = (row, value) =>
-  value === null || value === undefined ? "" : row.lower ? value.toFixed(2) : percent(value);
+const isNumber = (value) => value !== null && value !== undefined;
+function valueOf(row, value) {
+  if (!isNumber(value)) return "";
+  if (row.unit === "share") return percent(value);
+  if (row.unit === "percent") return `${value.toFixed(1)} %`;
+  return `${value.toFixed(2)} ${row.unit}`.trim();
+}
+const capitalized = (words) => words.charAt(0).toUpperCase() + words.slice(1);
+const examplesNoun = () => `${split.noun}s`;
+// The first baseline is the one that plots show.
+const mainBaseline = () => Object.keys(split.baselines)[0];
+const baselineOf = (row) => row.baselines[mainBaseline()];
 
 // ---------------------------------------------------------------------------------------------
 // Plots. They are drawn anew at the width that they have, so that letters keep their size.
@@ -99,15 +105,15 @@ function shortened(words, room) {
 
 function summary(row) {
   const interval = row.low === null ? "" : `, 95 % interval ${percent(row.low)} to ${percent(row.high)}`;
-  const blind = row.baselines.form === undefined ? "" : `; baseline by form ${percent(row.baselines.form)}`;
-  return `${row.name}: ${percent(row.value)}${interval}, ${grouped(row.count)} questions${blind}`;
+  const blind = isNumber(baselineOf(row)) ? `; baseline ${split.baselines[mainBaseline()]} ${percent(baselineOf(row))}` : "";
+  return `${row.name}: ${percent(row.value)}${interval}, ${grouped(row.count)} ${examplesNoun()}${blind}`;
 }
 
 function dotPlot(rows, label) {
   return (width) => {
     const pitch = 26;
     const room = Math.min(Math.ceil(measured(rows.map((row) => row.name))), width * 0.36) + 12;
-    const side = Math.ceil(measured(rows.map((row) => grouped(row.count)).concat("questions"))) + 14;
+    const side = Math.ceil(measured(rows.map((row) => grouped(row.count)).concat(examplesNoun()))) + 14;
     const values = 58;
     const [left, right] = [room, width - side - values];
     const x = (share) => left + (right - left) * Math.min(Math.max(share, 0), 1);
@@ -122,15 +128,15 @@ function dotPlot(rows, label) {
     }
     svg.append(
       text((left + right) / 2, bottom + 33, "accuracy, %", { "text-anchor": "middle", class: "faint" }),
-      text(width, 12, "questions", { "text-anchor": "end", class: "faint" }),
+      text(width, 12, examplesNoun(), { "text-anchor": "end", class: "faint" }),
     );
     rows.forEach((row, place) => {
       const y = top + (place + 0.5) * pitch;
       const group = drawn("g", {}, described(summary(row)));
       group.append(text(left - 10, y + 4, shortened(row.name, room - 12), { "text-anchor": "end" }));
       if (row.low !== null) group.append(line(x(row.low), y, x(row.high), y, "interval"));
-      if (row.baselines.form !== undefined) {
-        group.append(line(x(row.baselines.form), y - 7, x(row.baselines.form), y + 7, "baseline"));
+      if (isNumber(baselineOf(row))) {
+        group.append(line(x(baselineOf(row)), y - 7, x(baselineOf(row)), y + 7, "baseline"));
       }
       group.append(
         drawn("circle", { cx: x(row.value), cy: y, r: 4.5, class: "mark" }),
@@ -176,8 +182,8 @@ function lengthPlot(rows, title) {
       svg.append(text(x(n), bottom + 16, String(n), { "text-anchor": "middle", class: "faint" }));
     }
     const sure = rows.map((row, place) => [row, numbers[place]]).sort((a, b) => a[1] - b[1]);
-    const form = sure.filter(([row]) => row.baselines.form !== undefined);
-    svg.append(drawn("path", { class: "line s3", d: path(form.map(([row, n]) => [x(n), y(row.baselines.form)])) }));
+    const blind = sure.filter(([row]) => isNumber(baselineOf(row)));
+    svg.append(drawn("path", { class: "line s3", d: path(blind.map(([row, n]) => [x(n), y(baselineOf(row))])) }));
     svg.append(drawn("path", { class: "line s1", d: path(sure.map(([row, n]) => [x(n), y(row.value)])) }));
     for (const [row, n] of sure) {
       const group = drawn("g", {}, described(summary({ ...row, name: `${row.name} ${title.toLowerCase()}` })));
@@ -189,39 +195,42 @@ function lengthPlot(rows, title) {
   };
 }
 
+const colourOf = (chart, name) => name === "train" ? 1 : chart.overlaid.includes(name) ? 3 : 2;
+
 function curvePlot(chart) {
+  const share = chart.unit === "share";
   return (width) => {
     const series = Object.entries(chart.series);
     const points = series.flatMap(([, each]) => each);
     const values = points.map(([, value]) => value);
-    let [low, high] = chart.share ? [0, 1] : [Math.min(0, ...values), Math.max(...values)];
+    let [low, high] = share ? [0, 1] : [Math.min(0, ...values), Math.max(...values)];
     if (low === high) high = low + 1;
     const [first, second] = ticks(low, high, 4);
     high = first + Math.ceil((high - first) / (second - first) - 1e-9) * (second - first);
     const lastStep = Math.max(...points.map(([step]) => step));
-    const { svg, x, y, left, right, bottom } = frame(width, 210, [0, lastStep], [low, high], chart.share ? "%" : "", "optimizer step");
+    const { svg, x, y, left, right, bottom } = frame(width, 210, [0, lastStep], [low, high], share ? "%" : "", "optimizer step");
     svg.setAttribute("aria-label", `${chart.name} by optimizer step`);
     for (const step of ticks(0, lastStep, Math.max(2, Math.floor((right - left) / 80)))) {
       svg.append(text(x(step), bottom + 16, compact(step), { "text-anchor": "middle", class: "faint" }));
     }
     series.forEach(([name, each]) => {
-      const colour = name === "train" ? 1 : name.startsWith("baseline") ? 3 : 2;
+      const colour = colourOf(chart, name);
       const placed = each.map(([step, value]) => [x(step), y(value)]);
       svg.append(drawn("path", { class: `line s${colour}`, d: path(placed) }));
       if (name === "train" && each.length > 1) return;
       if (colour === 3 && each.length > 1) return;
       each.forEach(([step, value], place) => {
         svg.append(drawn("circle", { cx: placed[place][0], cy: placed[place][1], r: 3.5, class: `f${colour}` },
-          described(`${name}, step ${step}: ${chart.share ? percent(value) : compact(value)}`)));
+          described(`${name}, step ${step}: ${share ? percent(value) : compact(value)}`)));
       });
     });
     return svg;
   };
 }
 
-function keyOf(names) {
-  return element("p", { class: "key" }, ...names.map((name) => {
-    const colour = name === "train" ? 1 : name.startsWith("baseline") ? 3 : 2;
+function keyOf(chart) {
+  return element("p", { class: "key" }, ...Object.keys(chart.series).map((name) => {
+    const colour = colourOf(chart, name);
     const sample = drawn("svg", { width: 22, height: 10, "aria-hidden": "true" }, line(0, 5, 22, 5, `line s${colour}`));
     if (colour === 2) sample.append(drawn("circle", { cx: 11, cy: 5, r: 3.5, class: "f2" }));
     return element("span", {}, sample, name);
@@ -255,45 +264,47 @@ function showMetrics(split) {
   byId("others-list").replaceChildren(...split.others.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   byId("others").hidden = split.others.length === 0;
-  byId("others").open = !split.metrics;
-  if (!split.metrics) {
+  byId("others").open = split.metrics.length === 0;
+  byId("metrics-note").textContent = split.note;
+  if (split.metrics.length === 0) {
     table.replaceChildren();
-    byId("metrics-note").textContent = "This evaluation has no answers, or the right ones aren't known.";
     return;
   }
-  const blind = split.metrics.some((row) => row.baselines && "form" in row.baselines);
-  const heads = ["Metric", "Value", "95 % interval", ...(blind ? ["Baseline, by form", "Baseline, one answer"] : []), "Questions", "0 to 100 %"];
+  const counted = split.metrics.some((row) => isNumber(row.count));
+  const baselines = Object.entries(split.baselines);
+  const heads = ["Metric", "Value", ...(counted ? ["95 % interval"] : []), ...baselines.map(([, label]) => `Baseline, ${label}`),
+    ...(counted ? [capitalized(examplesNoun())] : []), "0 to 100 %"];
   const body = split.metrics.map((row) => {
     const name = element("th", { scope: "row" }, row.name + (row.lower ? " (lower is better)" : ""));
     if (row.reason) {
       return element("tr", {}, name, element("td", {}, "–"),
         element("td", { class: "reason", colspan: heads.length - 2 }, `not computed: ${row.reason}`));
     }
-    const interval = row.low === null ? "" : `${figure(row, row.low)} to ${figure(row, row.high)}`;
+    const interval = row.low === null ? "" : `${valueOf(row, row.low)} to ${valueOf(row, row.high)}`;
+    const cells = [...(counted ? [interval] : []), ...baselines.map(([key]) => valueOf(row, row.baselines[key])),
+      ...(counted ? [isNumber(row.count) ? grouped(row.count) : ""] : [])];
     return element("tr", {}, name,
-      element("td", { class: "value" }, figure(row, row.value)),
-      ...[interval, ...(blind ? [figure(row, row.baselines.form), figure(row, row.baselines.overall)] : []), grouped(row.count)]
-        .map((cell, place) => element("td", { "data-label": heads[place + 2] }, ...(cell ? [cell] : []))),
-      element("td", { class: "range" }, row.lower ? null : plot(rangePlot(row))));
+      element("td", { class: "value" }, valueOf(row, row.value)),
+      ...cells.map((cell, place) => element("td", { "data-label": heads[place + 2] }, ...(cell ? [cell] : []))),
+      element("td", { class: "range" }, row.unit === "share" ? plot(rangePlot(row)) : null));
   });
   const head = element("tr", {}, ...heads.map((each, place) =>
     element("th", { scope: "col", class: place === heads.length - 1 ? "range" : null }, each)));
   table.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
-  byId("metrics-note").textContent =
-    `${grouped(split.questions)} questions about ${grouped(split.images)} images. Intervals: bootstrap over images.` +
-    (blind ? " Baselines give the most frequent answer of the training split, to the form of question or to all; upright strokes in the plots." : "");
 }
+
+const titleUnit = (unit) => unit === "share" || unit === "percent" ? ", %" : unit ? `, ${unit}` : "";
 
 function showCurves() {
   byId("curves").hidden = content.curves.length === 0;
   byId("curves-charts").append(...content.curves.map((chart) =>
-    element("figure", {}, element("figcaption", {}, chart.name + (chart.share ? ", %" : "")),
-      plot(curvePlot(chart)), keyOf(Object.keys(chart.series)))));
+    element("figure", {}, element("figcaption", {}, chart.name + titleUnit(chart.unit)),
+      plot(curvePlot(chart)), keyOf(chart))));
 }
 
 function showKinds(split) {
-  const breakdowns = split.breakdowns ?? {};
-  byId("kinds").hidden = Object.keys(breakdowns).length === 0;
+  byId("kinds").hidden = split.breakdowns.length === 0;
+  byId("kinds-title").textContent = `Accuracy by kind of ${split.noun}`;
   forgetPlots(byId("kinds"));
   const swatch = (kind) => {
     const svg = drawn("svg", { width: 24, height: 14, "aria-hidden": "true" });
@@ -303,19 +314,18 @@ function showKinds(split) {
   };
   byId("kinds-key").replaceChildren(
     element("span", {}, swatch("mark"), "accuracy with its 95 % interval"),
-    element("span", {}, swatch("baseline"), "baseline, by form of question"),
-    element("span", {}, "By number: the dashed line is the baseline, and a larger dot means more questions."));
-  const charts = ["structural", "semantic", "steps", "words"].filter((name) => breakdowns[name]?.length);
-  byId("kinds-charts").replaceChildren(...charts.map((name) => {
-    const title = TITLES[name];
-    const numbers = name === "steps" || name === "words";
-    return element("figure", {}, element("figcaption", {}, numbers ? `${title}: accuracy, %` : title),
-      plot(numbers ? lengthPlot(breakdowns[name], title) : dotPlot(breakdowns[name], `Accuracy by ${title.toLowerCase()}`)));
-  }));
-  const detailed = [...(breakdowns.detailed ?? [])].sort((a, b) => b.count - a.count);
-  byId("detailed").hidden = detailed.length === 0;
-  byId("detailed").firstElementChild.textContent = `${detailed.length} detailed types`;
-  byId("detailed-chart").replaceChildren(plot(dotPlot(detailed, "Accuracy by detailed type")));
+    mainBaseline() ? element("span", {}, swatch("baseline"), `baseline, ${split.baselines[mainBaseline()]}`) : "",
+    split.breakdowns.some(({ numbers }) => numbers)
+      ? element("span", {}, `By number: ${mainBaseline() ? "the dashed line is the baseline, and " : ""}a larger dot means more ${examplesNoun()}.`) : "");
+  byId("kinds-charts").replaceChildren(...split.breakdowns.filter(({ more }) => !more).map(({ title, rows, numbers }) =>
+    element("figure", {}, element("figcaption", {}, numbers ? `${title}: accuracy, %` : title),
+      plot(numbers ? lengthPlot(rows, title) : dotPlot(rows, `Accuracy by ${title.toLowerCase()}`)))));
+  const detailed = split.breakdowns.find(({ more }) => more);
+  byId("detailed").hidden = !detailed;
+  if (!detailed) return;
+  const rows = [...detailed.rows].sort((a, b) => b.count - a.count);
+  byId("detailed").firstElementChild.textContent = `${rows.length} ${detailed.title.toLowerCase()}s`;
+  byId("detailed-chart").replaceChildren(plot(dotPlot(rows, `Accuracy by ${detailed.title.toLowerCase()}`)));
 }
 
 function showConfusions(split) {
@@ -343,7 +353,7 @@ function showConfusions(split) {
   const pairs = found.pairs.map(([answer, prediction, count]) => element("tr", {},
     element("td", {}, answer), element("td", {}, prediction),
     element("td", {}, element("button", { type: "button", onclick: () => showPair(answer, prediction), "aria-label": `right: ${answer}, given: ${prediction}, ${count}` }, grouped(count)))));
-  const titles = element("tr", {}, ...["Right", "Given", "Questions"].map((each) => element("th", { scope: "col" }, each)));
+  const titles = element("tr", {}, ...["Right", "Given", capitalized(examplesNoun())].map((each) => element("th", { scope: "col" }, each)));
   byId("pairs").replaceChildren(element("table", {}, element("thead", {}, titles), element("tbody", {}, ...pairs)));
 }
 
@@ -355,7 +365,11 @@ let found = [];
 let made = 0;
 let pair = null;
 
-const isRight = (example) => example.prediction === example.answer;
+const isRated = (example) => isNumber(example.answer) && isNumber(example.prediction);
+const isRight = (example) => isRated(example) && example.prediction === example.answer;
+const isWrong = (example) => isRated(example) && example.prediction !== example.answer;
+const outcomeOf = (example) => isRight(example) ? "right" : isWrong(example) ? "wrong" : "";
+const titleOf = (example) => example.question || `${capitalized(split.noun)} ${example.id}`;
 
 function heatCanvas(heat, label) {
   const canvas = element("canvas", { width: heat.width, height: heat.height, role: "img", "aria-label": label });
@@ -381,21 +395,27 @@ function panel(example, label, heat) {
 }
 
 function panels(example) {
-  const all = [panel(example, "image")];
+  const all = example.image === undefined ? [] : [panel(example, "image")];
   if (example.raw) all.push(panel(example, "raw heat", example.raw), panel(example, "refined heat", example.refined));
   return all;
 }
 
 function answers(example) {
   return element("dl", { class: "answers" },
-    element("dt", {}, "Prediction"), element("dd", { class: "given" }, `${example.prediction || "(empty)"} (${isRight(example) ? "right" : "wrong"})`),
-    element("dt", {}, "Right answer"), element("dd", {}, example.answer));
+    ...(isNumber(example.prediction) ? [element("dt", {}, "Prediction"), element("dd", { class: "given" },
+      `${example.prediction === "" ? "(empty)" : example.prediction}${isRated(example) ? ` (${outcomeOf(example)})` : ""}`)] : []),
+    ...(isNumber(example.answer) ? [element("dt", {}, "Right answer"), element("dd", {}, String(example.answer))] : []));
 }
 
 function about(example) {
-  const kinds = [example.structural, example.semantic].filter(Boolean).join(", ");
-  const match = example.matching === undefined || example.matching === null ? "" : ` · question and image match: ${Math.round(100 * example.matching)} %`;
-  return element("p", { class: "about" }, `${kinds ? `${kinds} · ` : ""}question ${example.id} · image ${example.image}${match}`);
+  const kinds = Object.keys(split.filters).map((key) => example[key]).filter(Boolean).join(", ");
+  const parts = [
+    kinds,
+    example.question ? `${split.noun} ${example.id}` : "",
+    example.image === undefined || example.image === example.id ? "" : `image ${example.image}`,
+    isNumber(example.matching) ? `${split.noun} and image match: ${Math.round(100 * example.matching)} %` : "",
+  ];
+  return element("p", { class: "about" }, parts.filter(Boolean).join(" · "));
 }
 
 function captions(example, open) {
@@ -407,9 +427,9 @@ function captions(example, open) {
 }
 
 function card(example, place) {
-  const enlarge = element("button", { type: "button", class: "panels", "aria-label": `Enlarge: ${example.question}`, onclick: () => enlargeAt(place) }, ...panels(example));
-  return element("article", { class: `card ${isRight(example) ? "right" : "wrong"}` }, enlarge,
-    element("h3", {}, example.question), answers(example), about(example), captions(example, false));
+  const enlarge = element("button", { type: "button", class: "panels", "aria-label": `Enlarge: ${titleOf(example)}`, onclick: () => enlargeAt(place) }, ...panels(example));
+  return element("article", { class: `card ${outcomeOf(example)}` }, enlarge,
+    element("h3", {}, titleOf(example)), answers(example), about(example), captions(example, false));
 }
 
 function makeMore() {
@@ -423,27 +443,25 @@ function makeMore() {
 
 function filter() {
   const outcome = byId("filters").elements.outcome.value;
-  const structural = byId("structural").value;
-  const semantic = byId("semantic").value;
+  const chosen = Object.keys(split.filters).map((key) => [key, byId(key)?.value]).filter(([, value]) => value);
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   found = split.examples.filter((example) =>
-    (outcome === "all" || isRight(example) === (outcome === "right")) &&
-    (!structural || example.structural === structural) &&
-    (!semantic || example.semantic === semantic) &&
+    (outcome === "all" || outcomeOf(example) === outcome) &&
+    chosen.every(([key, value]) => example[key] === value) &&
     (!pair || (example.answer === pair[0] && example.prediction === pair[1])) &&
     (words.length === 0 || words.every((word) => haystack(example).includes(word))));
   made = 0;
   byId("gallery").replaceChildren();
   byId("count").textContent =
     `${grouped(found.length)} of ${grouped(split.examples.length)} examples` +
-    (split.examples.length < split.questions ? `, drawn at random from ${grouped(split.questions)} questions.` : ".");
+    (split.examples.length < split.count ? `, drawn at random from ${grouped(split.count)} ${examplesNoun()}.` : ".");
   byId("pair").hidden = !pair;
   if (pair) byId("pair").textContent = `right: ${pair[0]}, given: ${pair[1]}  ×`;
   makeMore();
 }
 
 function haystack(example) {
-  return example.words ??= [example.question, example.answer, example.prediction, example.id, example.image].join(" ").toLowerCase();
+  return example.words ??= [example.question, example.answer, example.prediction, example.id, example.image].filter(isNumber).join(" ").toLowerCase();
 }
 
 function showPair(answer, prediction) {
@@ -455,19 +473,22 @@ function showPair(answer, prediction) {
 }
 
 function showExamples() {
-  const examples = split.examples ?? [];
+  const { examples } = split;
   byId("examples").hidden = examples.length === 0;
   if (examples.length === 0) return;
-  const rights = examples.filter(isRight).length;
-  const outcomes = { all: examples.length, right: rights, wrong: examples.length - rights };
+  const outcomes = { all: examples.length, right: examples.filter(isRight).length, wrong: examples.filter(isWrong).length };
+  byId("outcomes").hidden = !examples.some(isRated);
   byId("outcome").replaceChildren(...Object.entries(outcomes).map(([name, count]) =>
     element("label", {}, element("input", { type: "radio", name: "outcome", value: name, checked: name === "all" }),
       element("span", {}, `${name} ${grouped(count)}`))));
-  for (const kind of ["structural", "semantic"]) {
+  for (const label of byId("filters").querySelectorAll("label.kind")) label.remove();
+  for (const [kind, title] of Object.entries(split.filters)) {
     const names = [...new Set(examples.map((example) => example[kind]).filter(Boolean))].sort();
-    byId(kind).replaceChildren(element("option", { value: "" }, "all"), ...names.map((name) => element("option", { value: name }, name)));
-    byId(kind).parentElement.hidden = names.length === 0;
+    const options = [element("option", { value: "" }, "all"), ...names.map((name) => element("option", { value: name }, name))];
+    if (names.length > 0) byId("search").parentElement.before(element("label", { class: "kind" }, `${title} `, element("select", { id: kind }, ...options)));
   }
+  const asked = examples.some((example) => example.question);
+  byId("search").placeholder = `words of ${asked ? `${split.noun}, ` : ""}answer or id`;
   const heated = examples.some((example) => example.raw);
   byId("heat-key").hidden = !heated;
   if (heated) {
@@ -475,7 +496,7 @@ function showExamples() {
     const context = ramp.getContext("2d");
     content.heatColours.forEach((colour, place) => { context.fillStyle = `rgb(${colour})`; context.fillRect(place, 0, 1, 1); });
     byId("heat-key").replaceChildren(element("span", {}, "no heat", ramp, "hottest in its map"),
-      element("span", {}, "Heat: how much a place speaks for the question belonging to this image."));
+      element("span", {}, split.heatNote ?? ""));
   }
   pair = null;
   filter();
@@ -489,8 +510,8 @@ function enlargeAt(place) {
   byId("place").textContent = `${grouped(enlarged + 1)} of ${grouped(found.length)}`;
   byId("previous").disabled = enlarged === 0;
   byId("next").disabled = enlarged === found.length - 1;
-  byId("enlarged-content").replaceChildren(element("article", { class: `card ${isRight(example) ? "right" : "wrong"}` },
-    element("div", { class: "panels" }, ...panels(example)), element("h3", { id: "enlarged-title" }, example.question),
+  byId("enlarged-content").replaceChildren(element("article", { class: `card ${outcomeOf(example)}` },
+    element("div", { class: "panels" }, ...panels(example)), element("h3", { id: "enlarged-title" }, titleOf(example)),
     answers(example), about(example), captions(example, true)));
   if (!byId("enlarged").open) byId("enlarged").showModal();
 }

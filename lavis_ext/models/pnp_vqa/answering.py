@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lavis_ext.datasets.gqa.dataset import FusionSamples
+from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.decoders.blip_captioner import BlipCaptioner, SamplingConfig
 from lavis_ext.decoders.fid_reader import FidReader, ReaderConfig
 from lavis_ext.encoders.blip.encoder import BlipEncoder
@@ -24,19 +24,15 @@ from lavis_ext.models.pnp_vqa.question_matching import QuestionMatchingConfig, m
 from lavis_ext.models.pnp_vqa.refined_heat import RefinedHeatConfig, refine
 
 
-class EncodedImages(NamedTuple):
-    """What both encoders see in I images."""
+class SegmentedImages(NamedTuple):
+    """What EfficientSAM sees in I images."""
 
-    grid_tokens: Tensor
-    """float [I, 1+N, D]."""
+    tokens: Tensor
+    """float [I, h'*w', C]."""
     grid: tuple[int, int]
-    """(h, w), of the N patches."""
-    segmentation_tokens: Tensor | None
-    """float [I, h'*w', C]; None where nothing reads that stream."""
-    segmentation_grid: tuple[int, int]
     """(h', w')."""
-    segmentation_size: tuple[int, int]
-    """Height and width in pixels of EfficientSAM's images; (0, 0) where they weren't looked at."""
+    size: tuple[int, int]
+    """Height and width of the images in pixels."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +78,21 @@ class LocatingConfig:
     refined_heat: RefinedHeatConfig
 
 
-@torch.no_grad()
 def locate(
     blip: BlipEncoder,
     efficient_sam: EfficientSam,
     fused: Tensor,
-    images: EncodedImages,
-    samples: FusionSamples,
+    images: SegmentedImages,
+    samples: QuestionBatch,
     config: LocatingConfig,
 ) -> Located:
     """Heat maps, points and masks of questions, several for one image in one pass.
 
-    ``fused`` [I, 1+N, D] stand in place of the grid tokens. Raises UserError as the steps do.
+    ``fused`` [I, 1+N, D] stand in place of BLIP's tokens. Raises UserError as the steps do.
     """
-    assert images.segmentation_tokens is not None, "masks need EfficientSAM's tokens"
     index = samples["image_index"]
     matched = match_questions(blip, fused, index, samples["text_input"], config.question_matching)
-    grid, size = blip.grid, images.segmentation_size
+    grid, size = blip.grid, images.size
     prompts = point_prompts(matched.heat, grid, size, config.points)
     valid = prompts.labels == POINT
     masks = _masks_of_points(efficient_sam, images, prompts.points, valid, index.to(valid.device))
@@ -118,19 +112,23 @@ def locate(
 
 def answer(
     located: Located,
+    images: Tensor,
     captioner: BlipCaptioner,
     reader: FidReader,
-    samples: FusionSamples,
+    samples: QuestionBatch,
     sampling: SamplingConfig,
     reading: ReaderConfig,
 ) -> PipelineOutput:
-    """Captions of the located patches, and answers read from them. Raises UserError as they do."""
-    tokens = captioner.encode_image(samples["grid_image"])
+    """Captions of the located patches, and answers read from them. Raises UserError as they do.
+
+    ``images`` [I, 3, S, S] are those whose patches were located.
+    """
+    tokens = captioner.encode_image(images)
     captions = captioner.caption(
         tokens,
         samples["image_index"].to(tokens.device),
         located.patch_heat,
-        samples["question_id"],
+        samples["ids"],
         sampling,
     )
     answers = reader.read(samples["text_input"], captions.texts, reading)
@@ -141,7 +139,7 @@ def answer(
 
 def _masks_of_points(
     efficient_sam: EfficientSam,
-    images: EncodedImages,
+    images: SegmentedImages,
     points: Tensor,
     valid: Tensor,
     image_index: Tensor,
@@ -151,12 +149,11 @@ def _masks_of_points(
     Points lie on different things (see ``find_points``), so each has a query of its own; padding
     has none, and a mask without any pixel.
     """
-    assert images.segmentation_tokens is not None
     question, _ = valid.nonzero(as_tuple=True)
     prediction = efficient_sam.predict_masks(
-        images.segmentation_tokens,
-        images.segmentation_grid,
-        images.segmentation_size,
+        images.tokens,
+        images.grid,
+        images.size,
         points[valid][:, None],
         torch.full((len(question), 1), POINT, device=points.device),
         image_index[question],

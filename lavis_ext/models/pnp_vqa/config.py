@@ -16,8 +16,11 @@ class PnpVqaFusionConfig:
 
     arch: str = option("pnp_vqa_fusion", "The model's name in the registry.")
     model_type: str | None = option(None, "Which default config the section starts from.")
-    blip: Any = option(dict, "BLIP (BlipEncoderConfig).")
-    efficient_sam: Any = option(dict, "EfficientSAM (EfficientSamConfig).")
+    streams: dict[str, Any] = option(
+        dict,
+        "Encoders by stream, each with `encoder`, its name in the registry, and its options. The "
+        "fused tokens have the layout of the first.",
+    )
     fusion: Any = option(dict, "The fusion: its name in the registry, and its own options.")
     question_matching: Any = option(dict, "Where heat is read (QuestionMatchingConfig).")
     points: Any = option(dict, "Points in the heat map (PointsConfig).")
@@ -32,15 +35,14 @@ class PnpVqaFusionConfig:
         # Imported here because they take a second that `import lavis_ext` need not wait for.
         from lavis_ext.decoders.blip_captioner import CaptionerConfig
         from lavis_ext.decoders.fid_reader import ReaderConfig
-        from lavis_ext.encoders.blip.encoder import BlipEncoderConfig
-        from lavis_ext.encoders.efficient_sam.encoder import EfficientSamConfig
+        from lavis_ext.encoders.streams import typed_streams
         from lavis_ext.models.pnp_vqa.points import PointsConfig
         from lavis_ext.models.pnp_vqa.question_matching import QuestionMatchingConfig
         from lavis_ext.models.pnp_vqa.refined_heat import RefinedHeatConfig
 
+        self.streams = dict(typed_streams(self.streams, f"{where}.streams"))
+        _refuse_other_first(self.streams, f"{where}.streams")
         for part, schema in {
-            "blip": BlipEncoderConfig,
-            "efficient_sam": EfficientSamConfig,
             "question_matching": QuestionMatchingConfig,
             "points": PointsConfig,
             "refined_heat": RefinedHeatConfig,
@@ -61,6 +63,8 @@ class PnpVqaFusionConfig:
 
         Training needs none of this, so it's asked only where the whole pipeline is built.
         """
+        from lavis_ext.encoders.efficient_sam.encoder import EfficientSamConfig
+        from lavis_ext.encoders.streams import streams_of
         from lavis_ext.models.pnp_vqa.question_matching import check_block_num
 
         for part in ("captioner", "reader"):
@@ -69,12 +73,30 @@ class PnpVqaFusionConfig:
                     f"{where}.{part}.weights is null, and answers of a random {part} mean nothing. "
                     "Give a hub name, a local path or a URL."
                 )
-        check_block_num(self.question_matching, self.blip, f"{where}.question_matching")
+        if not streams_of(self.streams, EfficientSamConfig):
+            raise UserError(
+                f"{where}.streams: the pipeline makes masks, and no stream's encoder is "
+                "efficient_sam; add such a stream."
+            )
+        first, blip = next(iter(self.streams.items()))
+        check_block_num(self.question_matching, blip, f"{where}.question_matching")
         for name in ("image_size", "patch_size"):
-            matching, captioning = getattr(self.blip, name), getattr(self.captioner, name)
+            matching, captioning = getattr(blip, name), getattr(self.captioner, name)
             if matching != captioning:
                 raise UserError(
-                    f"{where}.captioner.{name} is {captioning} and {where}.blip.{name} {matching}; "
+                    f"{where}.captioner.{name} is {captioning} and {where}.streams.{first}.{name} "
+                    f"{matching}; "
                     "they must be equal, because the captioner sees the patches that question "
                     "matching heats."
                 )
+
+
+def _refuse_other_first(streams: Mapping[str, Any], where: str) -> None:
+    from lavis_ext.encoders.blip.encoder import BlipEncoderConfig
+
+    first, config = next(iter(streams.items()))
+    if not isinstance(config, BlipEncoderConfig):
+        raise UserError(
+            f"{where}.{first}.encoder is {config.encoder}. The first stream must be blip: "
+            "questions are read and matched by its text encoder. Put the blip stream first."
+        )

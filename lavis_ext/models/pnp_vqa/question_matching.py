@@ -81,7 +81,7 @@ def match_questions(
 
     Args:
         encoder: BLIP, in evaluation mode.
-        tokens: [I, 1+N, D], fused tokens or grid tokens, the class token first.
+        tokens: [I, 1+N, D], fused tokens or an encoder's, the class token first.
         image_index: int64 [Q], which image each question is about.
         questions: Q of them.
         config: where the heat map is read.

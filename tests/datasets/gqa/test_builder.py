@@ -14,18 +14,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.base import DataFault, to_device
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import DataFault, FusionSamples, GqaFusionDataset
-from lavis_ext.datasets.loader import Loader, to_device
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
+from lavis_ext.datasets.loader import Loader
 from lavis_ext.datasets.samplers import BatchRows, EvalBatches, TrainBatches
-from lavis_ext.processors.image import FusionImageConfig, FusionImageProcessor
-from lavis_ext.processors.text import FusionQuestionConfig, FusionQuestionProcessor
+from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
+from lavis_ext.processors.text import QuestionConfig, QuestionProcessor
 from lavis_ext.registry import registry
 
 
 def builder(root: Path, **options: Any) -> GqaFusionBuilder:
-    small = {"name": "fusion_image", "grid_size": 32, "segmentation_size": 24}
+    small = {"name": "stream_images", "sizes": {"grid": 32, "segmentation": 24}}
     given = {"root": str(root), "vis_processor": {"train": small, "eval": small}, **options}
     return GqaFusionBuilder(OmegaConf.create(given))
 
@@ -77,9 +78,9 @@ def test_builder_and_processors_stand_alone_with_their_defaults() -> None:
     for given, root in ((None, "data/gqa"), ({"type": "mini"}, "data/mini_gqa")):
         config = registry.get_builder_class("gqa_fusion")(given).config
         assert config.root == root
-        assert config.vis_processor.train == FusionImageConfig()
-    assert FusionImageProcessor.from_config().config == FusionImageConfig()
-    assert FusionQuestionProcessor.from_config().config == FusionQuestionConfig()
+        assert config.vis_processor.train == StreamImagesConfig()
+    assert StreamImagesProcessor.from_config().config == StreamImagesConfig()
+    assert QuestionProcessor.from_config().config == QuestionConfig()
 
 
 def test_sizes_are_seeded_samples(mini_gqa: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_root_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
         builder(tmp_path / "gone").build_datasets({"train": None})
 
 
-def batch_of(dataset: GqaFusionDataset, rows: list[int], epoch: int = 0) -> FusionSamples:
+def batch_of(dataset: GqaFusionDataset, rows: list[int], epoch: int = 0) -> QuestionBatch:
     samples = dataset.__getitems__(BatchRows(np.array(rows), epoch, global_size=99))
     assert not isinstance(samples, DataFault)
     return samples
@@ -168,17 +169,17 @@ def test_a_batch_holds_each_image_once_and_points_to_it(train: GqaFusionDataset)
     rows = [30, 0, 1, 31, 2, 60]
     samples = batch_of(train, rows)
     images = [train.table.text("image_id", row) for row in rows]
-    assert len(samples["grid_image"]) == len({*images}) < len(rows)
-    assert samples["grid_image"].shape[1:] == (3, 32, 32)
-    assert samples["segmentation_image"].shape[1:] == (3, 24, 24)
-    assert samples["grid_image"].dtype == torch.uint8
+    assert len(samples["images"]["grid"]) == len({*images}) < len(rows)
+    assert samples["images"]["grid"].shape[1:] == (3, 32, 32)
+    assert samples["images"]["segmentation"].shape[1:] == (3, 24, 24)
+    assert samples["images"]["grid"].dtype == torch.uint8
     assert samples["image_index"].dtype == torch.int64
     for place, image in enumerate(images):
-        alone = train.vis_processor(train.images.read(str(image)))
+        alone = train.processor(train.images.read(str(image)))
         mine = samples["image_index"][place]
-        assert torch.equal(samples["grid_image"][mine], alone["grid_image"])
-        assert torch.equal(samples["segmentation_image"][mine], alone["segmentation_image"])
-    assert samples["question_id"] == [train.table.text("question_id", row) for row in rows]
+        assert torch.equal(samples["images"]["grid"][mine], alone["grid"])
+        assert torch.equal(samples["images"]["segmentation"][mine], alone["segmentation"])
+    assert samples["ids"] == [train.table.text("question_id", row) for row in rows]
     assert samples["answer"] == [train.table.text("answer", row) for row in rows]
     assert samples["global_size"] == 99
 
@@ -199,12 +200,12 @@ def test_mismatched_questions_stand_with_their_question(train: GqaFusionDataset)
 def test_without_mismatched_questions_there_are_none(mini_gqa: Path) -> None:
     dataset = builder(mini_gqa).build_datasets({"val": None}, with_mismatched=False)["val"]
     assert batch_of(dataset, [0, 1])["mismatched_input"] == []
-    assert dataset[1]["question_id"] == [dataset.table.text("question_id", 1)]
+    assert dataset[1]["ids"] == [dataset.table.text("question_id", 1)]
 
 
 def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) -> None:
     batches = TrainBatches(
-        train.table.codes("image_id"), batch_size=40, questions_per_image=8, seed=1
+        train.table.codes("image_id"), batch_size=40, examples_per_image=8, seed=1
     )
     inside = list(Loader(train, batches, 0, DataFaultsConfig()))
     outside = list(Loader(train, batches, 1, DataFaultsConfig()))
@@ -212,7 +213,9 @@ def test_a_loader_with_a_worker_gives_the_same_batches(train: GqaFusionDataset) 
     for one, other in zip(inside, outside, strict=True):
         assert one.keys() == other.keys()
         assert one["mismatched_input"] == other["mismatched_input"]
-        assert torch.equal(one["grid_image"], to_device(other, torch.device("cpu"))["grid_image"])
+        assert torch.equal(
+            one["images"]["grid"], to_device(other, torch.device("cpu"))["images"]["grid"]
+        )
     assert sum(len(batch["text_input"]) for batch in inside) == len(train)
 
 
@@ -236,8 +239,9 @@ def test_the_image_processor_keeps_the_whole_picture_the_right_way_round() -> No
     picture = Image.new("RGB", (60, 20))
     picture.paste((255, 0, 0), (0, 0, 20, 20))
     picture.paste((0, 0, 255), (40, 0, 60, 20))
-    images = FusionImageProcessor(FusionImageConfig(grid_size=30, segmentation_size=15))(picture)
-    for name, side in (("grid_image", 30), ("segmentation_image", 15)):
+    config = StreamImagesConfig(sizes={"grid": 30, "segmentation": 15})
+    images = StreamImagesProcessor(config)(picture)
+    for name, side in (("grid", 30), ("segmentation", 15)):
         pixels = images[name]
         assert pixels.shape == (3, side, side)
         assert pixels[:, side // 2, 1].tolist() == [255, 0, 0]
@@ -245,5 +249,5 @@ def test_the_image_processor_keeps_the_whole_picture_the_right_way_round() -> No
 
 
 def test_the_question_processor_lower_cases_collapses_spaces_and_cuts() -> None:
-    processor = FusionQuestionProcessor(FusionQuestionConfig(max_words=3))
+    processor = QuestionProcessor(QuestionConfig(max_words=3))
     assert processor("  What  COLOR\tis it? ") == "what color is"

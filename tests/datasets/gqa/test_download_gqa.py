@@ -23,6 +23,8 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.gqa.download import PARTS, download_gqa, main
 from lavis_ext.datasets.gqa.questions import find_questions, read_questions
 
+pytestmark = pytest.mark.beyond_core
+
 RECORD = {"02930152": {"question": "Is it red?", "imageId": "2405722", "answer": "no"}}
 
 

@@ -11,6 +11,8 @@ from lavis_ext.evaluation import compare, leaderboard
 from lavis_ext.evaluation.gqa.__main__ import main
 from tests.gqa_rule import write_files
 
+pytestmark = pytest.mark.beyond_core
+
 Refused = Callable[..., str]
 
 

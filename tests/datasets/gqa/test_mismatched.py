@@ -110,14 +110,14 @@ def test_draws_differ_by_epoch_and_by_seed_and_repeat(table: QuestionTable) -> N
 def test_draws_depend_on_neither_batches_nor_processes_nor_order(table: QuestionTable) -> None:
     codes = table.codes("image_id")
 
-    def drawn(batch_size: int, world_size: int, questions_per_image: int) -> dict[int, list[int]]:
+    def drawn(batch_size: int, world_size: int, examples_per_image: int) -> dict[int, list[int]]:
         found = {}
         for rank in range(world_size):
             mismatched = MismatchedQuestions(table, count=2, hard=True, seed=1)
             for batch in TrainBatches(
                 codes,
                 batch_size=batch_size,
-                questions_per_image=questions_per_image,
+                examples_per_image=examples_per_image,
                 seed=1,
                 rank=rank,
                 world_size=world_size,

@@ -380,12 +380,13 @@ def test_the_config_says_where_stores_go(
 ) -> None:
     section = {"type": "mini", "root": str(mini_gqa), "question_store": str(tmp_path / "here")}
     made = builder.GqaFusionBuilder(section)
-    made.build_datasets({"val": None})
+    sizes = {"grid": 32}
+    made.build_datasets({"val": None}, image_sizes=sizes)
     assert list((tmp_path / "here").rglob("val_balanced_questions.*.questions.arrow"))
     other = {"val": b"other files"}
     monkeypatch.setattr(builder, "gather", lambda items: [*items, other])
     with pytest.raises(UserError, match="split 'val' differ between the processes"):
-        made.build_datasets({"val": None})
+        made.build_datasets({"val": None}, image_sizes=sizes)
 
 
 def test_an_id_in_two_shards_is_found_by_more_than_its_hash(

@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.gqa.object_masks import read_object_masks
+from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa, writer
 from lavis_ext.datasets.mini_gqa.__main__ import main
 from lavis_ext.datasets.mini_gqa.rendering import render
@@ -269,14 +271,18 @@ def test_entailment_holds_in_other_scenes(questions, scenes):
 
 
 def test_masks_match_boxes_and_objects_stay_visible_and_large_enough(folder, scenes):
+    masks = {}
+    for split in SPLITS:
+        graphs = read_scene_graphs(folder / "sceneGraphs" / f"{split}_sceneGraphs.json")
+        masks |= read_object_masks(folder, split, graphs)
     for image_id, scene in scenes.items():
         image = Image.open(folder / "images" / f"{image_id}.jpg")
-        mask = np.asarray(Image.open(folder / "masks" / f"{image_id}.png"))
-        assert image.size == (scene["width"], scene["height"]) == mask.shape[::-1]
+        decoded = [mask.decode() for mask in masks[image_id]]
+        assert {image.size[::-1], (scene["height"], scene["width"])} == {m.shape for m in decoded}
         assert 2 <= len(scene["objects"]) <= 6
-        assert mask.max() == len(scene["objects"])
-        for index, item in enumerate(scene["objects"].values(), start=1):
-            rows, columns = np.nonzero(mask == index)
+        assert np.sum(decoded, axis=0).max() == 1
+        for mask, item in zip(decoded, scene["objects"].values(), strict=True):
+            rows, columns = np.nonzero(mask)
             assert (item["x"], item["y"]) == (columns.min(), rows.min())
             assert item["w"] == columns.max() - columns.min() + 1
             assert item["h"] == rows.max() - rows.min() + 1

@@ -1,0 +1,137 @@
+"""The documentation's example: a model that is none of the package's own, through every door."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+PROJECT = Path(__file__).parents[2]
+EXAMPLE = PROJECT / "examples" / "image_folder"
+MOST_LINES = 120
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 circles and 40 squares at random places, a fifth of them for validation."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = torch.Generator().manual_seed(0)
+    for kind in ("circle", "square"):
+        for number in range(40):
+            image = Image.new("RGB", (48, 48), "navy")
+            x, y, side = torch.randint(4, 16, (3,), generator=random).tolist()
+            box = (x, y, x + side + 12, y + side + 12)
+            draw = ImageDraw.Draw(image)
+            (draw.ellipse if kind == "circle" else draw.rectangle)(box, fill="yellow")
+            path = root / ("val" if number % 5 == 0 else "train") / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return root
+
+
+def command(program: str, pictures: Path, output: Path, *options: str) -> list[str]:
+    flags = [option for option in options if option.startswith("--")]
+    given = [option for option in options if not option.startswith("--")]
+    return [
+        *(sys.executable, str(PROJECT / program), "--cfg-path", "train.yaml", *flags, "--options"),
+        f"datasets.picture_folders.root={pictures}",
+        f"run.output_dir={output}",
+        *("run.num_workers=0", "run.device=cpu", *given),
+    ]
+
+
+def run(program: str, pictures: Path, output: Path, *options: str) -> str:
+    done = subprocess.run(
+        command(program, pictures, output, *options),
+        cwd=EXAMPLE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run."""
+    output = tmp_path_factory.mktemp("output")
+    run("train.py", pictures, output, "run.name=whole")
+    return output / "whole"
+
+
+def test_the_example_is_small_and_the_package_knows_nothing_of_it() -> None:
+    files = [EXAMPLE / "image_folder.py", EXAMPLE / "train.yaml"]
+    assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
+    for path in (PROJECT / "lavis_ext").rglob("*.py"):
+        assert not re.search(r"\bClassif(y|ier)\b|picture_folders", path.read_text()), path
+
+
+def test_it_trains_keeps_its_best_and_leaves_a_report(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())["val"]
+    assert metrics["accuracy"] > 0.6
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    best = max(each["accuracy"] for each in lines if each["kind"] == "val")
+    assert metrics["accuracy"] == best
+    page = (trained / "report.html").read_text()
+    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    assert found
+    content = json.loads(found[1])
+    (split,) = content["splits"]
+    assert len(split["examples"]) == 16
+    assert "accuracy" in json.dumps(split["metrics"])
+    assert "loss" in [chart["name"] for chart in content["curves"]]
+    assert set(content["images"]) == {each["image"] for each in split["examples"]}
+
+
+def test_a_killed_run_goes_on_bit_for_bit(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    options = ("run.name=killed", "run.save_every_steps=3")
+    process = subprocess.Popen(
+        command("train.py", pictures, tmp_path, *options),
+        cwd=EXAMPLE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("state_*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "killed").glob("state_*"))
+    run("train.py", pictures, tmp_path, *options, "run.resume=auto")
+    once, again = (
+        load_file(folder / "classifier_best.safetensors")
+        for folder in (trained, tmp_path / "killed")
+    )
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_a_dry_run_says_what_it_will_cost(pictures: Path, tmp_path: Path) -> None:
+    said = run("train.py", pictures, tmp_path, "--dry-run")
+    assert re.search(r"^pictures +train 64, val 16$", said, re.M), said
+    assert "FLOPs" in said
+    assert "pictures/s" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_gives_the_metrics_of_training(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    weights = f"model.weights={trained / 'classifier_best.safetensors'}"
+    run("evaluate.py", pictures, tmp_path, weights, "run.name=evaluated")
+    found, known = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "evaluated", trained)
+    )
+    assert found == known
