@@ -77,7 +77,7 @@ def state(root: Path) -> list[tuple[str, int]]:
                 found.append((str(path), path.stat().st_mtime_ns))
             except FileNotFoundError:  # renamed meanwhile
                 found.append((str(path), 0))
-    return sorted(each for each in found if not each[0].endswith(".lock"))
+    return sorted(each for each in found if not each[0].endswith((".lock", ".lock.progress")))
 
 
 def contents(root: Path) -> dict[str, bytes]:

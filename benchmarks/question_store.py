@@ -41,11 +41,11 @@ WORKERS = 4
 MB = 2**20
 
 
-def write_shards(folder: Path, records: int) -> None:
+def write_shards(folder: Path, records: int, shards: int = SHARDS) -> None:
     """``records`` records in GQA's format, as long as GQA's, on one line a shard."""
     folder.mkdir(parents=True)
-    share = -(-records // SHARDS)
-    for shard in range(SHARDS):
+    share = -(-records // shards)
+    for shard in range(shards):
         with (folder / f"{folder.name}_{shard}.json").open("w", encoding="utf-8") as file:
             separator = "{"
             for number in range(shard * share, min((shard + 1) * share, records)):

@@ -1,6 +1,10 @@
 """Where weights come from: a file, a folder, this package, an address or the Hugging Face hub.
 
 What is downloaded is compared with a hash, where one is known, and the log says where none is.
+
+Addresses are read by urllib: proxies come from the environment, and one timeout holds for the
+connection and each read. fsspec would need aiohttp and seven packages besides for the same; see
+:mod:`lavis_ext.common.downloads` for the measurement.
 """
 
 import hashlib

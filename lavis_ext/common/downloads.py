@@ -1,4 +1,11 @@
-"""Fetching large files over HTTP: resumed, checked for size, with bounded tries and progress."""
+"""Fetching large files over HTTP: resumed, checked for size, with bounded tries and progress.
+
+fsspec's HTTP can't take its place. Its ``get`` starts over after a break: for 100 MB over a
+connection that breaks after 40 MB, twice, the server sends 180 MB, and 100 MB to this module
+(``python -m benchmarks.broken_downloads``). It sends no ``If-Range``, so
+a file that changed in between would be continued with bytes of another version. It needs aiohttp
+and seven packages besides, which no other part of this library does.
+"""
 
 import sys
 import time

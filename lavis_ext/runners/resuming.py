@@ -14,7 +14,7 @@ from lavis_ext.common.files import remove_leftovers
 from lavis_ext.common.locks import Lock
 from lavis_ext.config.loader import Config
 from lavis_ext.runners.config import RunConfig
-from lavis_ext.runners.run_folder import LINES, METRICS, make_run_folder
+from lavis_ext.runners.run_folder import LOCK, METRICS, make_run_folder
 from lavis_ext.runners.run_log import log
 from lavis_ext.runners.state import DamagedState, RunState, state_paths
 
@@ -182,7 +182,7 @@ def _unfinished(output: Path, stem: str) -> Iterator[Path]:
 def _taken(folder: Path, seconds: float) -> Lock | None:
     """The lock of a run's folder, which is then tidied up."""
     try:
-        lock = Lock(folder / LINES)
+        lock = Lock(folder / LOCK)
         deadline = time.monotonic() + seconds
         while not lock.taken():
             if time.monotonic() >= deadline:

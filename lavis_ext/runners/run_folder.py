@@ -15,6 +15,8 @@ from lavis_ext.common.files import write_json, written_aside
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "omegaconf", "salesforce-lavis")
 LINES = "log.jsonl"
+LOCK = "run.lock"
+"""Held while a run's process lives."""
 METRICS = "metrics.json"
 """What a run that has ended leaves, and no other."""
 

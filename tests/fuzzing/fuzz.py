@@ -211,7 +211,7 @@ def _contents(folder: Path) -> dict[str, int]:
     return {
         str(path.relative_to(folder)): path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith((".lock", ".arrow"))
+        if path.is_file() and not path.name.endswith((".lock", ".lock.progress", ".arrow"))
     }
 
 

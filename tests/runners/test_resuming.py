@@ -27,6 +27,7 @@ from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.launch import started
 from lavis_ext.runners.resuming import check_fits
+from lavis_ext.runners.run_folder import LOCK
 from lavis_ext.runners.state import RunState, random_states, set_random_states, state_paths
 from lavis_ext.runners.stop_signals import StopSignals
 from lavis_ext.runners.trainer import Stepper, Trainer
@@ -250,7 +251,7 @@ def test_without_a_name_the_newest_run_that_has_not_ended_goes_on(
     cut_off(config("run.name=null"))
     (unfinished,) = set((tmp_path / "output").iterdir()) - {ended}
     assert unfinished.name.startswith("gqa_small-")
-    with Lock(unfinished / "log.jsonl") as other:
+    with Lock(unfinished / LOCK) as other:
         assert other.taken()
         # flock is of an open file, so it holds within a process too: a run that is alive.
         assert train(config("run.name=null", "run.max_steps=2")).output_dir != unfinished

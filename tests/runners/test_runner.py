@@ -65,6 +65,7 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
         "environment.json",
         "log.txt",
         "log.jsonl",
+        "run.lock",
         BEST,
         "state_00000006.safetensors",
         "val_predictions.json",

@@ -3,6 +3,17 @@
 GQA's file of all training questions is one JSON object of over 10 GB on one line, so it can be
 neither loaded whole nor split by lines. A window of some MB slides over it, and json's scanner
 takes one record after another from it.
+
+No JSON library of those measured is as fast and as small (``python -m benchmarks.json_readers``;
+1 M records of GQA's length, 836 MB, one CPU; records a CPU second, and growth of the process):
+
+    this module, with each record's text and the file's hash   178-187 thousand     20 MB
+    ijson 3.6, backend yajl2_c                                   26-27 thousand     33 MB
+    orjson 3.13, which takes a whole document                        30 thousand  7,215 MB
+    pysimdjson 7.0, which takes a whole document                236-243 thousand  2,994 MB
+
+ijson names no byte or record in its errors, refuses ``NaN`` and a byte order mark, reads a lone
+surrogate as ``?``, and has no text of a record, which the question store keeps.
 """
 
 import codecs

@@ -269,8 +269,8 @@ def test_of_two_processes_one_converts_and_the_other_says_how_far_it_is(
         "print(len(read_questions(Path(sys.argv[1]))))",
         str(source),
     )
-    lock = tmp_path / question_store.FOLDER / "q.json.lock"
-    while not (lock.exists() and lock.read_text()):
+    note = tmp_path / question_store.FOLDER / ".q.json.lock.progress"
+    while not (note.exists() and note.read_text()):
         assert other.poll() is None, other.communicate()[1]
         time.sleep(0.01)
     monkeypatch.setattr(locks, "SECONDS_A_LINE", 0.05)
