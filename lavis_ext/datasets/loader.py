@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
@@ -174,6 +175,10 @@ class _Workers:
         # batch; what torch does at an iterator's end would wait for it.
         if self._processes and self._iterator is not None:
             self._iterator._shutdown = True
+            if getattr(self._iterator, "_worker_pids_set", False):
+                # torch keeps them by the iterator's address, which a later one may get.
+                signal_handling._remove_worker_pids(id(self._iterator))
+                self._iterator._worker_pids_set = False
             if done := getattr(self._iterator, "_pin_memory_thread_done_event", None):
                 done.set()
 
