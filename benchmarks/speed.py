@@ -40,14 +40,14 @@ from lavis_ext.datasets.base import to_device
 from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.features.run_features import RunFeatures
+from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.dry_run import measure_steps
-from lavis_ext.runners.flops import ON_HOST, count_flops, count_passes
+from lavis_ext.runners.flops import count_flops, count_passes
 from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
 from lavis_ext.runners.launch import Prepared, prepared
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.trainer import Stepper
-from lavis_ext.tasks.base import total_loss
 
 RECIPE = "projects/pnp-vqa/train/gqa_train.yaml"
 QUESTIONS_AN_IMAGE = 32
@@ -244,15 +244,16 @@ def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch
         passes = count_passes(lambda each: straightforward_loss(parts.model, each, ways), samples)
         parts.model.zero_grad(set_to_none=True)
         return {"flops": passes.both / len(samples["text_input"])}
+    on_host = parts.datasets["train"].on_host
     with torch.device("meta"):
         model: Any = parts.task.build_model(cfg, load_weights=False)
     freeze_all_but(model, trained_patterns(model, cfg.run.trainable))
     train_mode(model)
     if ways is not None:
-        samples = to_device(samples, torch.device("meta"), ON_HOST)
+        samples = to_device(samples, torch.device("meta"), on_host)
         passes = count_passes(lambda each: straightforward_loss(model, each, ways), samples)
         return {"flops": passes.both / len(samples["text_input"])}
-    found = count_flops(model, samples)
+    found = count_flops(model, samples, on_host)
     return {
         "flops": found.an_example,
         "image_flops": found.image.both,

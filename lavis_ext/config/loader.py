@@ -17,7 +17,6 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from lavis_ext.common.errors import UserError, nearest, shortened
 from lavis_ext.config.renamed import OldKey, rename_old_keys
-from lavis_ext.config.renamed import told as told
 from lavis_ext.config.schema import changeable_keys
 from lavis_ext.config.typed import A_MAPPING, MISFITS, look_up, schema_of, shown, typed
 from lavis_ext.registry import LavisConfig, registry

@@ -98,6 +98,13 @@ def changeable_keys(config: Any, where: str) -> set[str]:
     return found
 
 
+def _entries(key: str, value: Any) -> list[tuple[str, Any]]:
+    """What limits hold for: each value of a mapping or list by its key, or the value itself."""
+    if isinstance(value, Mapping):
+        return [(f"{key}.{name}", each) for name, each in value.items()]
+    return [(key, each) for each in (value if isinstance(value, list | tuple) else [value])]
+
+
 def _check_value(value: Any, key: str, limits: Any) -> None:
     choices = limits.get("choices")
     if choices is not None and value not in choices:
@@ -105,14 +112,14 @@ def _check_value(value: Any, key: str, limits: Any) -> None:
         hint = nearest(str(value), map(str, choices))
         raise UserError(f"{key} is '{shortened(str(value))}'; it must be one of: {listed}.{hint}")
     at_least, at_most, above = (limits.get(name) for name in ("at_least", "at_most", "above"))
-    for number in value if isinstance(value, list | tuple) else [value]:
+    for entry, number in _entries(key, value):
         if not isinstance(number, int | float):
             continue
         if not math.isfinite(number):
-            raise UserError(f"{key} is {number}; it must be a finite number.")
+            raise UserError(f"{entry} is {number}; it must be a finite number.")
         if at_least is not None and not number >= at_least:
-            raise UserError(f"{key} is {number}; it must be at least {at_least}.")
+            raise UserError(f"{entry} is {number}; it must be at least {at_least}.")
         if above is not None and not number > above:
-            raise UserError(f"{key} is {number}; it must be above {above}.")
+            raise UserError(f"{entry} is {number}; it must be above {above}.")
         if at_most is not None and not number <= at_most:
-            raise UserError(f"{key} is {number}; it must be at most {at_most}.")
+            raise UserError(f"{entry} is {number}; it must be at most {at_most}.")

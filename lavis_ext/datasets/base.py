@@ -185,15 +185,17 @@ class PictureDataset(Dataset[Any], ABC):
         if reasons:
             faults["unreadable"] = self._unreadable(rows, about, reasons)
             if batch.training and images:
-                rows = rows[np.isin(about, images)]
+                kept = np.isin(about, images)
+                rows, about = rows[kept], about[kept]
             elif batch.training:
                 # The other processes' batches may be sound, and all have to take the step together.
                 faults["stand_in"] = True
-                rows, images, seen = rows[:1], [about[0]], self._blank(1)
+                rows, about = rows[:1], about[:1]
+                images, seen = [about[0]], self._blank(1)
             else:
                 images, seen = [*images, *reasons], _joined(seen, self._blank(len(reasons)))
         place = {image: index for index, image in enumerate(images)}
-        image_index = [place[image] for image in self.image_ids(rows)]
+        image_index = [place[image] for image in about]
         return {
             **seen,
             **self.fields(rows, image_index, batch.epoch),  # type: ignore[typeddict-item]

@@ -11,6 +11,11 @@ from torch.utils.data import Dataset, Sampler
 from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 
 
+def split_of(name: str) -> str:
+    """The split of a data set's name: ``val`` of ``val`` and of ``NAME.val``."""
+    return name.rpartition(".")[2]
+
+
 class MixedDataset(Dataset[Any]):
     """Data sets one beside the other; each batch is of one of them.
 
@@ -24,7 +29,7 @@ class MixedDataset(Dataset[Any]):
         self.datasets = list(datasets)
         self.noun = "examples"
         self.images = self.datasets[0].images
-        self.on_host = tuple({name for each in datasets for name in getattr(each, "on_host", ())})
+        self.on_host = tuple({name for each in datasets for name in each.on_host})
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets))

@@ -26,9 +26,10 @@ class ImageFolder:
     def __init__(self, folder: Path, *, recursive: bool = False) -> None:
         self.folder = folder
         try:
-            names = sorted(entry.name for entry in os.scandir(folder))
-            if recursive:
-                names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+            below = (
+                _names_below(folder) if recursive else (each.name for each in os.scandir(folder))
+            )
+            names = sorted(below)
         except OSError as error:
             raise UserError(
                 f"{folder}: the image folder can't be read ({error.strerror})."
@@ -65,6 +66,17 @@ class ImageFolder:
     def read(self, image_id: str) -> Image.Image:
         """The image as RGB; see :func:`read_image`. Raises UserError as it does."""
         return read_image(self.path(image_id))
+
+
+def _names_below(folder: Path) -> Iterator[str]:
+    """Paths of all files in a folder and its subfolders. Raises OSError for what can't be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, _, files in os.walk(folder, onerror=refuse):
+        for name in files:
+            yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def read_image(path: Path) -> Image.Image:

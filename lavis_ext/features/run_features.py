@@ -12,6 +12,7 @@ from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import parse_json, room_in
 from lavis_ext.datasets.base import PictureDataset
+from lavis_ext.datasets.mixed import split_of
 from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.extraction import GIB, Extraction, damage
@@ -97,7 +98,7 @@ class RunFeatures:
             streams = group.opened()
             for split in group.splits:
                 self._datasets[split].features = StoredFeatures(
-                    streams, self.config, augment=split.rpartition(".")[2] == "train"
+                    streams, self.config, augment=split_of(split) == "train"
                 )
 
     def stand_in(self) -> None:
@@ -137,10 +138,7 @@ class RunFeatures:
 
     def _check(self, name: str, encoder: Encoder) -> None:
         side = self.config.pooling
-        if (
-            any(split.rpartition(".")[2] == "train" for split in self._datasets)
-            and encoder.trained()
-        ):
+        if any(split_of(split) == "train" for split in self._datasets) and encoder.trained():
             raise UserError(
                 f"run.trainable lets the encoder of the {name} stream be trained, and "
                 "stored features would be those of its start. Freeze it, or leave run.features out."
@@ -154,7 +152,7 @@ class RunFeatures:
     def _prepared(self, split: str, dataset: PictureDataset) -> dict[str, Any]:
         """How images of a split are prepared."""
         processor: Any = dataset.processor
-        views = self.config.views if split.rpartition(".")[2] == "train" else 1
+        views = self.config.views if split_of(split) == "train" else 1
         if views > 1 and not getattr(processor, "random", True):
             raise UserError(
                 f"run.features.views is {views}, and vis_processor.train gives the same image "

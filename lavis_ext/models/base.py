@@ -1,7 +1,6 @@
-"""The contracts between a model and the rest of the library.
+"""The contract between a model and the runner, which trains any :class:`TrainableModel`.
 
-The runner trains any :class:`TrainableModel`; whatever asks for texts works with any
-:class:`GenerativeModel`. B pictures, L target tokens, V tokens of the vocabulary, W channels.
+That of a model that writes texts is in ``decoders/base.py``.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
-from lavis_ext.checkpoints.weights import LoadReport
+from lavis_ext.checkpoints.weights import LoadReport, load_into
 from lavis_ext.common.errors import UserError, nearest
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.renamed import OldKey
 from lavis_ext.config.typed import typed
-from lavis_ext.decoders.base import GenerativeModel as GenerativeModel
-from lavis_ext.decoders.base import TargetScores as TargetScores
 from lavis_ext.encoders.base import Encoder
 from lavis_ext.registry import BaseModel
 
@@ -35,6 +32,11 @@ class StepOutput(NamedTuple):
     """Sums over the examples of what is averaged in the log and in evaluations."""
     examples: int
     """How many."""
+
+
+def total_loss(output: StepOutput) -> Tensor:
+    """The sum of a batch's losses, in float32."""
+    return torch.stack([loss.float() for loss in output.losses.values()]).sum()
 
 
 class TrainableModel(BaseModel, ABC):
@@ -91,10 +93,9 @@ class TrainableModel(BaseModel, ABC):
 
     def load_trained(self, weights: TrainedWeights, name: str) -> LoadReport:
         """Take the weights of a file that training wrote. Raises UserError where they don't fit."""
-        from lavis_ext.checkpoints.weights import load_into
-
         state = weights.renamed(self.OLD_PARAMETERS)
-        allowed = [key for key in self.state_dict() if key not in self.exported_state()]
+        exported = self.exported_state()
+        allowed = [key for key in self.state_dict() if key not in exported]
         return load_into(self, state, name=name, allow_missing=allowed)
 
     def may_leave_unused(self, trained: Mapping[str, Tensor]) -> bool:

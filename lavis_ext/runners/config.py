@@ -196,9 +196,6 @@ class RunConfig:
             raise UserError(f"{where}.min_lr ({self.min_lr}) is above init_lr ({self.init_lr}).")
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise UserError(f"{where}.name is '{self.name}'; it must be the name of a folder.")
-        for name, ratio in (self.train_dataset_ratios or {}).items():
-            if not ratio > 0:
-                raise UserError(f"{where}.train_dataset_ratios.{name} is {ratio}; it must be > 0.")
 
     def complete(self, task: Any, where: str) -> None:
         """Take the splits and the metric that the config leaves to the task (its class).

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from lavis_ext import distributed
 from lavis_ext.common.files import room_in, size_in_words
-from lavis_ext.config.loader import Config, told
+from lavis_ext.config.loader import Config
+from lavis_ext.config.renamed import told
 from lavis_ext.datasets.base import to_device
 from lavis_ext.datasets.loader import Loader
 from lavis_ext.distributed.peers import COMPUTING
@@ -91,7 +92,7 @@ def measure_steps(
         at_least = max(at_least, unsettled + 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    on_host = getattr(dataset, "on_host", ())
+    on_host = dataset.on_host
     seconds: list[float] = []
     waiting: list[float] = []
     examples: list[int] = []
@@ -153,7 +154,8 @@ def run_costs(plan: TrainingPlan, parts: Prepared, on_meta: Any) -> Iterator[str
         on_meta: the model on the device ``meta``, to be counted.
     """
     batch = next(iter(plan.batches))
-    flops = count_flops(on_meta, parts.datasets[TRAINING].__getitems__(batch))
+    dataset = parts.datasets[TRAINING]
+    flops = count_flops(on_meta, dataset.__getitems__(batch), dataset.on_host)
     yield from _flops_lines(flops)
     needed = step_bytes(parts.model, flops)
     free = free_bytes() if parts.device.type == "cpu" else None

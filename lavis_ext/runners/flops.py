@@ -5,7 +5,7 @@ of any size is counted in seconds, and no kernel's recomputations are. A multipl
 addition are two.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lavis_ext.datasets.base import to_device
-from lavis_ext.models.base import TrainableModel
-from lavis_ext.tasks.base import total_loss
+from lavis_ext.models.base import TrainableModel, total_loss
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,16 @@ class BatchFlops:
         return images * self.image.forward + examples * self.example.forward
 
 
-def count_flops(model: TrainableModel, samples: Any) -> BatchFlops:
+def count_flops(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> BatchFlops:
     """FLOPs of a batch in training.
 
     ``model`` is on the device ``meta``, frozen but for what is trained. The batch is counted with
     its examples once, twice and three times (``TrainableModel.with_examples``). Its cost is a
     polynomial in that number (attention between the places of a row is quadratic), and what of it
     doesn't depend on it is the images'. Of a model that can't tell, all of it is the images'.
+    ``on_host`` are the data set's fields that shapes depend on, which ``meta`` doesn't have.
     """
-    samples = to_device(samples, torch.device("meta"), ON_HOST)
+    samples = to_device(samples, torch.device("meta"), on_host)
     examples = len(samples["ids"])
     images = images_of(samples)
     kept = _Kept(model)
@@ -105,10 +105,6 @@ def count_flops(model: TrainableModel, samples: Any) -> BatchFlops:
         examples,
         kept.bytes,
     )
-
-
-ON_HOST = ("image_index",)
-"""Fields that shapes depend on, which ``meta`` doesn't have."""
 
 
 def images_of(samples: Any) -> int:

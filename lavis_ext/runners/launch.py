@@ -12,7 +12,7 @@ import torch
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
-from lavis_ext.datasets.mixed import MixedDataset
+from lavis_ext.datasets.mixed import MixedDataset, split_of
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.models.base import TrainableModel
 from lavis_ext.registry import registry
@@ -120,7 +120,7 @@ def _by_split(built: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _by_role(of_splits: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
     """The data sets by what they are for, the one that is trained on first."""
-    training = {n: d for n, d in of_splits.items() if n.rpartition(".")[2] in run.training}
+    training = {n: d for n, d in of_splits.items() if split_of(n) in run.training}
     others = {name: each for name, each in of_splits.items() if name not in training}
     if not training:
         return others

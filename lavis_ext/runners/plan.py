@@ -8,7 +8,7 @@ import numpy as np
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError, nearest
-from lavis_ext.datasets.mixed import MixedBatches, MixedDataset
+from lavis_ext.datasets.mixed import MixedBatches, MixedDataset, split_of
 from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.runners.config import RunConfig
 
@@ -65,9 +65,9 @@ class TrainingPlan:
         every = self.run.val_every_steps or self.steps_an_epoch
         validations = -(-self.steps // every) + 1
         return {
-            name: validations if name.rpartition(".")[2] in self.run.validation else 1
+            name: validations if split_of(name) in self.run.validation else 1
             for name in self.examples
-            if name.rpartition(".")[2] in (*self.run.validation, *self.run.testing)
+            if split_of(name) in (*self.run.validation, *self.run.testing)
         }
 
     @property

@@ -113,7 +113,7 @@ def check_fits(
     changed = {
         key: f"{key}: {_shown(saved, key)} when saved, now {_shown(now, key)}"
         for key in sorted({*saved, *now})
-        if _differ(saved, now, key)
+        if saved.get(key) != now.get(key)  # a key that one of them lacks is null there
     }
     fixed = [text for key, text in changed.items() if not _may_change(key, may_change)]
     if fixed:
@@ -198,11 +198,6 @@ def _taken(folder: Path, seconds: float) -> Lock | None:
 
 def _may_change(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _differ(saved: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
-    """A key that one of the two lacks is null there, as keys that are new are."""
-    return bool(saved.get(key) != now.get(key))
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,13 +27,14 @@ from lavis_ext.common.errors import UserError, listed, nearest
 from lavis_ext.common.files import write_json
 from lavis_ext.common.metrics import by_name
 from lavis_ext.config import loader as config_loader
-from lavis_ext.config.renamed import OldKey
+from lavis_ext.config.renamed import OldKey, told
 from lavis_ext.datasets.base import to_device
 from lavis_ext.datasets.loader import Loader
+from lavis_ext.datasets.mixed import split_of
 from lavis_ext.datasets.samplers import EvalBatches
 from lavis_ext.distributed.peers import COMPUTING, ENDING, EVALUATING, LOADING
 from lavis_ext.evaluation.table import metrics_table, reasons_list
-from lavis_ext.models.base import StepOutput, TrainableModel
+from lavis_ext.models.base import StepOutput, TrainableModel, total_loss
 from lavis_ext.registry import RunnerBase, registry
 from lavis_ext.runners.best_weights import BestWeights
 from lavis_ext.runners.config import RunConfig
@@ -55,11 +56,10 @@ from lavis_ext.runners.state import (
     set_random_states,
 )
 from lavis_ext.runners.stop_signals import StopRequested, StopSignals
-from lavis_ext.tasks.base import Evaluation, Task, total_loss
+from lavis_ext.tasks.base import Evaluation, Task
 
 MUCH_WAITING = 0.1
 """Share of the time that may go into waiting for data before the log says so."""
-ALIASES: Mapping[Any, Any] = {"fusion_runner": "trainer"}
 
 
 @registry.register_runner("trainer")
@@ -79,7 +79,7 @@ class Trainer(RunnerBase):
 
     Config = RunConfig
     OLD_KEYS: ClassVar[tuple[OldKey, ...]] = (
-        OldKey("run.runner", values=ALIASES),
+        OldKey("run.runner", values={"fusion_runner": "trainer"}),
         OldKey("run.lr_sched", values={"fusion_warmup_cosine_lr": "warmup_cosine_lr"}),
         OldKey("run.questions_per_image", "run.examples_per_image"),
     )
@@ -100,7 +100,7 @@ class Trainer(RunnerBase):
             self.plan = TrainingPlan.of(self.run, datasets)
         super().__init__(cfg, task, model, datasets, job_id)
         if cfg.renamed:
-            log.info(config_loader.told(cfg.renamed))
+            log.info(told(cfg.renamed))
         for report in model.load_reports:
             log.info(report)
         self._model.to(self.device)
@@ -170,7 +170,7 @@ class Trainer(RunnerBase):
         self.plan.batches.epoch = epoch
         done = self.steps % self.plan.steps_an_epoch
         self.plan.batches.start = done * self.run.accum_grad_iters
-        on_host = getattr(self.datasets[TRAINING], "on_host", ())
+        on_host = self.datasets[TRAINING].on_host
         groups = grouped(self._train_loader, self.run.accum_grad_iters)
         while not self._finished:
             distributed.at(LOADING, self.steps + 1)
@@ -254,7 +254,7 @@ class Trainer(RunnerBase):
         distributed.at(EVALUATING, self.steps)
         self.model.eval()
         self.task.before_evaluation(model=self.model, dataset=dataset, final=final)
-        on_host = getattr(dataset, "on_host", ())
+        on_host = dataset.on_host
         samples = (self._begun(each, on_host) for each in unseen.noted(loader))
         stoppable = self._until_stopped(samples, len(batches)) if self.signals.watching else samples
         # Programs are for training's few shapes; evaluation has a shape for each batch.
@@ -289,8 +289,10 @@ class Trainer(RunnerBase):
     @property
     def _validated(self) -> list[str]:
         """What validations evaluate: the validation split of each data set."""
-        wanted = self.run.validation
-        return [name for name in self.datasets if name.rpartition(".")[2] in wanted]
+        return self._of_validation(self.datasets)
+
+    def _of_validation(self, datasets: Mapping[str, Any]) -> list[str]:
+        return [name for name in datasets if split_of(name) in self.run.validation]
 
     @property
     def _selecting(self) -> str:
@@ -304,8 +306,7 @@ class Trainer(RunnerBase):
     def _direction(self, task: Task, model: TrainableModel, datasets: dict[str, Any]) -> str | None:
         """Which is better of ``run.metric``. Raises UserError where validations don't have it."""
         metric = self.run.metric or ""
-        wanted = self.run.validation
-        splits = [name for name in datasets if name.rpartition(".")[2] in wanted]
+        splits = self._of_validation(datasets)
         for split in splits[:1]:
             reasons = task.not_computed(model, datasets[split])
             if metric not in self.declared:
@@ -494,7 +495,7 @@ class Trainer(RunnerBase):
         state = best.renamed(self.model.OLD_PARAMETERS)
         load_into(self.model, state, name=path.name, allow_missing=["*"])
         wanted = {*self.run.validation, *self.run.testing}
-        splits = [name for name in self.datasets if name.rpartition(".")[2] in wanted]
+        splits = [name for name in self.datasets if split_of(name) in wanted]
         metrics = {split: self.eval_epoch(split, step=best.step, final=True) for split in splits}
         log.info("\nbest weights, of step %d: %s\n", best.step, path)
         self._report(metrics)

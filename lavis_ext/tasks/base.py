@@ -11,10 +11,10 @@ from torch import Tensor
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import write_json
-from lavis_ext.common.metrics import Metric
+from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.config.renamed import OldKey
 from lavis_ext.evaluation.report.content import ReportedSplit
-from lavis_ext.models.base import StepOutput, TrainableModel
+from lavis_ext.models.base import StepOutput, TrainableModel, total_loss
 from lavis_ext.registry import BaseTask, registry
 
 Datasets = dict[str, Any]
@@ -190,13 +190,7 @@ class Task(BaseTask):
         self, split: str, dataset: Any, model: Any, evaluation: Evaluation
     ) -> ReportedSplit:
         """What ``report.html`` shows of a split."""
-        declared = {metric.name: metric for metric in self.metrics(model)}
-        return ReportedSplit(evaluation.metrics, declared)
-
-
-def total_loss(output: StepOutput) -> Tensor:
-    """The sum of a batch's losses, in float32."""
-    return torch.stack([loss.float() for loss in output.losses.values()]).sum()
+        return ReportedSplit(evaluation.metrics, by_name(self.metrics(model)))
 
 
 def averages(totals: Totals, device: torch.device) -> tuple[dict[str, float], float]:

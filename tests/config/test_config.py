@@ -21,6 +21,7 @@ from lavis_ext.config.typed import typed
 from lavis_ext.encoders.blip.encoder import BlipEncoderConfig
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSamConfig
 from lavis_ext.registry import registry
+from lavis_ext.tasks.gqa import GqaFusionTask
 
 PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "lavis_ext"
@@ -54,6 +55,8 @@ def test_options_win_over_yaml_over_defaults_of_data_set_and_model(
     assert config.datasets["gqa_fusion"].root == "data/mini_gqa"  # data set's defaults
     assert config.model.streams["grid"].text_width == 128  # model type's defaults
     assert config.run.examples_per_image == 1  # the class's
+    sizes = GqaFusionTask(config).build_options(config)["image_sizes"]
+    assert sizes == {"grid": 48, "segmentation": 128}  # taken from the model
 
 
 def test_lavis_sees_the_same_values(configured: Make) -> None:

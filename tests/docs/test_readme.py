@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lavis_ext.config.loader import Config
-from lavis_ext.tasks.base import total_loss
+from lavis_ext.models.base import total_loss
 from tests.tiny import HEAD, make_model, make_samples
 
 pytestmark = pytest.mark.beyond_core

@@ -93,28 +93,34 @@ def test_it_trains_keeps_its_best_and_leaves_a_report(trained: Path) -> None:
     assert set(content["images"]) == {each["image"] for each in split["examples"]}
 
 
-def test_a_killed_run_goes_on_bit_for_bit(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    options = ("run.name=killed", "run.save_every_steps=3")
+def killed(pictures: Path, output: Path, *options: str) -> None:
+    """Kill a run of the name ``killed`` once it has saved a state."""
     process = subprocess.Popen(
-        command("train.py", pictures, tmp_path, *options),
+        command("train.py", pictures, output, "run.name=killed", *options),
         cwd=EXAMPLE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob("state_*")) and time.monotonic() < deadline:
+    while not list((output / "killed").glob("state_*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list((tmp_path / "killed").glob("state_*"))
-    run("train.py", pictures, tmp_path, *options, "run.resume=auto")
-    once, again = (
-        load_file(folder / "classifier_best.safetensors")
-        for folder in (trained, tmp_path / "killed")
-    )
+    assert list((output / "killed").glob("state_*"))
+
+
+def assert_same_best(one: Path, other: Path) -> None:
+    once, again = (load_file(folder / "classifier_best.safetensors") for folder in (one, other))
     assert once.keys() == again.keys()
     assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    options = ("run.save_every_steps=3",)
+    killed(pictures, tmp_path, *options)
+    run("train.py", pictures, tmp_path, *options, "run.name=killed", "run.resume=auto")
+    assert_same_best(trained, tmp_path / "killed")
 
 
 def test_a_dry_run_says_what_it_will_cost(pictures: Path, tmp_path: Path) -> None:
@@ -135,3 +141,36 @@ def test_evaluation_gives_the_metrics_of_training(
         for folder in (tmp_path / "evaluated", trained)
     )
     assert found == known
+
+
+MORE = """
+import image_folder
+from lavis_ext.registry import registry
+
+@registry.register_builder("more_pictures")
+class MorePictures(image_folder.PictureFolders):
+    pass
+"""
+
+
+def test_two_data_sets_train_together_and_go_on_bit_for_bit(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more_pictures.py").write_text(MORE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{EXAMPLE}")
+    options = (
+        "imports=[image_folder,more_pictures]",
+        f"datasets.more_pictures.root={pictures}",
+        "run.train_dataset_ratios={picture_folders: 3, more_pictures: 1}",
+        "run.log_freq=1",
+        "run.save_every_steps=2",
+    )
+    run("train.py", pictures, tmp_path, *options, "run.name=whole")
+    killed(pictures, tmp_path, *options)
+    run("train.py", pictures, tmp_path, *options, "run.name=killed", "run.resume=auto")
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert set(metrics) == {"picture_folders.val", "more_pictures.val"}
+    lines = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+    assert len(steps) == 5 * 8, "eight batches an epoch, four of each data set's"
+    assert_same_best(tmp_path / "whole", tmp_path / "killed")

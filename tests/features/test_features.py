@@ -33,12 +33,12 @@ from lavis_ext.features.extract import main
 from lavis_ext.features.precision import bytes_a_token, compressed, pooled
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.features.store import FeatureStore
+from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.freezing import freeze_all_but, trained_patterns
 from lavis_ext.runners.launch import started
-from lavis_ext.tasks.base import total_loss
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import make_model

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
-from lavis_ext.tasks.base import total_loss
 from tests.tiny import ANSWERS, HEAD, QUESTIONS, SIDE, make_model
 
 LONG = "is there a small red circle to the left of the large blue square that is above the star?"

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.base import FusedBatch
 from lavis_ext.objectives.matching import _matching
 from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
-from lavis_ext.tasks.base import total_loss
 from tests.tiny import DIFNET, HEAD, make_model, make_samples
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"itm": {}, "head": HEAD, "answer": HEAD}

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.base import StoredTokens
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners import dry_run as costs
 from lavis_ext.runners.dry_run import MeasuredSteps, describe, measure_steps
@@ -21,12 +23,12 @@ from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from lavis_ext.runners.launch import prepared
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.trainer import Stepper
-from lavis_ext.tasks.base import total_loss
 from tests.launching import torchrun
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import DIFNET, HEAD, SIDE, make_model, make_samples
 
 PROJECT = Path(__file__).parents[2]
+ON_HOST = GqaFusionDataset.on_host
 SPLITS = ["train", "val", "testdev"]
 FUSION_ALONE = 'run.trainable=["fusion.*"]'
 
@@ -141,7 +143,7 @@ def on_meta(fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
 
 def test_flops_add_up_and_an_images_are_those_of_encoders_fusion_keys_and_values() -> None:
     model, samples = on_meta(), make_samples()
-    found = count_flops(model, samples)
+    found = count_flops(model, samples, ON_HOST)
     assert (found.images, found.examples) == (4, 8)
     whole = make_model({"itm": {"weight": 1.0}, "answer": HEAD})
     freeze_all_but(whole, ["fusion.*", "objectives.*"])
@@ -197,7 +199,7 @@ def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
 
 def test_stored_features_leave_out_what_the_encoders_take() -> None:
     samples = make_samples()
-    live = count_flops(on_meta(), samples)
+    live = count_flops(on_meta(), samples, ON_HOST)
     tokens: Any = {
         **{name: value for name, value in samples.items() if name != "images"},
         "tokens": {
@@ -207,7 +209,7 @@ def test_stored_features_leave_out_what_the_encoders_take() -> None:
             ),
         },
     }
-    stored = count_flops(on_meta(), tokens)
+    stored = count_flops(on_meta(), tokens, ON_HOST)
     assert stored.encoders == 0 < live.encoders
     assert live.image.forward - stored.image.forward == pytest.approx(live.encoders)
     assert live.example.both == pytest.approx(stored.example.both)
@@ -216,7 +218,7 @@ def test_stored_features_leave_out_what_the_encoders_take() -> None:
 
 def test_recomputing_activations_keeps_fewer_of_them() -> None:
     kept, recomputed = (
-        count_flops(on_meta({**DIFNET, "recompute_activations": again}), make_samples())
+        count_flops(on_meta({**DIFNET, "recompute_activations": again}), make_samples(), ON_HOST)
         for again in (False, True)
     )
     assert recomputed.activation_bytes < kept.activation_bytes

@@ -18,15 +18,15 @@ from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.renamed import OldKey, rename_old_keys
 from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.encoders.base import Encoder, Tokens
 from lavis_ext.fusion.network import FusionNetwork, streams_read
 from lavis_ext.fusion.stream_adapter import StreamLayout
 from lavis_ext.models.base import (
-    GenerativeModel,
     StepOutput,
-    TargetScores,
     TrainableModel,
     no_grad_if_constant,
+    total_loss,
 )
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective
@@ -276,8 +276,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
         output = self._losses(batch)
-        total = torch.stack([*output.losses.values()]).sum()
-        return {"loss": total.detach(), **output.report}, answers
+        return {"loss": total_loss(output).detach(), **output.report}, answers
 
     @torch.no_grad()
     def locate(self, samples: QuestionBatch, block_num: int | None = None) -> "Located":
