@@ -158,7 +158,8 @@ class Peers:
         # Of several machines, torchrun's store outlives a restart, and what was written before it.
         start = store.add(f"peers/{rank}/starts", 1)
         # A client of its own, as a blocking read by the process group would delay heartbeats.
-        self._store = PrefixStore(f"peers/{start}", store).clone()
+        own: Any = PrefixStore(f"peers/{start}", store)  # not all releases' types have clone
+        self._store = own.clone()
         self._keys = [*map(str, self._others), FIRST_END]
         for key in self._keys:
             self._store.compare_set(key, "", "")  # reading an absent key would block

@@ -5,6 +5,7 @@ time, and run `train.py` as `python train.py` does.
 """
 
 import json
+import multiprocessing.process
 import os
 import runpy
 import signal
@@ -131,6 +132,8 @@ def _fork(options: list[str], rank: int, world: int, port: int, messages: Path) 
     if pid := os.fork():
         return pid
     code = 1
+    # As multiprocessing does in its own children: those of the parent are not this process's.
+    multiprocessing.process._children.clear()  # type: ignore[attr-defined]
     try:
         out = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
