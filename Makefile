@@ -7,37 +7,41 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 COMMA := ,
 
-# The same with the lower bounds of pyproject.toml in place of the versions that are locked.
+# The same with the lower bounds of pyproject.toml instead of the locked versions.
 LOWEST_VENV := .venv-lowest
 LOWEST_BIN := $(LOWEST_VENV)/bin
 LOWEST_STAMP := $(LOWEST_VENV)/.installed
 LOWEST_LOCK := requirements-lowest.lock
 
-# Deaths by SIGKILL in `make torture`, half of them in runs of one process and half of two; the
-# other faults go by it.
+# SIGKILLs in `make torture`, half in runs of one process and half of two; the counts of the other
+# faults are proportional.
 N ?= 50
 
-# Seconds of `make fuzz` for each of its three targets.
+# Processes that share the tests of `make test` and `make lowest`; 0: all in one.
+WORKERS ?= 2
+
+# Seconds of `make fuzz` for each of its targets.
 SECONDS ?= 600
 
 # `make bench SMALL=1` measures the model type mini.
 SMALL ?=
 
-.PHONY: help setup lint test docs lowest lock torture fuzz demo bench miniature clean distclean
+.PHONY: help setup lint test docs notebook lowest lock torture fuzz demo bench miniature clean distclean
 
 help:
 	@echo "make setup      install the package, its tools and LAVIS into $(VENV)"
 	@echo "make lint       ruff and mypy"
-	@echo "make test       all tests"
+	@echo "make test       all tests, in WORKERS=2 processes"
 	@echo "make docs       the documentation as a site in build/docs; fails on a broken link or reference"
+	@echo "make notebook   run docs/notebook.ipynb and store what it prints and shows"
 	@echo "make lowest     lint and core tests with the lowest versions that are claimed, in $(LOWEST_VENV)"
 	@echo "make lock       renew the versions in $(LOCK) and $(LOWEST_LOCK)"
-	@echo "make torture    torment training runs, N=50 times by SIGKILL, and compare what they leave"
-	@echo "make fuzz       damage question files, configs and weights, SECONDS=600 of each"
+	@echo "make torture    interrupt training runs, N=50 times by SIGKILL, and compare their results"
+	@echo "make fuzz       fuzz the readers of questions, configs, weights and names, SECONDS=600 each"
 	@echo "make demo       fusion training and the whole answer pipeline on a small data set"
-	@echo "make bench      training's speed, step by step from the straightforward way (20 minutes;"
-	@echo "                SMALL=1: model type mini, 3 minutes)"
-	@echo "make miniature  train the small models that ship with the package anew (two hours)"
+	@echo "make bench      training speed, from a straightforward step to all optimizations, and what"
+	@echo "                scale costs (25 minutes; SMALL=1: model type mini, 5 minutes)"
+	@echo "make miniature  retrain the small models that ship with the package (two hours)"
 	@echo "make clean      remove caches and build folders"
 	@echo "make distclean  remove $(VENV) and $(LOWEST_VENV) as well"
 
@@ -74,23 +78,31 @@ lock: | $(BIN)/uv
 $(BIN)/uv:
 	$(MAKE) setup
 
+# A file's tests share fixtures, and some follow each other, so one process runs all of them. The
+# order of the files is that of tests/conftest.py: the longest first.
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # The page of every config key is made from the package, so it is on the path.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
+	PYTHONPATH=. $(BIN)/mkdocs build --strict
+
+# Without warnings, which would name folders of this machine.
+notebook: setup
+	PYTHONPATH=. PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace docs/notebook.ipynb
 
 lowest: $(LOWEST_STAMP)
 	$(LOWEST_BIN)/ruff check .
 	$(LOWEST_BIN)/ruff format --check .
 	$(LOWEST_BIN)/mypy
-	$(LOWEST_BIN)/python -m pytest -m "not beyond_core"
+	$(LOWEST_BIN)/python -m pytest $(PARALLEL) -m "not beyond_core"
 
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --kills $(N) --terms $$(( $(N) * 2 / 5 )) \
@@ -104,12 +116,13 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.speed output/speed$(if $(SMALL),_small --small)
+	$(BIN)/python -m benchmarks.scale output/speed$(if $(SMALL),_small --small)
 
 miniature: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./run_scripts/miniature.sh
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build .cache dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
