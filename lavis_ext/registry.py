@@ -1,22 +1,23 @@
-"""The one module through which this library sees LAVIS.
+"""The only module that imports LAVIS.
 
-Importing any part of LAVIS 1.0.2, its last release, imports every model it has, and most of them
-fail on current transformers. The parts that this library builds on need none of them. So this
-module, on import,
+Importing any part of LAVIS 1.0.2, its last release, imports all of its models, most of which fail
+with current transformers. The parts used here don't need them. So this module, on import,
 
-1. puts module objects in place of those initialisers of LAVIS that import its models; they import
-   what their initialiser names when it is asked for,
-2. puts off the import of heavy packages for which LAVIS has a rare use, and this library none,
-3. registers the paths and states that LAVIS's own initialiser registers, and
-4. makes LAVIS's registry answer an unknown name with the names it has, instead of None.
+1. replaces the packages whose ``__init__.py`` imports LAVIS's models by lazy ones, which import
+   each name on first access,
+2. defers the import of heavy packages that LAVIS rarely uses and this library never,
+3. registers the paths and states that LAVIS's own ``__init__.py`` registers, and
+4. makes LAVIS's registry raise an error with the known names for an unknown one, instead of
+   returning None.
 
-A ``lavis`` that has been imported before, beside the packages of its time, is used as it is. All
-this is done on import because a class cannot derive from LAVIS's ``BaseModel`` otherwise.
+A ``lavis`` that is imported already, in an environment that it supports, is left unchanged. This
+happens on import because classes derive from LAVIS's ``BaseModel``.
 """
 
 import ast
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
@@ -40,11 +41,13 @@ __all__ = [
     "StrictRegistry",
     "UnknownName",
     "registered",
+    "registered_name",
     "registry",
+    "vqa_eval_class",
 ]
 
-# The packages whose initialisers import LAVIS's models, each after its parent.
-REPLACED = (
+# Packages whose __init__.py imports LAVIS's models, parents first.
+LAZY_PACKAGES = (
     "lavis",
     "lavis.datasets.builders",
     "lavis.models",
@@ -54,26 +57,29 @@ REPLACED = (
 )
 
 
-def _enter_without_initialisers(spec: ModuleSpec) -> None:
-    """Put a module object for each of ``REPLACED`` into ``sys.modules``; ``spec`` is LAVIS's."""
-    for name in REPLACED:
+def _add_lazy_packages(spec: ModuleSpec) -> None:
+    """Add a lazy module for each of ``LAZY_PACKAGES`` to ``sys.modules``.
+
+    ``spec`` is the import spec of ``lavis``. Raises ImportError for a missing package.
+    """
+    for name in LAZY_PACKAGES:
         parent_name, _, last = name.rpartition(".")
         parent = importlib.import_module(parent_name) if parent_name else None
         found = PathFinder.find_spec(name, parent.__path__) if parent else spec
         if found is None or found.origin is None:
-            raise ImportError(f"{name} has no initialiser under {spec.origin}", name=name)
+            raise ImportError(f"{name} has no __init__.py under {spec.origin}", name=name)
         module = module_from_spec(found)
-        module.__dict__["__getattr__"] = _names_of_initialiser(name, Path(found.origin))
+        module.__dict__["__getattr__"] = _lazy_getattr(name, Path(found.origin))
         sys.modules[name] = module
         if parent:
             setattr(parent, last, module)
 
 
-def _names_of_initialiser(package: str, initialiser: Path) -> Callable[[str], Any]:
-    """A module-level ``__getattr__`` for ``package``: what its ``initialiser`` would import."""
+def _lazy_getattr(package: str, init_file: Path) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that imports the names in the package's ``__init__.py``."""
     sources = {
         alias.asname or alias.name: (statement.module, alias.name)
-        for statement in ast.parse(initialiser.read_text(encoding="utf-8")).body
+        for statement in ast.parse(init_file.read_text(encoding="utf-8")).body
         if isinstance(statement, ast.ImportFrom) and statement.module
         for alias in statement.names
     }
@@ -87,8 +93,8 @@ def _names_of_initialiser(package: str, initialiser: Path) -> Callable[[str], An
     return resolve
 
 
-class _OnUse(ModuleType):
-    """Stands for a module, which is imported when one of its attributes is asked for."""
+class _LazyModule(ModuleType):
+    """Imports its module on access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -102,28 +108,28 @@ def _open_video(*args: Any, **kwargs: Any) -> Any:
     return decord.VideoReader(*args, **kwargs)
 
 
-def _stand_in(name: str, **attributes: Any) -> ModuleType:
-    module = _OnUse(name)
+def _lazy_module(name: str, **attributes: Any) -> ModuleType:
+    module = _LazyModule(name)
     module.__spec__ = ModuleSpec(name, None)
     module.__dict__.update(attributes)
     return module
 
 
 @contextmanager
-def _heavy_packages_on_use() -> Iterator[None]:
-    """Within it, ``import`` finds stand-ins for timm, pandas and decord, unless they are imported.
+def _lazy_heavy_packages() -> Iterator[None]:
+    """Import timm, pandas and decord lazily, unless they are imported already.
 
     LAVIS imports timm for a download helper (more than a second, and a FutureWarning), pandas to
     read CSV files (half a second) and decord to read videos (no wheels for some systems).
     """
-    hub = _stand_in("timm.models.hub")
-    models = _stand_in("timm.models", hub=hub)
+    hub = _lazy_module("timm.models.hub")
+    models = _lazy_module("timm.models", hub=hub)
     packages = {
-        "timm": {"timm": _stand_in("timm", models=models), models.__name__: models},
-        "pandas": {"pandas": _stand_in("pandas")},
+        "timm": {"timm": _lazy_module("timm", models=models), models.__name__: models},
+        "pandas": {"pandas": _lazy_module("pandas")},
         "decord": {
-            # LAVIS sets the bridge and takes the reader as soon as it has imported decord.
-            "decord": _stand_in(
+            # LAVIS sets the bridge and imports the reader immediately after decord.
+            "decord": _lazy_module(
                 "decord",
                 bridge=SimpleNamespace(set_bridge=lambda backend: None),
                 VideoReader=_open_video,
@@ -148,17 +154,17 @@ def _heavy_packages_on_use() -> Iterator[None]:
 if "lavis" not in sys.modules:
     _spec = find_lavis()
     import_torchvision()
-    _enter_without_initialisers(_spec)
+    _add_lazy_packages(_spec)
 
-with _heavy_packages_on_use():
+with _lazy_heavy_packages():
     from lavis.common.registry import Registry, registry
 
     if "library_root" not in registry.mapping["paths"]:
         _library = Path(sys.modules["lavis"].__path__[0])
         registry.register_path("library_root", str(_library))
         registry.register_path("repo_root", str(_library.parent))
-        # LAVIS 1.0.2 has a folder in its authors' home here. A relative path in a config is looked
-        # for in the folder one works in: site-packages is no place for anybody's data.
+        # LAVIS 1.0.2 has a folder in its authors' home here. Relative paths in configs start from
+        # the working directory instead.
         registry.register_path("cache_root", str(Path("data").absolute()))
         registry.register("MAX_INT", sys.maxsize)
         registry.register("SPLIT_NAMES", ["train", "val", "test"])
@@ -173,18 +179,19 @@ with _heavy_packages_on_use():
 
 
 class UnknownName(UserError, KeyError):
-    """Nothing is registered under the name asked for."""
+    """A name under which no class is registered."""
 
-    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
+    __str__ = Exception.__str__  # KeyError's own quotes the message
 
 
 class NameTaken(UserError, KeyError):
-    """Another class is registered under the name already."""
+    """A name under which another class is registered already."""
 
     __str__ = Exception.__str__
 
 
-# As LAVIS names them in its methods, and as a reader calls them. The last three are this library's.
+# Kinds as in the names of the registry's methods, and as in messages. The last three are this
+# library's.
 KINDS = {
     "builder": "dataset builder",
     "task": "task",
@@ -200,9 +207,23 @@ KINDS = {
 Class = TypeVar("Class", bound=type)
 
 
+def vqa_eval_class() -> type[Any]:
+    """The class ``VQAEval``, LAVIS's copy of the VQA challenge's evaluation script."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # its patterns aren't raw strings
+        module = importlib.import_module("lavis.common.vqa_tools.vqa_eval")
+    found: type[Any] = module.VQAEval
+    return found
+
+
 def registered() -> dict[str, list[str]]:
-    """The names registered of each kind of ``KINDS``, sorted."""
+    """The registered names by kind of ``KINDS``, sorted."""
     return {kind: sorted(_classes(kind)) for kind in KINDS}
+
+
+def registered_name(kind: str, cls: type) -> str:
+    """The name under which a class is registered as a ``kind``; its ``__name__`` if it isn't."""
+    return next((name for name, each in _classes(kind).items() if each is cls), cls.__name__)
 
 
 def _classes(kind: str) -> dict[str, Any]:
@@ -229,17 +250,19 @@ def _getter(kind: str) -> Any:
 def _registrar(kind: str) -> Any:
     def register_class(cls: type, name: str) -> Callable[[Class], Class]:
         def add(added: Class) -> Class:
-            holder = _classes(kind).setdefault(name, added)
-            if holder is not added:
+            existing = _classes(kind).setdefault(name, added)
+            if existing is not added:
                 raise NameTaken(
-                    f"The {KINDS[kind]} name '{name}' belongs to {holder.__module__}."
-                    f"{holder.__qualname__}; register {added.__qualname__} under another."
+                    f"The {KINDS[kind]} name '{name}' belongs to {existing.__module__}."
+                    f"{existing.__qualname__}; register {added.__qualname__} under another."
                 )
             return added
 
         return add
 
-    register_class.__doc__ = f"A class decorator: register it as the {KINDS[kind]} ``name``."
+    register_class.__doc__ = (
+        f"Class decorator that registers the {KINDS[kind]} ``name``; raises NameTaken."
+    )
     return classmethod(register_class)
 
 
@@ -247,17 +270,17 @@ def _lister(kind: str) -> Any:
     def list_names(cls: type) -> list[str]:
         return sorted(_classes(kind))
 
-    list_names.__doc__ = f"The names of each registered {KINDS[kind]}, sorted."
+    list_names.__doc__ = f"The names of every registered {KINDS[kind]}, sorted."
     return classmethod(list_names)
 
 
 class StrictRegistry(Registry):
-    """LAVIS's registry, over the same ``mapping``, with three more kinds and no None for an answer.
+    """LAVIS's registry, with the same ``mapping``, three more kinds and strict look-up.
 
-    ``get_*_class(name)`` and ``get_path(name)`` raise :class:`UnknownName`; LAVIS itself nowhere
-    relies on None. Encoders, fusions and objectives are registered by the class decorators
-    ``register_encoder(name)``, ``register_fusion(name)`` and ``register_objective(name)``, which
-    raise :class:`NameTaken`.
+    ``get_*_class(name)`` and ``get_path(name)`` raise :class:`UnknownName` instead of returning
+    None, which LAVIS never relies on. Encoders, fusions and objectives are registered by the class
+    decorators ``register_encoder(name)``, ``register_fusion(name)`` and
+    ``register_objective(name)``, which raise :class:`NameTaken`.
     """
 
     get_builder_class = _getter("builder")

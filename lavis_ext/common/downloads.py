@@ -1,10 +1,10 @@
-"""Fetching large files over HTTP: resumed, checked for size, with bounded tries and progress.
+"""Download large files over HTTP: resumable, size-checked, with retries and progress.
 
-fsspec's HTTP can't take its place. Its ``get`` starts over after a break: for 100 MB over a
-connection that breaks after 40 MB, twice, the server sends 180 MB, and 100 MB to this module
-(``python -m benchmarks.broken_downloads``). It sends no ``If-Range``, so
-a file that changed in between would be continued with bytes of another version. It needs aiohttp
-and seven packages besides, which no other part of this library does.
+fsspec's HTTP is no substitute. Its ``get`` starts over after a dropped connection: for 100 MB over
+a connection that drops after 40 MB, twice, the server sends 180 MB, and 100 MB to this module
+(``python -m benchmarks.broken_downloads``). It sends no ``If-Range``, so a file that changed in
+between would be continued with bytes of another version. It requires aiohttp and seven other
+packages that no other part of this library needs.
 """
 
 import sys
@@ -14,31 +14,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.error import HTTPError
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.progress import ProgressLine
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0
-TERMINAL_SECONDS, LOG_SECONDS = 0.5, 15.0  # between two lines of progress
+LOG_SECONDS = 15.0  # interval between progress lines in a file
 CHUNK = 1 << 18
 GB = 1e9
 
 
 class ConnectionLost(Exception):
-    """The request failed in a way that may pass."""
+    """Raised for a failed request that a retry may fix."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file as the server announces it.
+    """URL, size and version of a file on a server.
 
     Attributes:
-        url: its address.
-        size: bytes.
-        version: a strong ETag or the date of its last change, where the server gives one.
+        url: URL of the file.
+        size: size in bytes.
+        version: strong ETag or modification date, if the server sends one.
     """
 
     url: str
@@ -47,26 +48,26 @@ class Remote:
 
 
 class _Attempts:
-    """Waits longer from failure to failure, and gives up after ``ATTEMPTS`` without progress."""
+    """Exponential backoff that gives up after ``ATTEMPTS`` failures without progress."""
 
     def __init__(self, url: str) -> None:
         self.url, self.failures = url, 0
 
     def failed(self, error: ConnectionLost) -> None:
-        """Wait, or raise UserError."""
+        """Wait for the next attempt, or raise UserError."""
         self.failures += 1
         if self.failures >= ATTEMPTS:
             raise UserError(
-                f"{self.url}: given up after {ATTEMPTS} attempts ({error}). Look at the network; "
-                "what has arrived is kept, and the same command goes on from there."
+                f"{self.url}: gave up after {ATTEMPTS} attempts ({error}). Check the network, "
+                "then run the same command again; it resumes the download."
             )
         wait = FIRST_WAIT_SECONDS * 2 ** (self.failures - 1)
-        say(f"{self.url}: {error}; trying again in {wait:.0f} s.")
+        print_stderr(f"{self.url}: {error}; retrying in {wait:.0f} s.")
         time.sleep(wait)
 
 
 def _request(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Any:
-    """The response. Raises ConnectionLost, or UserError where trying again is no use."""
+    """Open a URL. Raises ConnectionLost if a retry may help, else UserError."""
     try:
         request = urllib.request.Request(url, method=method, headers=headers or {})
         return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
@@ -75,17 +76,17 @@ def _request(url: str, method: str = "GET", headers: dict[str, str] | None = Non
         if error.code >= 500 or error.code in (408, 429):
             raise ConnectionLost(answer) from None
         raise UserError(
-            f"{url}: the server refuses it ({answer}). The file may have moved: look at its "
-            "authors' page and give the new address (--base-url)."
+            f"{url}: the server refuses the request ({answer}). The file may have moved: find "
+            "its new URL on the data set's page and pass it with --base-url."
         ) from None
     except (OSError, HTTPException) as error:
         raise ConnectionLost(str(getattr(error, "reason", "") or error or repr(error))) from None
     except ValueError as error:
-        raise UserError(f"{url}: not an address ({error}). Check --base-url.") from None
+        raise UserError(f"{url}: not a valid URL ({error}). Check --base-url.") from None
 
 
 def ask(url: str) -> Remote:
-    """What the server says of a file, without fetching it."""
+    """Size and version of a file, by a HEAD request."""
     attempts = _Attempts(url)
     while True:
         try:
@@ -96,20 +97,20 @@ def ask(url: str) -> Remote:
             attempts.failed(error)
     size = headers.get("Content-Length", "")
     if not size.isdecimal():
-        raise UserError(f"{url}: the server names no size, so it is no file that can be checked.")
+        raise UserError(f"{url}: the server reports no size, so a download can't be checked.")
     tag = headers.get("ETag")
-    strong = tag if tag and not tag.startswith("W/") else None  # If-Range takes no weak ones
+    strong = tag if tag and not tag.startswith("W/") else None  # If-Range accepts no weak ones
     return Remote(url, int(size), strong or headers.get("Last-Modified"))
 
 
 def download(
     remote: Remote, archive: Path, record: dict[str, Any], save: Callable[[], None]
 ) -> None:
-    """Fetch ``archive``, going on from what an earlier run has left of the same version."""
+    """Download ``archive``, resuming a partial download of the same version."""
     partial = partial_of(archive)
     version = [remote.size, remote.version]
     if partial.exists() and record.get("partial") != version:
-        say(f"{partial} is of another version of the file: starting over.")
+        print_stderr(f"{partial} belongs to another version of the file: starting over.")
         partial.unlink()
     record |= {"url": remote.url, "partial": version}
     save()
@@ -117,7 +118,7 @@ def download(
     furthest = size_of(partial)
     while size_of(partial) < remote.size:
         try:
-            _go_on(remote, partial)
+            _resume(remote, partial)
         except ConnectionLost as error:
             if size_of(partial) > furthest:
                 furthest, attempts.failures = size_of(partial), 0
@@ -126,8 +127,8 @@ def download(
     del record["partial"]
 
 
-def _go_on(remote: Remote, partial: Path) -> None:
-    """One request for what is missing of ``partial``, appended as it arrives."""
+def _resume(remote: Remote, partial: Path) -> None:
+    """Request the missing bytes of ``partial`` and append them as they arrive."""
     have = size_of(partial)
     headers = {"Range": f"bytes={have}-"} if have else {}
     if have and remote.version:
@@ -135,21 +136,22 @@ def _go_on(remote: Remote, partial: Path) -> None:
     with _request(remote.url, headers=headers) as response:
         resumed = response.status == 206
         if have and not resumed:
-            say(f"{remote.url}: the server does not go on from the middle: starting over.")
+            print_stderr(f"{remote.url}: the server doesn't support resuming: starting over.")
         done = have if resumed else 0
         promised = done + int(response.headers.get("Content-Length") or 0)
         if promised != remote.size:
             raise UserError(
-                f"{remote.url}: the server announces {remote.size:,} bytes and sends {promised:,}. "
+                f"{remote.url}: the server announced {remote.size:,} bytes but sends {promised:,}. "
                 "Run the same command again later."
             )
-        progress = Progress(partial.name.removesuffix(".part"), done, remote.size)
-        with partial.open("ab" if resumed else "wb") as file:
+        name = partial.name.removesuffix(".part")
+        mode = "ab" if resumed else "wb"
+        with Progress(name, done, remote.size) as progress, partial.open(mode) as file:
             while chunk := _read(response):
                 file.write(chunk)
                 done += len(chunk)
                 progress.at(done)
-    progress.end()
+            progress.end()
     if done != remote.size:
         raise ConnectionLost(f"the connection ended after {done:,} of {remote.size:,} bytes")
 
@@ -163,48 +165,51 @@ def _read(response: Any) -> bytes:
 
 
 class Progress:
-    """A line with percent, MB/s and time left: rewritten on a terminal, rarer in a log."""
+    """Shows percent, MB/s and time left of a transfer on standard error."""
 
-    def __init__(self, what: str, done: int, total: int) -> None:
-        self.what, self.begun_at, self.done, self.total = what, done, done, total
-        self.start = self.shown = time.monotonic()
-        self.on_terminal = sys.stderr.isatty()
+    def __init__(self, name: str, done: int, total: int) -> None:
+        self.name, self.begun_at, self.done, self.total = name, done, done, total
+        self.start = time.monotonic()
+        self.line = ProgressLine.on_stderr(LOG_SECONDS)
 
     def at(self, done: int) -> None:
-        """Note how many bytes are done."""
+        """Record the number of received bytes, and show it if a line is due."""
         self.done = done
-        now = time.monotonic()
-        if now - self.shown >= (TERMINAL_SECONDS if self.on_terminal else LOG_SECONDS):
-            self.shown = now
-            self._show("\r" if self.on_terminal else "", "" if self.on_terminal else "\n")
+        self.line.update(self._text())
 
     def end(self) -> None:
-        """The last line."""
-        self._show("\r" if self.on_terminal else "", "\n")
+        """Print the final line."""
+        self.line.close()
+        print_stderr(self._text())
 
-    def _show(self, before: str, after: str) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.line.close()
+
+    def _text(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-3)
         rate = (self.done - self.begun_at) / seconds
         minutes, second = divmod(round((self.total - self.done) / max(rate, 1.0)), 60)
         left = f"{minutes // 60}:{minutes % 60:02}:{second:02}"
         percent = 100 * self.done / max(self.total, 1)
-        line = (
-            f"{self.what}: {percent:5.1f} % of {self.total / GB:.2f} GB, {rate / 1e6:6.1f} MB/s, "
+        return (
+            f"{self.name}: {percent:5.1f} % of {self.total / GB:.2f} GB, {rate / 1e6:6.1f} MB/s, "
             f"{left} left"
         )
-        print(f"{before}{line}", end=after, file=sys.stderr, flush=True)
 
 
-def say(line: str) -> None:
-    """Print a line on stderr."""
+def print_stderr(line: str) -> None:
+    """Print a line to standard error at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 def partial_of(archive: Path) -> Path:
-    """Where ``archive`` grows until it is complete."""
+    """Path of the partial download of ``archive``."""
     return archive.with_name(archive.name + ".part")
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, 0 if there is none."""
+    """Size of a file in bytes, 0 if it doesn't exist."""
     return path.stat().st_size if path.exists() else 0

@@ -1,4 +1,4 @@
-"""The error type for what a user can mend: a wrong config, file, record or option."""
+"""Errors that a user can fix, and text that is safe to print."""
 
 import os
 import re
@@ -14,23 +14,25 @@ Arguments = ParamSpec("Arguments")
 
 
 class UserError(Exception):
-    """What was wrong, where (file, key or record) and what to do, in one or two sentences.
+    """A mistake in a config, file, record or option, described in one or two sentences.
 
-    Entry points print it without a traceback and exit with code 2. Anything else that is raised
-    is a bug of this library and keeps its traceback.
+    The message names the problem, its place (file, key or record) and a remedy.
+
+    Entry points print it without a traceback and exit with code 2. Any other exception is a bug of
+    this library and keeps its traceback.
     """
 
 
-# Controls but for tab and end of line, halves of characters, and what turns the direction of text.
+# Control characters except tab and newline, lone surrogates, and bidirectional controls.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal or a log: what would steer a terminal, or can't be encoded, escaped.
+    """Escape characters that would control a terminal or can't be encoded.
 
-    Questions, answers and ids come from files that anybody may have written.
+    Questions, answers and ids come from files of unknown origin.
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -41,24 +43,41 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def nearest_of(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names closest to ``name``, closest first, without a minimum similarity."""
+    return get_close_matches(str(name), list(known), n=count, cutoff=0.0)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: ``"1 image"``, ``"2,000 images"``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(names: Sequence[str]) -> str:
     """The first three of ``names`` for a message: ``"a, b, c, ..."``."""
-    return f"{', '.join(map(shortened, names[:3]))}{', ...' if len(names) > 3 else ''}"
+    return f"{', '.join(map(shortened_name, names[:3]))}{', ...' if len(names) > 3 else ''}"
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """``text`` in a line of at most ``most`` characters, for a message."""
+    """Cut ``text`` to one line of at most ``most`` characters, for a message."""
     line = printable(text).replace("\n", "\\n")
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def exit_with(error: BaseException) -> NoReturn:
-    """Print ``error`` on stderr, one of the user's without a traceback, and end the process.
+def shortened_name(name: str, most: int = 60) -> str:
+    """:func:`shortened` in the middle: names of parameters and files differ at their ends."""
+    line = printable(name).replace("\n", "\\n")
+    head = most // 2 - 3
+    return line if len(line) <= most else f"{line[:head]}...{line[head + 3 - most :]}"
 
-    The code is 2 for the user's errors, 130 for an interrupt from the keyboard, else 1.
+
+def exit_with(error: BaseException) -> NoReturn:
+    """Print ``error`` on stderr, a UserError without traceback, and exit.
+
+    The code is 2 for a UserError, 130 for a keyboard interrupt, else 1.
     """
     code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-    with suppress(OSError):  # it may go to a file on a full disk
+    with suppress(OSError):  # stderr may be a file on a full disk
         if code == 2:
             print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         elif code == 1:
@@ -70,7 +89,7 @@ def exit_with(error: BaseException) -> NoReturn:
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback.
 
-    An interrupt from the keyboard ends it with code 130.
+    A keyboard interrupt ends it with code 130.
     """
 
     @wraps(main)
@@ -86,7 +105,7 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def _drop_unwritable_output() -> None:
-    """Python would turn any exit code into 120 for output that a full disk doesn't take."""
+    """Discard output that a full disk rejects; otherwise Python would exit with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,8 +1,8 @@
-"""Work that one process does while others wait: a lock, and a note of its holder's progress.
+"""A file lock for work that one process does while others wait, with a progress note.
 
-The system releases the lock of a process that dies. File systems without locks are an OSError:
-the marker files that ``filelock`` can use there instead outlive a process on another machine, and
-a job that is requeued to another node would never go on.
+The system releases the lock of a process that dies. File systems without locks raise OSError:
+``filelock``'s alternative, marker files, would outlive a process that dies on another machine, and
+a job requeued to a different node would wait forever.
 """
 
 import time
@@ -12,27 +12,26 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-SECONDS_A_LINE = 5.0
 SECONDS_A_LOOK = 0.2
 
 
 class Lock:
-    """The lock of a file, which is made where it is missing. Closing unlocks it.
+    """A file lock; the file is created if missing. Closing releases it.
 
-    A child process inherits no lock: loader workers outlive a killed process by seconds.
+    Child processes don't inherit it, since loader workers outlive a killed process by seconds.
 
-    Raises OSError where there can't be such a file.
+    Raises OSError if the file can't be created.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._lock = FileLock(path, blocking=False, thread_local=False, preserve_lock_file=True)
-        # Windows lets nobody read a locked file.
+        # A separate file, because Windows doesn't allow reading a locked one.
         self._note = path.with_name(f".{path.name}.progress")
 
     def taken(self) -> bool:
-        """Whether this process has the lock now; if another one holds it, after a short wait."""
+        """Try to take the lock; False, after a short wait, if another process holds it."""
         if self._lock.is_locked:
             return True
         try:
@@ -42,16 +41,16 @@ class Lock:
             return False
         return True
 
-    def tell(self, text: str) -> None:
-        """Tell those who wait how far the work is; a full disk may keep it from them."""
+    def write_note(self, text: str) -> None:
+        """Write a progress note for waiting processes; skipped on a full disk."""
         with suppress(OSError):
             self._note.write_text(text, encoding="utf-8")
 
-    def told(self) -> str:
-        """What the holder said last."""
+    def read_note(self) -> str:
+        """Read the holder's last progress note; empty if there is none."""
         try:
             return self._note.read_text(encoding="utf-8")
-        except OSError:  # nothing yet
+        except OSError:  # no note yet
             return ""
 
     def close(self) -> None:
@@ -66,18 +65,3 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Regularly:
-    """Tells whether ``SECONDS_A_LINE`` have passed since it last said so, or since the start."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time again."""
-        now = time.monotonic()
-        if now - self._last < SECONDS_A_LINE:
-            return False
-        self._last = now
-        return True

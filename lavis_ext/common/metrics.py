@@ -1,10 +1,12 @@
-"""What a metric is, declared by whoever computes it."""
+"""Declarations of metrics: name, unit and better direction."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["max", "min"]
+LOSS = "loss"
+"""Name of the metric that every model has."""
 
 
 @dataclass(frozen=True)
@@ -12,10 +14,10 @@ class Metric:
     """A number that an evaluation reports.
 
     Attributes:
-        name: its key in logs, files and ``run.metric``.
-        unit: ``share`` (0 to 1, shown in percent), ``percent`` (0 to 100) or the unit's own name;
-            empty for a number without one.
-        better: whether more (``max``) or less (``min``) of it is better; None where neither is.
+        name: key in logs, files and ``run.metric``.
+        unit: ``share`` (0 to 1, shown in percent), ``percent`` (0 to 100) or the name of a unit;
+            empty for a number without a unit.
+        better: ``max`` if higher is better, ``min`` if lower is; None for neither.
     """
 
     name: str
@@ -24,10 +26,10 @@ class Metric:
 
 
 def prefixed(prefix: str, metrics: Iterable[Metric]) -> list[Metric]:
-    """The metrics under names that begin with ``prefix`` and an underscore."""
+    """Copies of the metrics, renamed to ``<prefix>_<name>``."""
     return [Metric(f"{prefix}_{each.name}", each.unit, each.better) for each in metrics]
 
 
 def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
-    """The metrics by name."""
+    """Map each metric's name to the metric."""
     return {metric.name: metric for metric in metrics}

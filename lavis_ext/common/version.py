@@ -1,3 +1,3 @@
-"""The version of this library, written here and nowhere else."""
+"""The version of this library, defined only here."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""Old names in configs: read, renamed, and told in one line.
+"""Accept old names in configs: rename them, and log that in one line.
 
-A class lists what it has renamed in ``OLD_KEYS``, so that configs and weights of earlier versions
-go on working. The core has no list of other classes' names.
+A class lists its renamed keys in ``OLD_KEYS``, so that configs and weights of earlier versions keep
+working. The core has no list of other classes' names.
 """
 
 import re
@@ -14,14 +14,14 @@ from lavis_ext.common.errors import UserError
 
 @dataclass(frozen=True)
 class OldKey:
-    """A key that has another name now, or whose value has.
+    """A key with a new name, or with renamed values.
 
     Attributes:
-        old: the full key, such as ``run.log_freq``; ``*`` stands for any one part.
-        new: the full key of today; ``*`` for the parts that ``old`` leaves open, in order. None
-            drops the key.
-        values: values that have other names, old to new.
-        adding: full keys that come with it, with their values, where they aren't given.
+        old: the full key, such as ``run.log_freq``; ``*`` matches any single part.
+        new: the new full key; each ``*`` is replaced by the part that ``old``'s matched, in order.
+            None drops the key.
+        values: renamed values, old to new.
+        adding: values of other full keys, set if they are absent.
     """
 
     old: str
@@ -34,9 +34,9 @@ MISSING = object()
 
 
 def rename_old_keys(tree: dict[str, Any], old_keys: Iterable[OldKey]) -> dict[str, str]:
-    """Rename in place; what was renamed, old to new, as texts for the log.
+    """Rename keys in place; returns the renamed keys, old to new, for the log.
 
-    Raises UserError for a key that is given under its old and its new name.
+    Raises UserError for a key given under both names.
     """
     found: dict[str, str] = {}
     for each in old_keys:
@@ -63,8 +63,8 @@ def rename_old_keys(tree: dict[str, Any], old_keys: Iterable[OldKey]) -> dict[st
     return found
 
 
-def told(found: Mapping[str, str]) -> str:
-    """The line about what was renamed."""
+def renamed_line(found: Mapping[str, str]) -> str:
+    """A log line about renamed keys."""
     listed = ", ".join(f"{old} is now {new}" for old, new in found.items())
     return f"old names in the config: {listed}"
 
@@ -111,7 +111,7 @@ def _move(tree: dict[str, Any], old: list[str], new: list[str]) -> None:
         there.update(value)
     elif there is not MISSING and there is not None:
         raise UserError(
-            f"{'.'.join(old)} is now {'.'.join(new)}, and the config has both; keep the new one."
+            f"{'.'.join(old)} is now {'.'.join(new)}, and the config has both; remove the old one."
         )
     else:
         _set(tree, new, value)

@@ -1,7 +1,7 @@
-"""What a typed config is made of: dataclasses whose fields carry help and limits.
+"""Building blocks of typed configs: dataclass fields with help and limits.
 
-Every component owns one such dataclass. ``check`` walks an instance and reports the first value
-outside its limits by its full key, so a component's constructor need not repeat the checks.
+Every component owns one dataclass. ``check`` walks an instance and reports the first value
+outside its limits by full key, so components' constructors don't repeat the checks.
 """
 
 import dataclasses
@@ -24,12 +24,15 @@ def option(
     above: float | None = None,
     choices: Sequence[Any] | None = None,
     may_change: bool = False,
+    files: Sequence[str] = (),
 ) -> Any:
-    """A config field: its default, one line of help, and the values it may take.
+    """A config field: its default, one line of help, and its allowed values.
 
     ``at_least``, ``at_most`` (inclusive) and ``above`` (exclusive) bound numbers; ``choices`` lists
-    the allowed values. A value of None is never checked against them. A callable default is a
-    factory. ``may_change`` says that a run can be resumed with another value.
+    the allowed values. None is never checked against them. A callable default is a factory.
+    ``may_change`` lets a resumed run change the value. ``files`` marks a source of weights or of a
+    tokenizer (see ``checkpoints.sources.resolve``) and lists the file names to look for in a folder
+    or on the hub.
     """
     metadata = {
         "help": help,
@@ -38,6 +41,7 @@ def option(
         "above": above,
         "choices": choices,
         "may_change": may_change,
+        "files": tuple(files),
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -47,9 +51,9 @@ def option(
 def check(config: Any, where: str) -> None:
     """Raise UserError for the first field of ``config`` (a dataclass instance) outside its limits.
 
-    ``where`` is the key under which the config stands, such as ``run``. Nested dataclasses are
-    walked; a dataclass with a method ``check_together(where)`` has its cross-field rules applied
-    after its fields.
+    ``where`` is the config's key, such as ``run``. Nested dataclasses are walked, also in lists.
+    A dataclass's method ``check_together(where)``, for cross-field rules, is called after its
+    fields are checked.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -58,6 +62,10 @@ def check(config: Any, where: str) -> None:
             check(value, key)
         elif value is not None:
             _check_value(value, key, field.metadata)
+            if isinstance(value, list):
+                for place, each in enumerate(value):
+                    if dataclasses.is_dataclass(each):
+                        check(each, f"{key}[{place}]")
     if hasattr(config, "check_together"):
         config.check_together(where)
 
@@ -65,7 +73,7 @@ def check(config: Any, where: str) -> None:
 def section(schema: Any, *, may_change: bool = False, optional: bool = False) -> Any:
     """A config field that holds another dataclass; ``optional`` ones are absent by default.
 
-    ``may_change`` holds for all keys of the section.
+    ``may_change`` applies to all keys of the section.
     """
     metadata = {"may_change": may_change}
     if optional:
@@ -74,9 +82,9 @@ def section(schema: Any, *, may_change: bool = False, optional: bool = False) ->
 
 
 def changeable_keys(config: Any, where: str) -> set[str]:
-    """Full keys of ``config``, an instance or a dataclass, with which a run can be resumed changed.
+    """Full keys of ``config``, an instance or a dataclass, that a resumed run may change.
 
-    Of a field that may change as a whole, the key ends in ``.*`` as well.
+    A field that may change as a whole also adds its key with ``.*``.
     """
     found: set[str] = set()
     hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
@@ -99,7 +107,7 @@ def changeable_keys(config: Any, where: str) -> set[str]:
 
 
 def _entries(key: str, value: Any) -> list[tuple[str, Any]]:
-    """What limits hold for: each value of a mapping or list by its key, or the value itself."""
+    """Values to check, with their keys: the entries of a mapping or list, or the value itself."""
     if isinstance(value, Mapping):
         return [(f"{key}.{name}", each) for name, each in value.items()]
     return [(key, each) for each in (value if isinstance(value, list | tuple) else [value])]

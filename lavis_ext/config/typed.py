@@ -1,24 +1,27 @@
-"""From a merged section to the dataclass that owns it, with errors that name the key."""
+"""Convert a merged section to its dataclass, with errors that name the key."""
 
 import dataclasses
 import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.config.scalars import read_as
 from lavis_ext.config.schema import check
+from lavis_ext.config.search import did_you_mean
 from lavis_ext.registry import registry
 
 Schema = TypeVar("Schema")
 
 A_MAPPING = "a mapping of keys to values"
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-# OmegaConf raises its own errors for most values that don't fit, and these for some containers.
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+# OmegaConf raises its own errors for most invalid values, and these for some containers.
 MISFITS = (OmegaConfBaseException, TypeError, ValueError)
 
 
@@ -26,8 +29,8 @@ def typed(schema: type[Schema], section: Mapping[Any, Any] | Any, where: str) ->
     """``section`` as an instance of the dataclass ``schema``, its values checked.
 
     ``where`` is the section's key, such as ``run``. Interpolations are resolved. Raises UserError
-    for a key that the schema doesn't have (naming the nearest one it has), a value of another type,
-    a value outside its limits, and an interpolation that leads nowhere.
+    for an unknown key (naming the nearest known one), a value of another type or outside its
+    limits, and an unresolvable interpolation.
     """
     if not isinstance(section, Mapping) and not OmegaConf.is_dict(section):
         raise UserError(f"{where} is {shown(section)}; it must be {A_MAPPING}.")
@@ -35,16 +38,16 @@ def typed(schema: type[Schema], section: Mapping[Any, Any] | Any, where: str) ->
     try:
         config = _instance(schema, plain)
     except MISFITS:
-        _refuse_misfit(schema, plain, where)
+        _raise_misfit(schema, plain, where)
         raise
     check(config, where)
     return config
 
 
 def look_up(kind: str, name: Any, key: str) -> Any:
-    """The class that the registry has of ``kind`` (as in ``get_<kind>_class``) under ``name``.
+    """The class registered as ``name`` of ``kind`` (as in ``get_<kind>_class``).
 
-    Raises UserError naming the config's ``key`` and the names there are.
+    Raises UserError naming the config's ``key`` and the registered names.
     """
     try:
         return getattr(registry, f"get_{kind}_class")(str(name))
@@ -52,22 +55,33 @@ def look_up(kind: str, name: Any, key: str) -> Any:
         raise UserError(f"{key}: {error}") from None
 
 
-def schema_of(kind: str, name: Any, key: str) -> Any:
-    """The dataclass ``Config`` of the class that ``look_up`` finds.
+def default_config(types: Mapping[str, Path | str], name: str, key: str) -> str:
+    """Path of the default YAML of a model's or data set's type.
 
-    LAVIS's own classes have none: a config can't name them.
+    Raises UserError naming the config's ``key`` and the ``types`` that exist.
+    """
+    if name not in types:
+        listed = ", ".join(types) or "none"
+        raise UserError(f"{key} is '{name}'; there are: {listed}.{nearest(name, types)}")
+    return str(types[name])
+
+
+def schema_of(kind: str, name: Any, key: str) -> Any:
+    """The dataclass ``Config`` of a registered class.
+
+    Raises UserError for classes without one, such as LAVIS's own.
     """
     schema = getattr(look_up(kind, name, key), "Config", None)
     if schema is None:
         raise UserError(
-            f"{key} is '{name}', which has no typed config and can't be used here. Give the class "
-            "a dataclass `Config`, or name another."
+            f"{key} is '{name}', which has no typed config and can't be used here. Add a "
+            "dataclass `Config` to the class, or use another class."
         )
     return schema
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it, for a message."""
+    """A value in YAML's notation, for a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = f"'{value}'" if isinstance(value, str) else str(value)
@@ -89,42 +103,59 @@ def _resolved(section: Any, where: str) -> dict[Any, Any]:
             raise UserError(f"{scalar[1]} is {shown(value)}; it must be {A_MAPPING}.") from None
         raise UserError(f"{key}: {reason.strip(chr(34))}.") from None
     except RecursionError:
-        raise UserError(
-            f"{where}: an interpolation (${{...}}) in it leads back to itself."
-        ) from None
+        raise UserError(f"{where}: an interpolation (${{...}}) in it refers to itself.") from None
     return cast(dict[Any, Any], plain)
 
 
 def _instance(schema: type[Schema], plain: dict[Any, Any]) -> Schema:
-    instance = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
-    OmegaConf.structured(instance)  # merging lets lists into lists of texts
+    read = read_as(schema, plain)
+    instance = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), read))
+    OmegaConf.structured(instance)  # merging accepts lists in lists of strings
     return cast(Schema, instance)
 
 
-def _refuse_misfit(schema: Any, section: Mapping[Any, Any], where: str) -> None:
-    """Raise UserError for the first key or value of ``section`` that doesn't fit ``schema``."""
+def _raise_misfit(schema: Any, section: Mapping[Any, Any], where: str) -> None:
+    """Raise UserError for the first key or value of ``section`` outside of ``schema``."""
     hints = typing.get_type_hints(schema)
     for name, value in section.items():
         key = f"{where}.{name}"
         if name not in hints:
-            hint = nearest(str(name), hints) or f" There are: {', '.join(hints)}."
+            helps = {
+                each.name: each.metadata.get("help", "") for each in dataclasses.fields(schema)
+            }
+            hint = did_you_mean(str(name), helps) or (
+                f" There are: {', '.join(hints)}. Other sections' keys: python -m lavis_ext keys."
+            )
             raise UserError(f"{key}: there is no such key.{hint}")
-        wanted, optional = _without_none(hints[name])
+        kinds = _kinds(hints[name])
+        wanted, optional = kinds[0], type(None) in kinds
         if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-            _refuse_misfit(wanted, value, key)
+            _raise_misfit(wanted, value, key)
             continue
+        entry = typing.get_args(wanted)[0] if typing.get_origin(wanted) is list else None
+        if dataclasses.is_dataclass(entry) and isinstance(value, list):
+            for place, each in enumerate(value):
+                if isinstance(each, Mapping):
+                    _raise_misfit(entry, each, f"{key}[{place}]")
         try:
             _instance(schema, {name: value})
         except MISFITS:
-            expected = f"{_expected(wanted)}{', or null' if optional else ''}"
+            expected = ", or ".join(_all_expected(kinds) + ["null"] * optional)
             raise UserError(f"{key} is {shown(value)}; it must be {expected}.") from None
 
 
-def _without_none(hint: Any) -> tuple[Any, bool]:
+def _kinds(hint: Any) -> list[Any]:
+    """Members of a union, None last; for another type, the type itself."""
     if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is not typing.Union:
-        return hint, False
-    others = [each for each in typing.get_args(hint) if each is not type(None)]
-    return others[0], True
+        return [hint]
+    return sorted(typing.get_args(hint), key=lambda each: each is type(None))
+
+
+def _all_expected(kinds: list[Any]) -> list[str]:
+    others = [each for each in kinds if each is not type(None)]
+    if float in others and int in others:
+        others.remove(int)
+    return [_expected(each) for each in others]
 
 
 def _expected(hint: Any) -> str:

@@ -1,14 +1,14 @@
-"""The other ranks of a job: what each is doing, and which one has ended.
+"""The other ranks of a job: their progress, and the first one to end.
 
-A thread of each rank writes a heartbeat to the job's own store twice a second, and reads those of
-the others. On one machine that takes 0.1 ms for 64 ranks. The training thread has no part in it: it
-only sets :attr:`Peers.at`.
+A thread of each rank writes a heartbeat to the job's store twice a second and reads those of the
+others, which takes 0.1 ms for 64 ranks on one machine. The training thread only sets
+:attr:`Peers.at`.
 
-A rank that fails writes its error to the store before it ends, so that the first error is the one
-all agree on. A rank that is killed can't; these tell of it:
+A failing rank writes its error to the store before it ends, so that all ranks agree on the first
+error. A killed rank is detected in one of these ways:
 
-- its heartbeats stop: for 30 s, or for 2 s after a collective of the rank that listens has failed.
-- the store is gone, if it was rank 0 that held it. Under torchrun the agent holds the store; it
+- its heartbeats stop: for 30 s, or for 2 s after a failed collective of the observing rank.
+- the store is gone, if rank 0 held it. Under torchrun the agent holds the store; it
   also sends SIGTERM to the ranks of its machine when one of them has ended.
 """
 
@@ -26,23 +26,23 @@ from torch.distributed import PrefixStore, Store
 
 BEAT_SECONDS = 0.5
 MISSED_BEATS = 60
-"""A rank, or the store, without a sign of life for so many of our own heartbeats has ended. They
-are counted, not timed, as a rank that was stopped itself must not blame the others."""
+"""A rank or store is considered dead after this many of our own heartbeats without one of its own.
+They are counted rather than timed, so that a suspended rank doesn't blame the others."""
 MISSED_BEATS_AFTER_FAILURE = 4
-"""The same once a collective has failed."""
+"""Lower limit after a failed collective."""
 NEWS_SECONDS = 4.0
-"""How long a rank whose collective has failed waits to hear which rank has ended."""
+"""Seconds to wait after a failed collective to learn which rank has ended."""
 SILENT_SECONDS = 10.0
-"""A rank without heartbeats for so long may be stopped; warnings say when it was last heard of."""
+"""Seconds of silence after which warnings report a rank's last heartbeat."""
 FIRST_SECONDS = 1.0
-"""Head start of the rank that ended first, to show its error before the others say anything."""
+"""Head start of the first rank to end, so that its error is printed first."""
 GRACE_SECONDS = 10.0
-"""Time that a rank has to end by itself after another has ended."""
+"""Seconds for a rank to end by itself after another has ended."""
 FIRST_END = "first_end"
 
 
 class Stage(IntEnum):
-    """What a rank is doing, in the order of a step."""
+    """Stages of a rank's work, in the order of a step."""
 
     STARTING = 0
     STORING = 1
@@ -66,7 +66,7 @@ PHRASES = {
 
 
 class At(NamedTuple):
-    """Where a rank is. Tuples compare: the greater one has come further. ``since`` is monotonic."""
+    """A rank's progress. Tuples compare by progress. ``since`` is monotonic time."""
 
     step: int = 0
     stage: Stage = STARTING
@@ -77,7 +77,7 @@ class At(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The first rank to end, and its error; empty if it was killed.
+    """The first rank to end, and its error, empty if it was killed.
 
     ``rank`` is None for torchrun's agent, which holds the store.
     """
@@ -88,12 +88,12 @@ class Ended(NamedTuple):
     def __str__(self) -> str:
         if self.rank is None:
             return "torchrun has ended on the first machine, with the job's store"
-        how = f"({self.reason})" if self.reason else "without a word, as if killed"
+        how = f"({self.reason})" if self.reason else "without an error, as if killed"
         return f"rank {self.rank} has ended {how}"
 
 
 class Heard(NamedTuple):
-    """Where another rank was at its last heartbeat, and when that was (monotonic)."""
+    """Another rank's progress at its last heartbeat, and the heartbeat's monotonic time."""
 
     at: At
     when: float
@@ -103,7 +103,7 @@ class Heard(NamedTuple):
         silent = now - self.when
         if silent < SILENT_SECONDS:
             return f"has been {self.at} for {now - self.at.since:.0f} s"
-        return f"was {self.at} when it was last heard of, {silent:.0f} s ago"
+        return f"was {self.at} at its last heartbeat, {silent:.0f} s ago"
 
 
 @dataclass
@@ -111,9 +111,9 @@ class _Beats:
     """Heartbeats of another rank.
 
     Attributes:
-        value: the last one, as it is in the store; empty before the first.
-        missed: our own heartbeats since then.
-        done: it has left in order, or knows that the job is broken: it may end at any time.
+        value: last heartbeat as stored; empty before the first.
+        missed: our own heartbeats since the last one.
+        done: whether the rank may end at any time, having left or noticed a failure.
     """
 
     value: bytes = b""
@@ -122,7 +122,7 @@ class _Beats:
     heard: Heard | None = None
 
     def take(self, value: bytes) -> None:
-        """Compare what is in the store now with the last heartbeat."""
+        """Record a new heartbeat, or count a missed one."""
         if value == self.value:
             self.missed += bool(value)
             return
@@ -133,16 +133,16 @@ class _Beats:
 
 
 class Peers:
-    """The ranks of a job, as one of them knows them.
+    """One rank's view of the ranks of its job.
 
     Args:
-        rank, world_size: this rank, and how many there are.
+        rank, world_size: this rank, and the number of ranks.
         store: the job's store.
         host: the rank that holds the store; None if torchrun's agent does.
 
     Attributes:
-        at: where this rank is; set it whenever that changes.
-        ended: the first rank that has ended, other than by :meth:`leave`.
+        at: this rank's progress, set on every change.
+        ended: first rank to end without :meth:`leave`.
     """
 
     def __init__(self, rank: int, world_size: int, store: Store, host: int | None) -> None:
@@ -154,11 +154,11 @@ class Peers:
         self._collective_failed = False
         self._failing = False
         self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._left, self._news, self._told = (threading.Event() for _ in range(3))
-        # Of several machines, torchrun's store outlives a restart, and what was written before it.
+        self._left, self._news, self._announced = (threading.Event() for _ in range(3))
+        # On several machines, torchrun's store keeps its contents across restarts.
         start = store.add(f"peers/{rank}/starts", 1)
-        # A client of its own, as a blocking read by the process group would delay heartbeats.
-        own: Any = PrefixStore(f"peers/{start}", store)  # not all releases' types have clone
+        # A separate client, since a blocking read by the process group would delay heartbeats.
+        own: Any = PrefixStore(f"peers/{start}", store)  # some releases' types lack clone
         self._store = own.clone()
         self._keys = [*map(str, self._others), FIRST_END]
         for key in self._keys:
@@ -168,15 +168,15 @@ class Peers:
 
     @property
     def broken(self) -> bool:
-        """Whether a rank has ended, so that no collective will be complete any more."""
+        """Whether a rank has ended, so that collectives can't complete."""
         return self.ended is not None or self._collective_failed
 
     def heard(self) -> dict[int, Heard]:
-        """The last heartbeats of the other ranks, of those that have begun."""
+        """Last heartbeats of all other ranks that have started."""
         return {rank: beats.heard for rank, beats in self._others.items() if beats.heard}
 
     def behind(self) -> dict[int, Heard]:
-        """The ranks that have come least far; none if all are equal."""
+        """The ranks that are furthest behind; none if all are equal."""
         known = {**self.heard(), self.rank: Heard(self.at, time.monotonic())}
         least = min(each.at[:2] for each in known.values())
         found = {rank: each for rank, each in sorted(known.items()) if each.at[:2] == least}
@@ -188,13 +188,13 @@ class Peers:
         return time.monotonic() - heard.when if heard else 0.0
 
     def first_end(self) -> Ended | None:
-        """The first rank that has ended, after a failed collective; waits a little for the news."""
+        """The first rank to end; waits briefly for the news after a failed collective."""
         self._collective_failed = True
         self._news.wait(NEWS_SECONDS)
         return self.ended
 
     def end(self, reason: str) -> Ended:
-        """Tell the others that this rank fails. Returns the first that did; it may be this one."""
+        """Announce that this rank fails. Returns the first failed rank, possibly this one."""
         self._failing = True
         try:
             first = self._first(Ended(self.rank, reason))
@@ -203,21 +203,21 @@ class Peers:
         self._note_end(first)
         return first
 
-    def wait_until_told(self) -> None:
-        """Return when this rank has said that it ends because of another."""
-        self._told.wait(3 * FIRST_SECONDS)
+    def wait_for_announcement(self) -> None:
+        """Wait until this rank has printed that it ends because of another."""
+        self._announced.wait(3 * FIRST_SECONDS)
 
     def leave(self) -> None:
-        """End in order, which is no news to the others."""
+        """End normally, without the other ranks taking it for a failure."""
         self._left.set()
         try:
             self._write()
-        except RuntimeError:  # the store is gone, and with it whoever would read this
+        except RuntimeError:  # the store and its readers are gone
             return
         self.keep_store()
 
     def keep_store(self) -> None:
-        """If this rank holds the store, wait a little until no other needs it any more."""
+        """If this rank holds the store, wait briefly for ranks that still need it."""
         if self.rank != self.host:
             return
         deadline = time.monotonic() + NEWS_SECONDS
@@ -256,18 +256,18 @@ class Peers:
             self._note_end(self._first(Ended(longest, "")))
 
     def _write(self) -> None:
-        with self._writing:  # leaving must not be overwritten by an earlier heartbeat
+        with self._writing:  # an earlier heartbeat must not overwrite the final one
             step, stage, since = self.at
             done = self._left.is_set() or self.ended is not None
             beat = [self._beats, step, stage, time.monotonic() - since, done]
             self._store.set(str(self.rank), json.dumps(beat))
 
     def _first(self, ended: Ended) -> Ended:
-        """Claim that this rank was the first to end. Returns the first that was claimed."""
+        """Record a rank as the first to end, unless one is recorded. Returns the recorded one."""
         return Ended(*json.loads(self._store.compare_set(FIRST_END, "", json.dumps(ended))))
 
     def _watch_store(self) -> None:
-        """Notice a store that doesn't answer: a machine that is gone closes no connection."""
+        """Detect an unresponsive store: connections to a lost machine stay open."""
         missed = beats = 0
         while not self._left.wait(BEAT_SECONDS) and self.ended is None:
             missed = missed + 1 if beats == self._beats else 0
@@ -290,19 +290,19 @@ class Peers:
         if self._left.is_set():
             return
         blamed = self.ended is not None and self.ended.rank == self.rank
-        why = "the others have not heard of this process for too long" if blamed else self.ended
+        why = "the others received no heartbeat of this process" if blamed else self.ended
         print(
             f"{why}; this process (rank {self.rank}) ends too, {self.at}",
             file=sys.stderr,
             flush=True,
         )
-        self._told.set()
+        self._announced.set()
         end_within(GRACE_SECONDS)
 
 
 def end_within(seconds: float) -> None:
-    """End this process with code 1 after so long, whatever it is waiting for then."""
-    nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123  (faulthandler keeps its number)
+    """End this process with code 1 after ``seconds``, even in a blocking call."""
+    nowhere = open(os.devnull, "w")  # noqa: SIM115, PTH123  (faulthandler keeps the descriptor)
     faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
     _nowhere.append(nowhere)
 

@@ -1,10 +1,13 @@
-"""Processes that train together: start, collect, end. Every collective is entered by every rank."""
+"""The process group: its start, collectives and end. Every rank calls every collective."""
 
 import datetime
+import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -12,10 +15,12 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lavis_ext.common.errors import UserError, exit_with
-from lavis_ext.distributed.peers import GRACE_SECONDS, Peers, Stage, end_within
-from lavis_ext.distributed.watchdog import Watchdog
+from lavis_ext.distributed.peers import FIRST_SECONDS, GRACE_SECONDS, Peers, Stage, end_within
+from lavis_ext.distributed.watchdog import Standing, Watchdog
 
 Item = TypeVar("Item")
+ERROR_SECONDS = 60.0
+"""Seconds to wait for the other processes after an error before there is a process group."""
 
 
 def rank() -> int:
@@ -28,13 +33,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """This process's number on its machine; 0 is the one that acts for the machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine, which share its memory and cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def is_main_process() -> bool:
-    """Whether this process writes the run's files."""
+    """Whether this is rank 0, which writes the run's files."""
     return rank() == 0
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``: this process's GPU if there is one, else the CPU; otherwise the named device."""
+    """The named device; ``auto`` is this process's GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -42,25 +57,30 @@ def choose_device(name: str) -> torch.device:
             raise UserError(
                 "run.device is cuda, but torch finds no CUDA device; use run.device=auto or cpu."
             )
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", local_rank())
     return torch.device(name)
 
 
 class _Job:
-    """What a process knows of the job that it is part of, for the time of its process group."""
+    """Peers and watchdog of the current process group."""
 
     peers: Peers | None = None
     watchdog: Watchdog | None = None
 
 
 def at(stage: Stage, step: int) -> None:
-    """Tell the watchdog and the other processes what this one begins."""
+    """Report the stage that this process enters to the watchdog and the other ranks."""
     if _Job.watchdog is not None:
         _Job.watchdog.progress(stage, step)
 
 
+def standings() -> list[Standing]:
+    """What each process is at, as last heard by this one; empty without ``process_group``."""
+    return _Job.watchdog.standings() if _Job.watchdog is not None else []
+
+
 def is_broken() -> bool:
-    """Whether a process of the job has ended, so that no collective will be complete any more."""
+    """Whether a process of the job has failed, so that collectives can't complete."""
     return _Job.peers is not None and _Job.peers.broken
 
 
@@ -68,11 +88,11 @@ def is_broken() -> bool:
 def process_group(
     device: torch.device, timeout_minutes: float, watchdog_seconds: float
 ) -> Iterator[None]:
-    """The process group for the time of the block: gloo, nccl for what is on GPUs, none for one.
+    """Context manager for a process group: gloo, plus nccl for GPUs; none for a single process.
 
-    torchrun sets the environment that is read here, on one machine or several. The group is ended
-    at the end of the block, and where all ranks leave it together by SystemExit. After an error of
-    one rank all end: the first one to fail shows its error, the others say in a line why they end.
+    Reads torchrun's environment variables, on one or several machines. The group ends with the
+    block, also after a SystemExit of all ranks. An error of one rank ends all: the first to fail
+    prints its error, every other rank a line with the reason.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         with Watchdog(watchdog_seconds, None) as _Job.watchdog:
@@ -82,8 +102,8 @@ def process_group(
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     store, own_rank, size = _store(timeout)
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    peers = _Job.peers = Peers(own_rank, size, store, host=None if agents else 0)
+    host = None if _store_is_agents() else 0
+    peers = _Job.peers = Peers(own_rank, size, store, host)
     with Watchdog(watchdog_seconds, peers) as _Job.watchdog:
         try:
             _init(device, store, own_rank, size, timeout)
@@ -99,12 +119,58 @@ def process_group(
     dist.destroy_process_group()
 
 
+@contextmanager
+def errors_once() -> Iterator[None]:
+    """Context manager for work of every process before there is a process group.
+
+    Of several processes with the same UserError only one shows it; the others exit with its code in
+    silence.
+    """
+    try:
+        yield
+    except UserError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        with _first_of(str(error)) as first:
+            if first:
+                exit_with(error)
+            time.sleep(FIRST_SECONDS)  # torchrun ends the others once a process has ended
+            raise SystemExit(2) from None
+
+
+@contextmanager
+def _first_of(message: str) -> Iterator[bool]:
+    """Whether no other process has had this error before; True without a reachable store.
+
+    At the end the process that holds the store waits until the others have asked.
+    """
+    key = f"errors/{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        store, own_rank, size = _store(datetime.timedelta(seconds=ERROR_SECONDS))
+        count = store.add(key, 1)
+    except (RuntimeError, ValueError):  # no store, or an environment without its address
+        yield True
+        return
+    try:
+        yield count == 1
+    finally:
+        hosts = own_rank == 0 and not _store_is_agents()
+        deadline = time.monotonic() + ERROR_SECONDS
+        while hosts and store.add(key, 0) < size and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _store_is_agents() -> bool:
+    """Whether torchrun's agent holds the job's store, rather than rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """The job's store, this process's rank and the number of processes."""
     store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # After a restart torchrun's store still has the addresses of the processes that died, and
-        # who is quick takes them for the new ones. Of several machines each counts for itself.
+        # After a restart torchrun's store still has the addresses of the dead processes, which a
+        # fast process would mistake for new ones. Every machine counts restarts separately.
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"restart_{restart}", store)
     return store, own_rank, size
@@ -129,27 +195,27 @@ def _init(
 def _end_with(
     error: BaseException, peers: Peers, watchdog: Watchdog, timeout_minutes: float
 ) -> NoReturn:
-    """End this process because of ``error``: its own, or what the end of another has caused."""
-    # What a collective raises; the CUDA allocator's error is one of these by its type alone.
+    """End this process after ``error``, its own or the result of another's failure."""
+    # Collectives raise RuntimeError, but so does the CUDA allocator.
     lost = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
     first = peers.first_end() if lost else None
     if first is None:
         if lost and "timed out" in str(error).lower():
             error = UserError(
-                f"{watchdog.told()}. No process waits longer than {timeout_minutes:g} minutes for "
-                "the others (run.process_group_timeout_minutes); this one ends."
+                f"{watchdog.describe()}. This process ends: it waits at most "
+                f"{timeout_minutes:g} minutes for the others (run.process_group_timeout_minutes)."
             )
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         first = peers.end(reason)
         lost = lost or first == (first.rank, reason)
     end_within(GRACE_SECONDS)
     if first.rank != peers.rank and lost:
-        peers.wait_until_told()
+        peers.wait_for_announcement()
         peers.keep_store()
         sys.stdout.flush()
-        # At Python's end torch would take down connections to processes that aren't there.
+        # On a normal exit torch would try to close connections to dead processes.
         os._exit(2 if isinstance(error, UserError) else 1)
-    # torchrun shows this file's content in its summary, as the root cause.
+    # torchrun shows this file's content as the root cause in its summary.
     in_short = error.with_traceback(None) if isinstance(error, UserError) else error
     try:
         raise in_short
@@ -162,26 +228,26 @@ def _end_with(
 
 
 def barrier() -> None:
-    """Wait for every process."""
+    """Wait for all processes; no-op without a process group."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process goes through the block before the others enter it."""
+    """Context manager that runs its block in the main process before the others."""
     if not is_main_process():
         barrier()
     try:
         yield
     finally:
-        # In an error the others must not wait for ever either.
+        # Release the others after an error, too.
         if is_main_process():
             barrier()
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """The items of all processes in the order of the ranks, the same list in each."""
+    """The items of all processes in rank order, the same list in each."""
     if world_size() == 1:
         return items
     gathered: list[list[Item]] = [[] for _ in range(world_size())]
@@ -190,10 +256,7 @@ def gather(items: list[Item]) -> list[Item]:
 
 
 def from_main_process(make: Callable[[], Item]) -> Item:
-    """What ``make`` returns in the main process, in each process; its UserError is raised in each.
-
-    The other processes don't call it.
-    """
+    """Call ``make`` in the main process alone and return its result, or UserError, in each."""
     item, fault = None, None
     if is_main_process():
         try:
@@ -206,6 +269,15 @@ def from_main_process(make: Callable[[], Item]) -> Item:
     return item  # type: ignore[return-value]
 
 
+def from_shared_file(path: Path, load: Callable[[Path], Item]) -> Item:
+    """Load a file of the main process in every process, or its UserError.
+
+    Where another machine doesn't have the file, the main process sends the content to all.
+    """
+    (lacking,) = greatest([int(not path.is_file())])
+    return from_main_process(lambda: load(path)) if lacking else load(path)
+
+
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The sum of ``values`` over all processes, in each of them."""
     if world_size() > 1:
@@ -214,7 +286,7 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def greatest(values: list[int]) -> list[int]:
-    """The greatest of each of ``values`` over all processes. No device is waited for."""
+    """Elementwise maximum of ``values`` over all processes, without waiting for a device."""
     if world_size() == 1:
         return values
     on_host = torch.tensor(values)
@@ -223,7 +295,7 @@ def greatest(values: list[int]) -> list[int]:
 
 
 def broadcast(item: Item) -> Item:
-    """The main process's ``item``, in each process."""
+    """The main process's ``item``, in every process."""
     if world_size() == 1:
         return item
     holder = [item]

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from typing import Self
+from typing import NamedTuple, Self
 
 from lavis_ext.distributed.peers import At, Peers, Stage
 
@@ -12,14 +12,22 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 
 
-class Watchdog:
-    """Warns for the time of its block. It ends nothing, and costs a step nothing.
+class Standing(NamedTuple):
+    """What a rank is at, such as ``computing step 7``, and for how many seconds."""
 
-    Of several processes rank 0 speaks for all; another one speaks where rank 0 can't.
+    rank: int
+    doing: str
+    seconds: float
+
+
+class Watchdog:
+    """Context manager that logs warnings. It never ends a process and doesn't slow down steps.
+
+    Rank 0 warns for all processes; another rank warns only if rank 0 is silent.
 
     Args:
-        seconds: without progress, after which there is a warning, and after as many again another.
-        peers: the other processes; None for one process.
+        seconds: time without progress before a warning, and between repeated ones.
+        peers: the other processes; None for a single process.
     """
 
     def __init__(self, seconds: float, peers: Peers | None) -> None:
@@ -29,7 +37,7 @@ class Watchdog:
         self._stopped = threading.Event()
 
     def progress(self, stage: Stage, step: int) -> None:
-        """This process has begun something."""
+        """Record that this process has entered a stage."""
         self._at = At(step, stage, time.monotonic())
         if self._peers is not None:
             self._peers.at = self._at
@@ -48,22 +56,30 @@ class Watchdog:
             times = int((time.monotonic() - at.since) / self._seconds)
             if times and (at, times) != warned and self._speaks():
                 warned = at, times
-                log.warning("%s", self.told())
+                log.warning("%s", self.describe())
 
     def _speaks(self) -> bool:
         others = self._peers
         return others is None or others.rank == 0 or others.silent(0) >= self._seconds
 
-    def told(self) -> str:
-        """What there is to say about this process, and about those that hold it up."""
+    def standings(self) -> list[Standing]:
+        """What each rank is at, as last heard."""
+        now = time.monotonic()
+        own = self._peers.rank if self._peers else 0
+        at = {own: self._at}
+        at |= {rank: each.at for rank, each in (self._peers.heard() if self._peers else {}).items()}
+        return [Standing(rank, str(each), now - each.since) for rank, each in sorted(at.items())]
+
+    def describe(self) -> str:
+        """Text of a warning: this process's progress, and the ranks it waits for."""
         at = self._at
         who = f"rank {self._peers.rank}" if self._peers else "this process"
-        told = f"{who} has been {at} for {time.monotonic() - at.since:.0f} s"
+        line = f"{who} has been {at} for {time.monotonic() - at.since:.0f} s"
         behind = self._peers.behind() if self._peers else {}
         if self._peers and self._peers.rank in behind:
-            return f"{told}; the other processes wait for it"
+            return f"{line}; the other processes wait for it"
         if behind:
             others = ", ".join(f"rank {rank}, which {heard}" for rank, heard in behind.items())
-            return f"{told}, waiting for {others}"
+            return f"{line}, waiting for {others}"
         heard = self._peers.heard() if self._peers else {}
-        return "; ".join([told, *(f"rank {rank} {each}" for rank, each in heard.items())][:4])
+        return "; ".join([line, *(f"rank {rank} {each}" for rank, each in heard.items())][:4])
