@@ -1,10 +1,11 @@
-"""Files of tensors that this library writes itself: safetensors, and a checksum of all they hold.
+"""This library's tensor files: safetensors with a checksum over the whole content.
 
-What isn't a tensor is text in the file's metadata. Nothing in it executes code when it is read.
+Anything but tensors is text in the metadata. Reading a file executes no code from it.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,20 +16,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lavis_ext.common.files import written_aside
+from lavis_ext.common.files import check_regular, written_aside
 
 DIGEST = "digest"
-"""The checksum's key in the metadata."""
+"""Key of the checksum in the metadata."""
 
 
 class DamagedTensors(Exception):
-    """A file whose bytes aren't what was written. The text says how, without the file's name."""
+    """Raised for a file that differs from the written one. The message doesn't name the file."""
 
 
 def write_tensors(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and metadata with their checksum, aside and flushed.
+    """Write tensors and metadata with their checksum to a temporary file, flush it and rename it.
 
-    Raises OSError where the file can't be written; ``path`` is then as it was.
+    Raises OSError if that fails; ``path`` is then unchanged.
     """
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = _digest(metadata, on_host)
@@ -36,19 +37,20 @@ def write_tensors(path: Path, metadata: Mapping[str, str], tensors: Mapping[str,
         try:
             save_file(on_host, aside, metadata={**metadata, DIGEST: digest})
         except SafetensorError as error:
-            # It has the system's number in its text alone.
+            # The error number is only in the message.
             if number := re.search(r"\(os error (\d+)\)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
             raise
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a file, on the CPU.
+    """Read a file's metadata and tensors, on the CPU.
 
-    Raises DamagedTensors for what is no safetensors file, can't be read, or doesn't fit its
-    checksum. A file of before there were checksums has no ``DIGEST`` in its metadata.
+    Raises DamagedTensors for a file that can't be read, isn't safetensors, or doesn't match its
+    checksum. Files of early versions have no ``DIGEST`` in their metadata.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -56,15 +58,29 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise DamagedTensors(f"can't be read ({error})") from None
     facts = {name: text for name, text in metadata.items() if name != DIGEST}
     if DIGEST in metadata and metadata[DIGEST] != _digest(facts, tensors):
-        raise DamagedTensors("is damaged: its checksum is another")
+        raise DamagedTensors("is damaged: its checksum doesn't match")
     return metadata, tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a file, unchecked. Raises DamagedTensors for what can't be read."""
+    """Read metadata without verifying the checksum. Raises DamagedTensors if unreadable."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DamagedTensors(f"can't be read ({error})") from None
+
+
+def count_numbers(path: Path) -> int:
+    """Number of values of a file's tensors, without reading them.
+
+    Raises DamagedTensors if unreadable.
+    """
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DamagedTensors(f"can't be read ({error})") from None
 

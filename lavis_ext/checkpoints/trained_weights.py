@@ -1,4 +1,4 @@
-"""The file of a model's trained weights, and all that is needed to use them again."""
+"""Files of trained weights, with the config and facts needed to use them."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lavis_ext.checkpoints.sources import PACKAGED, resolve
+from lavis_ext.checkpoints.sources import PACKAGED, is_hub_name, resolve
 from lavis_ext.checkpoints.tensor_files import (
     DIGEST,
     DamagedTensors,
@@ -17,32 +17,35 @@ from lavis_ext.checkpoints.tensor_files import (
     read_tensors,
     write_tensors,
 )
+from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError, shortened
 from lavis_ext.common.files import is_file, parse_json
 from lavis_ext.common.version import __version__
 
 FORMAT = "lavis_ext.weights.2"
 FORMAT_1 = "lavis_ext.fusion_weights.1"
-"""Of versions up to 0.1, whose one fact beside the config was the vocabulary."""
+"""Format of versions up to 0.1, which had the vocabulary in place of ``facts``."""
 FACTS = "lavis_ext"
-"""What isn't a tensor, in the metadata."""
+"""Metadata key of everything that isn't a tensor."""
 KINDS = {"metric": str | None, "value": int | float | None, "step": int}
-"""Facts beside the config and the model's own."""
+"""Types of the entries beside ``config`` and ``facts``."""
+ON_HUB = "model.safetensors"
+"""Name of the file in a repository on the Hugging Face hub."""
 MOST_LEVELS = 20
-"""Of a config; those of this library have six."""
+"""Maximum nesting of a config; those of this library have six levels."""
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """Weights with the run that trained them.
+    """Trained weights and a description of the run that trained them.
 
     Attributes:
         state: tensors by parameter name.
         config: the run's resolved config.
-        metric: name of the validation metric that selected them; None without validation.
+        metric: validation metric that selected the weights; None without validation.
         value: the metric's value.
         step: optimizer steps of training.
-        facts: what the model itself adds, as JSON (``TrainableModel.exported_facts``).
+        facts: the model's additions, as JSON (``TrainableModel.exported_facts``).
     """
 
     state: Mapping[str, torch.Tensor]
@@ -53,11 +56,11 @@ class TrainedWeights:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write a file of tensors; the rest goes into its metadata as JSON.
+        """Write the tensors to a file, everything else to its metadata as JSON.
 
-        Raises OSError where it can't be written; what was there before then stands.
+        Raises OSError if that fails; an existing file is then unchanged.
         """
-        told = {
+        description = {
             "config": self.config,
             "facts": self.facts,
             "metric": self.metric,
@@ -65,30 +68,22 @@ class TrainedWeights:
             "step": self.step,
             "lavis_ext": __version__,
         }
-        write_tensors(path, {"format": FORMAT, FACTS: json.dumps(told)}, self.state)
+        write_tensors(path, {"format": FORMAT, FACTS: json.dumps(description)}, self.state)
 
     def renamed(self, old_names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """The tensors by today's names. ``old_names`` are patterns (``re``) with replacements."""
+        """Tensors under current names. ``old_names`` maps patterns (``re``) to replacements."""
         return {renamed(name, old_names): tensor for name, tensor in self.state.items()}
 
     @classmethod
     def load(
         cls, source: str | Path, *, key: str = "model.weights", tensors: bool = True
     ) -> "TrainedWeights":
-        """Read what ``save`` wrote; without ``tensors`` only the rest.
+        """Read a file written by ``save``; without ``tensors`` only its metadata.
 
-        ``source`` is a path, or ``packaged:`` and the path of a file of this package; ``key`` is
-        the config's, for errors. Raises UserError naming the file if it is missing, damaged, or of
-        another kind.
+        ``source`` and ``key`` are as in ``find_trained_weights``. Raises UserError naming the file
+        if it is missing, damaged or of another format.
         """
-        path = Path(source)
-        if str(source).startswith(PACKAGED):
-            path = resolve(str(source), key=key)
-        if not is_file(path):
-            raise UserError(
-                f"{key}: there is no file {shortened(str(path), 300)}. Training writes "
-                "*_best.safetensors into the run's folder."
-            )
+        path = find_trained_weights(source, key)
         state: dict[str, torch.Tensor] = {}
         try:
             if tensors:
@@ -99,51 +94,74 @@ class TrainedWeights:
             raise UserError(f"{key}: {path} {error}; copy or train it again.") from None
         if metadata.get("format") not in (FORMAT, FORMAT_1):
             raise UserError(
-                f"{key}: {path} holds no trained weights of this library; expected a file that "
-                "training wrote, such as fusion_encoder_best.safetensors."
+                f"{key}: {path} has no trained weights of lavis_ext; expected a file written by "
+                "training, such as fusion_encoder_best.safetensors."
             )
-        # What was written before there were checksums has none; a damaged name of one isn't that.
+        # Early versions wrote no checksum; a checksum under a damaged name is an unknown key.
         if not metadata.keys() <= {"format", FACTS, DIGEST} or FACTS not in metadata:
             raise UserError(f"{key}: {path} is damaged; copy or train it again.")
         try:
-            return cls(state=state, **_told(parse_json(metadata[FACTS]), metadata["format"]))
+            return cls(state=state, **_fields_of(parse_json(metadata[FACTS]), metadata["format"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{key}: {path} is damaged: what it says of its run can't be used "
+                f"{key}: {path} is damaged: its training record can't be used "
                 f"({shortened(repr(error), 120)})."
             ) from None
 
 
+def find_trained_weights(source: str | Path, key: str) -> Path:
+    """The file of trained weights, downloaded on first use if it is elsewhere.
+
+    Args:
+        source: a path, ``packaged:`` and the path of a file in this package, an address, or
+            OWNER/NAME of a repository on the hub with the file ``ON_HUB``, with ``@COMMIT`` to pin
+            it.
+        key: config key of ``source``, for errors.
+
+    Raises UserError for a missing file.
+    """
+    path, name = Path(source), str(source)
+    is_elsewhere = is_address(name) or ("/" in name and is_hub_name(name))
+    if name.startswith(PACKAGED) or is_elsewhere:
+        path = resolve(name, key=key, filenames=(ON_HUB,))
+    if not is_file(path):
+        raise UserError(
+            f"{key}: there is no file {shortened(str(path), 300)}. Training writes "
+            "*_best.safetensors to the run's folder."
+        )
+    return path
+
+
 def renamed(name: str, old_names: Mapping[str, str]) -> str:
-    """A parameter's name of today. ``old_names`` are patterns (``re``) with replacements."""
+    """Current name of a parameter. ``old_names`` maps patterns (``re``) to replacements."""
     for pattern, new in old_names.items():
         name = re.sub(pattern, new, name)
     return name
 
 
-def _told(told: Any, kind: str) -> dict[str, Any]:
-    """What a file says beside its tensors. Raises KeyError, TypeError and ValueError."""
-    config = told["config"]
-    facts = told["facts"] if kind == FORMAT else {"vocabulary": told["vocabulary"]}
+def _fields_of(description: Any, kind: str) -> dict[str, Any]:
+    """Fields of TrainedWeights from a file's metadata. Raises KeyError, TypeError, ValueError."""
+    config = description["config"]
+    facts = description["facts"] if kind == FORMAT else {"vocabulary": description["vocabulary"]}
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise TypeError("no config of a run")
+        raise TypeError("it has no config")
     if not isinstance(facts, dict):
-        raise TypeError("facts of another kind")
-    _refuse_references(config)
-    if not all(isinstance(told[name], kind) for name, kind in KINDS.items()):
-        raise TypeError(f"{', '.join(KINDS)} of another kind")
-    return {"config": config, "facts": facts, **{name: told[name] for name in KINDS}}
+        raise TypeError("facts of another type")
+    _check_no_references(config)
+    if not all(isinstance(description[name], kind) for name, kind in KINDS.items()):
+        raise TypeError(f"{', '.join(KINDS)} of another type")
+    return {"config": config, "facts": facts, **{name: description[name] for name in KINDS}}
 
 
-def _refuse_references(config: Any, depth: int = 0) -> None:
-    """Refuse what a config's reader would put other values in place of, such as the environment's.
+def _check_no_references(config: Any, depth: int = 0) -> None:
+    """Raise ValueError for interpolations, which could read environment variables into the config.
 
-    A run's config is resolved when it is saved, so there is nothing of the kind in it.
+    Saved configs are resolved, so a valid one has none.
     """
     if depth > MOST_LEVELS:
-        raise ValueError("a config nested too deeply")
+        raise ValueError("its config is nested too deeply")
     if isinstance(config, dict | list):
         for each in [*config, *config.values()] if isinstance(config, dict) else config:
-            _refuse_references(each, depth + 1)
+            _check_no_references(each, depth + 1)
     elif isinstance(config, str) and ("${" in config or config == "???"):
-        raise ValueError(f"its config refers to something outside of it: {config}")
+        raise ValueError(f"its config has an unresolved reference: {config}")

@@ -1,4 +1,4 @@
-"""Multi-head attention, for networks whose projections are other libraries' modules."""
+"""Multi-head attention between the projections of other libraries' modules."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,20 +13,38 @@ def attend(
     seen: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What projected ``queries`` [B, L, W] find in ``keys`` and ``values`` [B, M, W]: [B, L, W].
+    """Attention of projected ``queries`` [B, L, W] to ``keys`` and ``values`` [B, M, W]: [B, L, W].
 
-    ``seen``, bool and broadcastable to [B, heads, L, M], is True where a query may look; None is
-    everywhere. ``dropout`` is that of the attention, for training.
+    ``seen``, bool and broadcastable to [B, heads, L, M], is True where a query may attend; None is
+    everywhere. ``dropout`` is the dropout of attention probabilities in training.
     """
     query, key, value = (by_head(states, heads) for states in (queries, keys, values))
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+    return attend_by_head(query, key, value, seen=seen, dropout=dropout)
+
+
+def attend_by_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    seen: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``attend`` for ``query`` [B, heads, L, C], and ``key`` and ``value`` [B, heads, M, C].
+
+    With ``causal`` and L = M, a query attends to no later key.
+    """
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, dropout_p=dropout, is_causal=causal
+    )
     return mixed.transpose(1, 2).flatten(2)
 
 
 def attention_probabilities(
     queries: Tensor, keys: Tensor, heads: int, seen: Tensor | None = None
 ) -> Tensor:
-    """The probabilities [B, heads, L, M] that ``attend`` never writes down."""
+    """The probabilities [B, heads, L, M], which ``attend`` doesn't materialize."""
     query, key = by_head(queries, heads), by_head(keys, heads)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if seen is not None:

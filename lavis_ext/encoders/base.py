@@ -1,4 +1,4 @@
-"""What an encoder is: pictures in, tokens out.
+"""Interface of encoders, which turn pictures into tokens.
 
 B pictures of S x S pixels, a grid of h x w patches, P prefix tokens (such as a class token) before
 them, D channels.
@@ -7,13 +7,14 @@ them, D channels.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from lavis_ext.checkpoints.sources import WEIGHT_FILES
 from lavis_ext.checkpoints.weights import LoadReport
 from lavis_ext.config.schema import option
 
@@ -22,7 +23,7 @@ class Tokens(NamedTuple):
     """An encoder's output."""
 
     values: Tensor
-    """[B, P + h*w, D], the patches row by row."""
+    """[B, P + h*w, D], patches in row-major order."""
     grid: tuple[int, int]
     """(h, w)."""
     prefix: int
@@ -31,23 +32,29 @@ class Tokens(NamedTuple):
 
 @dataclass
 class EncoderConfig:
-    """Options that every encoder has."""
+    """Common options of encoders."""
 
     encoder: str = option("", "The encoder's name in the registry.")
     image_size: int = option(384, "Side of the input image in pixels.", at_least=1)
-    weights: str | None = option(None, "What it starts from; null is random weights.")
+    weights: str | None = option(
+        None, "Pretrained checkpoint; null is random weights.", files=WEIGHT_FILES
+    )
+
+    def unloaded(self) -> Self:
+        """The config of the same encoder with random weights, for which nothing is downloaded."""
+        return replace(self, weights=None)
 
 
 class Encoder(nn.Module, ABC):
-    """Register a subclass with ``registry.register_encoder`` and name it in ``model.streams``.
+    """Base of encoders. Register a subclass with ``registry.register_encoder``; use it in a stream.
 
-    The constructor takes the config and ``where``, the config's key for errors.
+    The constructor takes the config and ``where``, its config key for error messages.
 
     Class attributes:
-        Config: its options, a dataclass that extends EncoderConfig.
+        Config: dataclass of its options, a subclass of EncoderConfig.
 
     Attributes:
-        load_report: what was loaded; None for random weights.
+        load_report: result of loading ``weights``; None for random weights.
     """
 
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
@@ -78,7 +85,7 @@ class Encoder(nn.Module, ABC):
     def encode(self, images: Tensor) -> Tensor:
         """Tokens [B, P + h*w, D] of images [B, 3, S, S], uint8 in 0..255 or float in [0, 1].
 
-        Normalization is the encoder's own. Raises UserError for images of a size it can't take.
+        Encoders normalize images themselves. Raises UserError for an unsupported image size.
         """
 
     def forward(self, images: Tensor) -> Tokens:
@@ -86,21 +93,21 @@ class Encoder(nn.Module, ABC):
         return Tokens(self.encode(images), self.grid, self.prefix)
 
     def token_modules(self) -> Sequence[nn.Module]:
-        """The modules that tokens are computed by, for the fingerprint and for freezing."""
+        """Modules that compute tokens, for the fingerprint and for freezing."""
         return [self]
 
     def fingerprint_options(self) -> dict[str, Any]:
-        """What changes the tokens and can't be seen in the weights, by name."""
+        """Options that affect tokens but no weights, by name."""
         return {"image_size": self.image_size}
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile what images pass, with options of ``torch.compile``."""
+        """Compile the modules that compute tokens; ``options`` are those of ``torch.compile``."""
         self.compile(**options)
 
     def fingerprint(self) -> str:
-        """A hash of all parameters and buffers: names, shapes, dtypes and contents.
+        """Hash of names, shapes, dtypes and contents of all parameters and buffers.
 
-        Without the contents where they are on torch's device ``meta``.
+        Contents are left out on the ``meta`` device.
         """
         digest = hashlib.blake2b(digest_size=16)
         for place, part in enumerate(self.token_modules()):
@@ -112,5 +119,5 @@ class Encoder(nn.Module, ABC):
         return digest.hexdigest()
 
     def trained(self) -> bool:
-        """Whether any parameter that tokens depend on is to be trained."""
+        """Whether any parameter that affects tokens requires a gradient."""
         return any(p.requires_grad for part in self.token_modules() for p in part.parameters())

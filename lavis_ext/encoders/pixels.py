@@ -1,4 +1,4 @@
-"""Pixels as datasets deliver them to pixels as encoders were trained on them."""
+"""Pixel normalization with the statistics of encoders' pretraining."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
-class PixelNormalisation(nn.Module):
+class PixelNormalization(nn.Module):
     """``(image - mean) / std`` per channel, on the images' device.
 
     Images [B, 3, H, W] are uint8 in 0..255 or floating point in [0, 1]; the result is in the dtype
-    of the module (float32 unless it was converted). Nothing of it enters a state dict.
+    of the module (float32 unless it was converted). The state dict is empty.
     """
 
     mean: Tensor
@@ -22,7 +22,7 @@ class PixelNormalisation(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W]. Raises TypeError for integers other than uint8."""
+        """Normalized images [B, 3, H, W]. Raises TypeError for integers other than uint8."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         elif not images.is_floating_point():

@@ -1,7 +1,6 @@
-"""A model's ``streams``: names to encoders, typed and built."""
+"""The section ``streams`` of a model: encoders by name."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,28 +16,30 @@ from lavis_ext.encoders.efficient_sam import encoder as efficient_sam  # noqa: F
 from lavis_ext.registry import registry
 
 RESERVED = frozenset(dir(nn.ModuleDict()))
-"""Names that a child of a module can't have."""
+"""Module attributes, which can't be names of its children."""
 
 
 def typed_streams(sections: Any, where: str) -> dict[str, EncoderConfig]:
-    """The streams' sections as the options of their encoders.
+    """Convert each stream's section to its encoder's ``Config``.
 
-    Raises UserError for names that can't be part of a parameter's name, and for a section without
-    an encoder of the registry, or with options that it doesn't have.
+    Raises UserError for a stream's name that can't be part of a parameter's name, and for a section
+    without a registered encoder or with unknown options.
     """
     if not isinstance(sections, Mapping) or not sections:
-        raise UserError(f"{where} is {shown(sections)}; it must be {A_MAPPING}, an encoder each.")
+        raise UserError(
+            f"{where} is {shown(sections)}; it must be {A_MAPPING}, one encoder per stream."
+        )
     found = {}
     for name, section in sections.items():
         key = f"{where}.{name}"
         if not str(name).isidentifier() or name in RESERVED:
-            raise UserError(f"{key}: a stream can't have this name; choose a word of letters.")
+            raise UserError(f"{key}: invalid name of a stream; use letters only.")
         if isinstance(section, EncoderConfig):
             found[str(name)] = section
             continue
         if not isinstance(section, Mapping) or not section.get("encoder"):
             raise UserError(
-                f"{key}.encoder is missing; it names one of: {', '.join(registry.list_encoders())}."
+                f"{key}.encoder is missing; it is one of: {', '.join(registry.list_encoders())}."
             )
         schema = schema_of("encoder", section["encoder"], f"{key}.encoder")
         found[str(name)] = typed(schema, section, key)
@@ -52,16 +53,14 @@ def build_streams(
     *,
     load_weights: bool = True,
 ) -> dict[str, Encoder]:
-    """The encoders of these streams; random without ``load_weights``."""
+    """Build the encoders of these streams, with random weights unless ``load_weights``."""
     built = {}
     for name in names:
-        config: Any = configs[name]
-        if not load_weights:
-            config = replace(config, weights=None)
+        config: Any = configs[name] if load_weights else configs[name].unloaded()
         built[name] = registry.get_encoder_class(config.encoder)(config, f"{where}.{name}")
     return built
 
 
 def streams_of(configs: Mapping[str, EncoderConfig], schema: type[EncoderConfig]) -> list[str]:
-    """Names of the streams whose encoder takes such options."""
+    """Names of the streams whose encoder is configured by ``schema``."""
     return [name for name, config in configs.items() if isinstance(config, schema)]

@@ -1,4 +1,4 @@
-"""Any image model of timm as an encoder: ViTs, CNNs, and what lies between."""
+"""Any image model of timm as an encoder: ViTs, CNNs and hybrids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,50 +9,65 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
+from lavis_ext.checkpoints.reading import (
+    ALLOW_UNEXPECTED_HELP,
+    PretrainedConfig,
+    load_pretrained,
+)
+from lavis_ext.checkpoints.sources import WEIGHT_FILES
+from lavis_ext.checkpoints.weights import LoadReport
 from lavis_ext.common.errors import UserError, nearest
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.base import Encoder, EncoderConfig
-from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.encoders.pixels import PixelNormalization
 from lavis_ext.registry import registry
 
 PRETRAINED = "pretrained"
 
 
 @dataclass
-class TimmConfig(EncoderConfig):
-    """A model of timm by its name, such as ``resnet18`` or ``vit_base_patch14_dinov2.lvd142m``."""
+class TimmConfig(PretrainedConfig, EncoderConfig):
+    """Options of ``timm``; ``model`` selects any of its models."""
 
     encoder: str = option("timm", "The encoder's name in the registry.")
-    model: str = option("resnet18", "The model's name in timm.")
+    model: str = option(
+        "resnet18", "The model's name in timm, such as vit_base_patch14_dinov2.lvd142m."
+    )
     image_size: int = option(224, "Side of the input image in pixels.", at_least=1)
     weights: str | None = option(
-        None, "pretrained (timm's own, from the hub), a local path or a URL; null is random weights"
+        None,
+        "pretrained (timm's own, from the hub), a local path or a URL; null is random weights",
+        files=WEIGHT_FILES,
     )
     output: str = option(
         "tokens",
-        "tokens: what the model gives before it is pooled; features: the map of a stage, as of "
-        "timm's features_only",
+        "tokens: the model's output before pooling; features: the map of a stage, as by timm's "
+        "features_only",
         choices=("tokens", "features"),
     )
     feature_index: int = option(-1, "The stage whose map `output: features` takes; -1 is the last.")
-    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
     allow_unexpected: list[str] = option(
         lambda: ["fc.*", "head.*", "classifier.*", "head_dist.*", "norm_head.*"],
-        "patterns of names the checkpoint may have in excess; by default those of classifiers",
+        f"{ALLOW_UNEXPECTED_HELP}; by default those of classifiers",
     )
+
+    def file_source(self, field: str) -> str | None:
+        """Hub name of timm's weights, for ``weights: pretrained``."""
+        if self.weights != PRETRAINED or not timm.is_model(self.model):
+            return self.weights
+        facts = timm.get_pretrained_cfg(self.model)
+        return str(facts.hf_hub_id) if facts and facts.hf_hub_id else PRETRAINED
 
 
 @registry.register_encoder("timm")
 class TimmEncoder(Encoder):
-    """A timm model without its classifier. Parameters are under ``network.``, by timm's names.
+    """A timm model without its classifier. Parameters are under ``network.`` with timm's names.
 
-    Pixels are normalized as timm says of the model. Width, grid and prefix are what one image gives
-    when the encoder is built.
+    Pixels are normalized by the model's settings in timm. Width, grid and prefix are measured on
+    an image when the encoder is built.
 
-    Raises UserError for a model that timm doesn't have, an image size that it can't take, and
-    weights that can't be had, read or matched.
+    Raises UserError for a model that timm doesn't have, an image size that the model doesn't
+    support, and weights that can't be found, read or matched.
     """
 
     Config = TimmConfig
@@ -63,16 +78,12 @@ class TimmEncoder(Encoder):
         check(config, where)
         self.config = config
         self._where = where
-        self.network = self._made(config, where)
+        self.network = self._build(config, where)
         facts = resolve_data_config({}, model=self.network)
-        self.normalise = PixelNormalisation(facts["mean"], facts["std"])
-        if config.weights not in (None, PRETRAINED):
-            self.load_report = load_into(
-                self.network,
-                read_state_dict(resolve(str(config.weights), key=f"{where}.weights")),
-                name=f"timm {config.model} from {config.weights}",
-                allow_missing=config.allow_missing,
-                allow_unexpected=config.allow_unexpected,
+        self.normalize = PixelNormalization(facts["mean"], facts["std"])
+        if config.weights != PRETRAINED:
+            self.load_report = load_pretrained(
+                self.network, config, name=f"timm {config.model}", key=f"{where}.weights"
             )
         if hasattr(self.network, "set_input_size"):
             self._set_image_size()
@@ -86,7 +97,7 @@ class TimmEncoder(Encoder):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the map."""
+        """Rows and columns of the map or of the patches."""
         return self._grid
 
     @property
@@ -96,10 +107,10 @@ class TimmEncoder(Encoder):
 
     def token_modules(self) -> Sequence[nn.Module]:
         """Normalization and network."""
-        return self.normalise, self.network
+        return self.normalize, self.network
 
     def fingerprint_options(self) -> dict[str, Any]:
-        """The model's name, which says what no shape shows, and what is taken of it."""
+        """Image size, model and output, which can differ between equal weights."""
         return {
             "image_size": self.config.image_size,
             "model": self.config.model,
@@ -108,7 +119,7 @@ class TimmEncoder(Encoder):
         }
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile what images pass, with options of ``torch.compile``."""
+        """Compile the network, with options of ``torch.compile``."""
         self._raw = torch.compile(self._raw, **options)  # type: ignore[method-assign]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -119,16 +130,16 @@ class TimmEncoder(Encoder):
         side = self.config.image_size
         if images.shape[-2:] != (side, side):
             raise UserError(
-                f"{self._where}: {self.config.model} got images of {images.shape[-2]}x"
-                f"{images.shape[-1]} pixels and is built for {side}x{side}."
+                f"{self._where}: {self.config.model} is built for {side}x{side} pixels, but got "
+                f"images of {images.shape[-2]}x{images.shape[-1]}."
             )
-        found = self._raw(self.normalise(images))
+        found = self._raw(self.normalize(images))
         if found.dim() == 3:
             return found
         return self._channels_first(found).flatten(2).transpose(1, 2)
 
     def _raw(self, pixels: Tensor) -> Tensor:
-        """What the network gives: tokens [B, L, D], or a map [B, D, h, w] or [B, h, w, D]."""
+        """Output of the network: tokens [B, L, D], or a map [B, D, h, w] or [B, h, w, D]."""
         network: Any = self.network
         if self._stage is None:
             found: Tensor = network.forward_features(pixels)
@@ -143,7 +154,7 @@ class TimmEncoder(Encoder):
         last = self._stage is None and found.shape[1] != channels and found.shape[-1] == channels
         return found.permute(0, 3, 1, 2) if last else found
 
-    def _made(self, config: TimmConfig, where: str) -> nn.Module:
+    def _build(self, config: TimmConfig, where: str) -> nn.Module:
         if not timm.is_model(config.model):
             raise UserError(
                 f"{where}.model is '{config.model}', which timm {timm.__version__} doesn't have."
@@ -154,7 +165,7 @@ class TimmEncoder(Encoder):
             network: nn.Module = timm.create_model(
                 config.model, pretrained=pretrained, num_classes=0
             )
-        except Exception as error:  # what hub and timm raise has no common class
+        except Exception as error:  # errors of the hub and of timm have no common class
             raise UserError(
                 f"{where}: timm can't make {config.model} with weights: {config.weights} "
                 f"({error!r:.160})."
@@ -172,7 +183,7 @@ class TimmEncoder(Encoder):
             raise self._wrong_size(error) from None
 
     def _chosen_stage(self) -> int:
-        """The stage by its number from 0; what comes after it is left out of the network."""
+        """The index of the stage, from 0. Later stages are removed from the network."""
         network: Any = self.network
         if not hasattr(network, "prune_intermediate_layers"):
             raise UserError(
@@ -192,10 +203,10 @@ class TimmEncoder(Encoder):
 
     @torch.no_grad()
     def _measured(self) -> tuple[int, tuple[int, int], int]:
-        """Width, grid and prefix of an image of the configured size."""
+        """Width, grid and prefix, measured on an image of the configured size."""
         training, side = self.network.training, self.config.image_size
         device = next(self.network.parameters()).device
-        self.network.eval()  # or batch norms would take notice of it
+        self.network.eval()  # else batch norms would update their statistics
         try:
             found = self._raw(torch.zeros(1, 3, side, side, device=device))
         except (AssertionError, ValueError, RuntimeError) as error:
@@ -211,13 +222,13 @@ class TimmEncoder(Encoder):
         rows, columns = getattr(embedding, "grid_size", None) or (round(patches**0.5),) * 2
         if rows * columns != patches:
             raise UserError(
-                f"{self._where}: the {patches} tokens of {self.config.model} lie on no grid; "
-                "use output: features."
+                f"{self._where}: the {patches} tokens of {self.config.model} are not a grid; use "
+                "output: features."
             )
         return found.shape[2], (rows, columns), prefix
 
     def _wrong_size(self, error: Exception) -> UserError:
         return UserError(
             f"{self._where}.image_size is {self.config.image_size}, which {self.config.model} "
-            f"can't take ({str(error) or 'no reason is given'!s:.160})."
+            f"doesn't support ({str(error) or 'no reason is given'!s:.160})."
         )

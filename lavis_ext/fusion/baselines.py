@@ -1,4 +1,4 @@
-"""What DIFNet is compared with: the first stream alone, the others alone, and the plain sum."""
+"""Baselines for DIFNet: the first stream alone, the others alone, and their sum."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from lavis_ext.registry import registry
 
 @dataclass
 class FirstOnlyConfig(FusionConfig):
-    """No options: the first stream's tokens pass as they are."""
+    """Options of ``first_only``, all fixed."""
 
     name: str = option("first_only", "the fusion, by its registered name")
     gate: bool = option(False, "there is nothing to gate", choices=(False,))
@@ -21,20 +21,20 @@ class FirstOnlyConfig(FusionConfig):
 @registry.register_fusion("grid_only")  # its name while the first stream was always called grid
 @registry.register_fusion("first_only")
 class FirstOnly(FusionEncoder):
-    """The first stream alone. Nothing is trained; the score to beat."""
+    """The first stream alone, without parameters: the score to beat."""
 
     Config = FirstOnlyConfig
     reads = "first"
     gated = False
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """The first stream's tokens themselves."""
+        """``first`` unchanged."""
         return first
 
 
 @dataclass
 class OthersOnlyConfig(FusionConfig):
-    """No options beyond the width."""
+    """Options of ``others_only``."""
 
     name: str = option("others_only", "the fusion, by its registered name")
     gate: bool = option(False, "a gate would add the first stream", choices=(False,))
@@ -43,37 +43,37 @@ class OthersOnlyConfig(FusionConfig):
 @registry.register_fusion("segmentation_only")  # its name while there was one other, called so
 @registry.register_fusion("others_only")
 class OthersOnly(FusionEncoder):
-    """The streams after the first, brought to its width and layout by the adapter, and added."""
+    """The sum of all streams but the first, in its width and layout."""
 
     Config = OthersOnlyConfig
     reads = "others"
     gated = False
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """The other streams' adapted tokens."""
+        """The sum of ``others``."""
         return summed(others)
 
 
 @dataclass
 class SumConfig(FusionConfig):
-    """No options beyond gate and width."""
+    """Options of ``sum``."""
 
     name: str = option("sum", "the fusion, by its registered name")
 
 
 @registry.register_fusion("sum")
 class Sum(FusionEncoder):
-    """The streams added token by token, with no interaction between tokens."""
+    """The sum of all streams, without interaction between tokens."""
 
     Config = SumConfig
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """The first stream plus the adapted others."""
+        """``first`` plus ``others``."""
         return first + summed(others)
 
 
 def summed(streams: tuple[Tensor, ...]) -> Tensor:
-    """The sum of one or more streams of one shape."""
+    """The sum of one or more streams of the same shape."""
     total = streams[0]
     for stream in streams[1:]:
         total = total + stream

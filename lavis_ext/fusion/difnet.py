@@ -1,17 +1,17 @@
 """DIFNet's encoder: Dual Information Flow Network (Wu et al., CVPR 2022, section 3).
 
-Two streams go through the same attention and feed-forward weights, each with LayerNorms of its own.
-In the authors' code (models/difnet/encoders.py), and in the parameter names here, the second
-stream's end in 1. Of more than two streams, all but the first are added, and are the second. Three
-particulars of that code:
+Two streams pass the same attention and feed-forward weights, each with its own LayerNorms. In the
+authors' code (models/difnet/encoders.py), and in the parameter names here, the second stream's end
+in 1. With more than two streams, the sum of all but the first is the second. Three details of that
+code:
 
 - Residual and LayerNorm are applied twice around attention, in ``mhatt`` and after it.
-- ``mhatt`` is never told the stream, so its norm is shared, and its ``layer_norm1`` never read.
-- Tokens whose channels sum to the padding index are masked. Tokens here are patches of whole
-  images, never padding: left out.
+- ``mhatt`` doesn't know the stream, so both share its norm, and its ``layer_norm1`` is unused.
+- Tokens whose channels sum to the padding index are masked.
 
-The first two are kept, as the parity tests require. LayerNorms that the authors create and never
-read are not created, because DDP stops at a parameter that gets no gradient.
+The first two are reproduced, as the parity tests require. The mask is left out, since patches of
+whole images have no padding. LayerNorms that the authors create and never use are not created,
+because DDP fails on parameters without a gradient.
 """
 
 from dataclasses import dataclass
@@ -25,31 +25,43 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.fusion.base import FusionConfig, FusionEncoder
 from lavis_ext.fusion.baselines import summed
+from lavis_ext.fusion.difnet_names import DIFNET_NAMES
 from lavis_ext.registry import registry
 
 
 @dataclass
 class DifnetConfig(FusionConfig):
-    """The letters are the paper's. Its setting is the default; d_model was 512 there."""
+    """Options of ``difnet``, named as in the paper; its d_model is 512.
+
+    The defaults are its own, but for ``attention_dropout``.
+    """
 
     name: str = option("difnet", "the fusion, by its registered name")
-    lf: int = option(1, "Lf: how many of the first layers take each stream apart", at_least=1)
-    t: int = option(2, "T: how often a stream goes through each of these layers", at_least=1)
-    n: int = option(3, "N: layers in all; more than lf", at_least=2)
+    lf: int = option(
+        1, "Lf: number of first layers that process each stream separately", at_least=1
+    )
+    t: int = option(2, "T: passes of a stream through each of these layers", at_least=1)
+    n: int = option(3, "N: total number of layers; more than lf", at_least=2)
     heads: int = option(8, "attention heads; divides d_model", at_least=1)
     d_ff: int = option(2048, "inner width of the feed-forward part", at_least=1)
     dropout: float = option(
-        0.1, "dropout on attention, feed-forward and residual branches", at_least=0, at_most=0.9
+        0.1, "dropout on feed-forward and residual branches", at_least=0, at_most=0.9
     )
-
+    attention_dropout: float = option(
+        0.0,
+        "dropout on attention probabilities; the authors use 0.1, which on the CPU costs the fused "
+        "kernel",
+        at_least=0,
+        at_most=0.9,
+    )
     recompute_activations: bool = option(
         False,
-        "keep only each layer's input for the backward pass and compute the rest again: a tenth of "
-        "the memory for a third more of the fusion's time",
+        "keep only each layer's input for the backward pass and recompute the rest: a tenth of the "
+        "fusion's memory for a third more of its time",
     )
 
     def check_together(self, where: str) -> None:
-        """Raise UserError unless a layer is left for the summed streams and the heads fit."""
+        """Raise UserError unless ``lf`` is below ``n`` and the heads divide the width."""
         if self.lf >= self.n:
             raise UserError(
                 f"{where}.lf is {self.lf} and {where}.n is {self.n}; the streams are summed at "
@@ -68,7 +80,7 @@ class DifnetConfig(FusionConfig):
 
 
 def norm_streams(x: Tensor, norm: nn.Module, second_norm: nn.Module | None) -> Tensor:
-    """Each half of the batch through its own norm; all of it through ``norm`` if alone."""
+    """Normalize each half of the batch by its own norm, or all of it without a second norm."""
     if second_norm is None:
         return norm(x)
     first, second = x.chunk(2)
@@ -80,7 +92,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: DifnetConfig, d_model: int) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.fc_q = nn.Linear(d_model, d_model)
         self.fc_k = nn.Linear(d_model, d_model)
         self.fc_v = nn.Linear(d_model, d_model)
@@ -102,7 +114,7 @@ class Attention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention, residual, LayerNorm shared by the streams: the authors' ``mhatt``."""
+    """Attention, residual, and a LayerNorm that streams share: the authors' ``mhatt``."""
 
     def __init__(self, config: DifnetConfig, d_model: int) -> None:
         super().__init__()
@@ -134,7 +146,7 @@ class FeedForwardBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """One encoder layer. With ``two_streams``, below Lf, its batch is [first; second]."""
+    """One encoder layer. With ``two_streams``, below Lf, the batch is [first; second]."""
 
     def __init__(self, config: DifnetConfig, d_model: int, two_streams: bool) -> None:
         super().__init__()
@@ -152,14 +164,14 @@ class Layer(nn.Module):
 
 @registry.register_fusion("difnet")
 class DifnetEncoder(FusionEncoder):
-    """N layers, the first Lf of them for each stream apart, T times each.
+    """N layers, the first Lf of which process each stream separately, T times.
 
-    At layer Lf the streams are summed; the output adds both streams' states from before the sum.
-    The authors' checkpoints also hold norms that are never read; to load one, allow
-    ``layers.*norm1.*`` as unexpected.
+    At layer Lf the streams are summed; the output adds this sum. ``weights`` takes the authors'
+    checkpoints, without the norms in them that are never read.
     """
 
     Config = DifnetConfig
+    foreign_names = DIFNET_NAMES
 
     def __init__(self, config: DifnetConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -171,8 +183,8 @@ class DifnetEncoder(FusionEncoder):
         )
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        """Streams [B, L, d_model] to fused tokens [B, L, d_model]; the others are added."""
-        # One pass for both: the weights are shared, and each matrix product is twice as large.
+        """Streams [B, L, d_model] to fused tokens [B, L, d_model]."""
+        # As one batch, since the weights are shared: half as many matrix products, twice as large.
         streams = torch.cat((first, summed(others)))
         for layer in self.layers[: self.lf]:
             for _ in range(self.repeats):

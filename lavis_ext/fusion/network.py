@@ -1,10 +1,12 @@
-"""The fusion network: the only part that is trained beside the objectives' heads."""
+"""The fusion network, trained together with the objectives' heads on frozen encoders."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lavis_ext.checkpoints.reading import PretrainedConfig, load_pretrained
+from lavis_ext.checkpoints.weights import LoadReport
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check
 from lavis_ext.encoders.base import Tokens
@@ -17,31 +19,34 @@ from lavis_ext.registry import registry
 
 
 def streams_read(config: FusionConfig, names: list[str], where: str = "model.fusion") -> list[str]:
-    """Which of the streams ``names`` the fusion of ``config`` reads, in their order.
+    """Streams in ``names`` that the fusion reads, in order.
 
     Raises UserError for a fusion that needs more streams than there are.
     """
     reads = registry.get_fusion_class(config.name).reads
     if reads != "first" and len(names) < 2:
         raise UserError(
-            f"{where}.name: the fusion '{config.name}' fuses streams, and model.streams has "
-            f"{names[0]} alone; add another, or choose first_only."
+            f"{where}.name: the fusion '{config.name}' fuses several streams, but model.streams "
+            f"has only {names[0]}; add another, or use first_only."
         )
     return {"all": names, "first": names[:1], "others": names[1:]}[reads]
 
 
 class FusionNetwork(nn.Module):
-    """Adapter, fusion encoder, gate and output projection: the first stream with more in it.
+    """Adapter, fusion encoder, output projection and gate.
 
-    With the gate, ``fused = first + tanh(gate) * encoder(...)``, a value per channel that starts at
-    0, so that at step 0 whatever reads the fused tokens sees exactly the first stream (after
-    Flamingo, Alayrac et al., 2022, section 3.1.2). Without it the encoder's output is passed on, as
-    in DIFNet's paper.
+    With the gate, ``fused = first + tanh(gate) * encoder(...)``. The gate has a value per channel
+    and starts at 0, so the fused tokens at step 0 are exactly the first stream (after Flamingo,
+    Alayrac et al., 2022, section 3.1.2). Without it, the output is the encoder's, as in DIFNet's
+    paper.
 
-    ``config`` is an instance of the named fusion's ``Config``. ``layouts`` are the streams' in
-    their order; the first is the one whose layout and width the fused tokens have. ``where`` is
-    the config's own key, named in errors. Raises UserError for an unknown fusion and for options
-    that do not fit.
+    Args:
+        config: an instance of the named fusion's ``Config``.
+        layouts: layout of each stream, in order. Fused tokens have that of the first.
+        where: config key, for error messages.
+        load_weights: whether to load ``config.weights``; ``load_report`` has the result.
+
+    Raises UserError for an unknown fusion, and for invalid options or weights.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class FusionNetwork(nn.Module):
         config: FusionConfig,
         layouts: Mapping[str, StreamLayout],
         where: str = "model.fusion",
+        *,
+        load_weights: bool = True,
     ) -> None:
         super().__init__()
         check(config, where)
@@ -59,7 +66,8 @@ class FusionNetwork(nn.Module):
             )
         if config.gate and not encoder_class.gated:
             raise UserError(
-                f"{where}.gate is true, and the fusion '{config.name}' has none: set it to false."
+                f"{where}.gate is true, but the fusion '{config.name}' has no gate; set it "
+                "to false."
             )
         names = list(layouts)
         self.first = names[0]
@@ -69,14 +77,23 @@ class FusionNetwork(nn.Module):
         self.config = config
         self.adapter = StreamAdapter(layouts, self.reads, d_model)
         self.encoder = encoder_class(config, d_model)
+        self.load_report: LoadReport | None = None
+        if load_weights:
+            self.load_report = load_pretrained(
+                self.encoder,
+                PretrainedConfig(weights=config.weights),
+                name=f"fusion {config.name}",
+                key=f"{where}.weights",
+                foreign=encoder_class.foreign_names,
+            )
         self.output_projection = nn.Identity() if d_model == width else nn.Linear(d_model, width)
         self.gate = nn.Parameter(torch.zeros(width)) if config.gate else None
 
     def forward(self, streams: Mapping[str, Tokens]) -> Tensor:
         """Fused tokens [B, P+N, D] in place of the first stream's.
 
-        ``streams`` are encoders' tokens by name; those that aren't in ``reads`` may be left out,
-        but for the first, whose layout is kept.
+        ``streams`` are encoders' tokens by name. The first has to be there for its layout; others
+        may be left out if they aren't in ``reads``.
         """
         encoded = self.output_projection(self.encoder(*self.adapter(streams)))
         if self.gate is None:

@@ -1,4 +1,4 @@
-"""Streams of different width and length to one width and one sequence."""
+"""Adapter of streams with different widths and lengths to one width and layout."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -23,41 +23,42 @@ class StreamLayout(NamedTuple):
 
     @classmethod
     def of(cls, encoder: Encoder) -> "StreamLayout":
-        """That of an encoder's tokens."""
+        """Layout of an encoder's tokens."""
         return cls(encoder.width, encoder.grid, encoder.prefix)
 
 
 def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Tokens [B, h*w, C] of a grid ``source`` to [B, H*W, C] of ``target``, bilinear.
 
-    Shrinking is antialiased, so that every source token counts. Raises ValueError if the number of
-    tokens is not that of ``source``.
+    Downscaling is antialiased, so every source token contributes. Raises ValueError if the number
+    of tokens doesn't match ``source``.
     """
     if tokens.shape[1] != source[0] * source[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens are no grid of {source[0]}x{source[1]}")
+        raise ValueError(f"{tokens.shape[1]} tokens are not a grid of {source[0]}x{source[1]}")
     if source == target:
         return tokens
     image = tokens.transpose(1, 2).unflatten(2, source)
+    if image.device.type == "cpu" and image.dtype == torch.bfloat16:
+        image = image.float()  # torch has no antialiased kernel for bfloat16 there
     shrinks = target[0] < source[0] or target[1] < source[1]
     resized = F.interpolate(
         image, size=target, mode="bilinear", align_corners=False, antialias=shrinks
     )
-    return resized.flatten(2).transpose(1, 2)
+    return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
 class StreamAdapter(nn.Module):
-    """Brings the streams that a fusion reads to [B, P+N, d_model], token beside token.
+    """Aligns the streams that a fusion reads to [B, P+N, d_model].
 
     The first stream keeps its layout, and is projected only if its width differs. The patches of
-    each other stream are resized to the first one's rows and columns, projected, normalized, and
-    given learned partners for the first one's prefix tokens; prefix tokens of their own are left
-    out. There are parameters for the streams in ``reads`` alone: DDP stops at any that get no
-    gradient.
+    each other stream are resized to the rows and columns of the first, projected and normalized.
+    Their own prefix tokens are replaced by learned ones, as many as the first stream has. Streams
+    that aren't in ``reads`` have no parameters, because DDP fails on those without a gradient.
 
     Args:
-        layouts: the streams' in their order, the first stream first.
-        reads: names of those that are read.
-        d_model: width of what comes out.
+        layouts: layout of each stream, in order.
+        reads: names of the streams that the fusion reads.
+        d_model: width of the output.
     """
 
     def __init__(
@@ -83,15 +84,15 @@ class StreamAdapter(nn.Module):
         self.norms = nn.ModuleDict({name: nn.LayerNorm(d_model) for name in others})
 
     def forward(self, streams: Mapping[str, Tokens]) -> list[Tensor | None]:
-        """Tokens by stream to [B, P+N, d_model] each, in the streams' order; None for unread ones.
+        """Tokens by stream to [B, P+N, d_model] each, in order; None for streams that aren't read.
 
-        Raises UserError if a stream's tokens don't fit its grid, and if one is read and absent.
+        Raises UserError if tokens don't match their grid, or a stream that is read is missing.
         """
         for name in self.names:
             if name in streams:
                 _check_layout(name, streams[name])
             elif name in self.reads or name == self.first:
-                raise UserError(f"This fusion reads the stream '{name}', and none was given to it.")
+                raise UserError(f"This fusion reads the stream '{name}', which is missing.")
         first = streams[self.first]
         adapted: list[Tensor | None] = [
             self.first_projection(first.values) if self.first in self.reads else None
@@ -116,7 +117,7 @@ def _check_layout(name: str, tokens: Tokens) -> None:
     expected = tokens.prefix + rows * columns
     if tokens.values.shape[1] != expected:
         raise UserError(
-            f"The stream '{name}' has {tokens.values.shape[1]} tokens; {tokens.prefix} before the "
-            f"patches and a grid of {rows}x{columns} are {expected}. Features stored at another "
-            "image size have to be made again."
+            f"The stream '{name}' has {tokens.values.shape[1]} tokens, but {tokens.prefix} before "
+            f"the patches and a grid of {rows}x{columns} make {expected}. Extract features of "
+            "another image size again."
         )

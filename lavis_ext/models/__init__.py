@@ -1,3 +1,3 @@
-"""The registered models, a folder each."""
+"""Registered models, one folder per family."""
 
 from lavis_ext.models.pnp_vqa import model as model

@@ -1,37 +1,60 @@
-"""BLIP (Li et al., ICML 2022) as image encoder, question encoder and judge of a pair.
+"""BLIP (Li et al., ICML 2022) as image encoder, question encoder and matching model.
 
-The network is ``transformers``' ``BlipForImageTextRetrieval``, so published weights load as they
-are. Here its parts are called one at a time, because fused tokens go between them.
+The network is ``transformers``' ``BlipForImageTextRetrieval``, so published weights load
+unchanged. Its parts are called separately, since fused tokens are inserted between them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import load_into, read_state_dict
+from lavis_ext.checkpoints.reading import (
+    ALLOW_UNEXPECTED_HELP,
+    WEIGHTS_HELP,
+    PretrainedConfig,
+    load_pretrained,
+)
+from lavis_ext.checkpoints.sources import (
+    FILE_SUFFIXES,
+    WEIGHT_FILES,
+    is_hub_name,
+    on_this_machine,
+    resolve,
+    settings_beside,
+)
+from lavis_ext.checkpoints.tokenizers import BERT_FILES, read_bert_tokenizer
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import folder_aside
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.base import Encoder, EncoderConfig
+from lavis_ext.encoders.blip.names import MATCHING_NAMES
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, pack_questions
 from lavis_ext.encoders.blip.passes import AttentionProbe, encode_pixels, read_text
-from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.encoders.pixels import PixelNormalization
 from lavis_ext.registry import registry
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BASE_COCO = "Salesforce/blip-itm-base-coco"
+MINI_VOCABULARY = "packaged:miniature/vocabulary.txt"
+TRAINED_EPS = 1e-6
+"""Epsilon of the image transformer's LayerNorms in BLIP's training (LAVIS, models/vit.py)."""
+TRANSFORMERS_EPS = 1e-5
+"""transformers' default epsilon, which version 0.1 always used."""
+OLD_BUFFERS = ("*.position_ids",)
+"""Buffers with 0, 1, 2, ... in old checkpoints."""
 COMPILED_MULTIPLE_OF_TOKENS = 64
-"""Sixteen questions with as many mismatched ones are about 400 tokens, give or take 50."""
+"""16 questions with 16 mismatched ones are about 400 tokens, plus or minus 50."""
 
 
 @dataclass
 class BlipSizesConfig:
-    """Sizes that every BLIP model has. The defaults are those of the published base models.
+    """Sizes of every BLIP model. The defaults are those of the published base models.
 
     The large ones differ in vision_width 1024, vision_layers 24, vision_heads 16 and vision_mlp
     4096.
@@ -53,19 +76,25 @@ class BlipSizesConfig:
         30524, "word embeddings: the tokenizer's, then [DEC], then [ENC]", at_least=3
     )
     max_position_embeddings: int = option(512, "position embeddings of the text", at_least=2)
-    # A narrow transformer with 0.02 hardly reads its image for its first thousand steps.
+    vision_layer_norm_eps: float | None = option(
+        None,
+        "epsilon of the image transformer's LayerNorms; null is that of the weights' config.json "
+        "or, without one, 1e-6, as in BLIP's training",
+        above=0,
+    )
+    # With 0.02, a narrow transformer hardly uses the image in its first thousand steps.
     initializer_range: float = option(
         0.02, "standard deviation of random weights; about 0.55 / sqrt(width)", above=0
     )
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; their product is the number of patches."""
+        """Rows and columns of patches."""
         side = self.image_size // self.patch_size
         return side, side
 
     def check_together(self, where: str) -> None:
-        """Raise UserError for sizes that do not fit each other."""
+        """Raise UserError for inconsistent sizes."""
         if self.image_size % self.patch_size:
             raise UserError(
                 f"{where}.image_size is {self.image_size}; it must be a multiple of "
@@ -82,13 +111,15 @@ class BlipSizesConfig:
 
 
 @dataclass
-class BlipEncoderConfig(BlipSizesConfig, EncoderConfig):
+class BlipEncoderConfig(BlipSizesConfig, PretrainedConfig, EncoderConfig):
     """Sizes, tokenizer and weights. The defaults are Salesforce/blip-itm-base-coco."""
 
     encoder: str = option("blip", "The encoder's name in the registry.")
     projection_dim: int = option(256, "width of the image-text contrastive space", at_least=1)
     tokenizer: str = option(
-        BASE_COCO, "hub name, local folder, or vocab.txt file of an uncased BERT tokenizer"
+        BASE_COCO,
+        "hub name, local folder, or vocab.txt file of an uncased BERT tokenizer",
+        files=BERT_FILES,
     )
     max_question_tokens: int = option(
         35, "longer questions are cut, [CLS] and [SEP] counted", at_least=3
@@ -98,17 +129,16 @@ class BlipEncoderConfig(BlipSizesConfig, EncoderConfig):
         "first token of a question in matching: enc, as BLIP was trained, or cls, as transformers",
         choices=("enc", "cls"),
     )
-    weights: str | None = option(
-        BASE_COCO, "hub name, local path or URL; null starts from random weights"
-    )
-    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
-    allow_unexpected: list[str] = option(
-        lambda: ["*.position_ids"],  # a buffer with 0, 1, 2, ... that old checkpoints carry
-        "patterns of names the checkpoint may have in excess",
-    )
+    weights: str | None = option(BASE_COCO, WEIGHTS_HELP, files=WEIGHT_FILES)
+    allow_unexpected: list[str] = option(lambda: [*OLD_BUFFERS], ALLOW_UNEXPECTED_HELP)
+
+    def unloaded(self) -> Self:
+        """Also without the tokenizer, if it isn't on this machine: the miniature's splits texts."""
+        here = on_this_machine(self.tokenizer, BERT_FILES)
+        return replace(super().unloaded(), tokenizer=self.tokenizer if here else MINI_VOCABULARY)
 
     def check_together(self, where: str) -> None:
-        """Raise UserError for sizes that do not fit each other."""
+        """Raise UserError for inconsistent sizes."""
         super().check_together(where)
         if self.max_question_tokens > self.max_position_embeddings:
             raise UserError(
@@ -122,9 +152,9 @@ class BlipEncoder(Encoder):
     """BLIP's parts: ``encode``, ``tokenize``, ``encode_questions``, ``pack`` and ``match``.
 
     Parameters are under ``blip.``, by transformers' names. ``truncated_questions`` counts the
-    questions that ``tokenize`` has cut so far.
+    questions that ``tokenize`` has truncated so far.
 
-    Raises UserError for sizes that do not fit, and for a tokenizer or weights that cannot be had,
+    Raises UserError for sizes that don't fit, and for a tokenizer or weights that can't be found,
     read or matched.
     """
 
@@ -135,26 +165,25 @@ class BlipEncoder(Encoder):
         super().__init__()
         check(config, where)
         self.config = config
-        self.tokenizer = read_tokenizer(config.tokenizer, f"{where}.tokenizer")
+        self.tokenizer = read_bert_tokenizer(config.tokenizer, f"{where}.tokenizer")
         self.enc_token_id = added_token_id("[ENC]", config, self.tokenizer, where)
         self.truncated_questions = 0
-        self.normalise = PixelNormalisation(CLIP_MEAN, CLIP_STD)
+        self.normalize = PixelNormalization(CLIP_MEAN, CLIP_STD)
         self.blip = transformers.BlipForImageTextRetrieval(
             transformers_config(
-                config, self.tokenizer, image_text_hidden_size=config.projection_dim
+                config,
+                self.tokenizer,
+                config.weights,
+                where,
+                image_text_hidden_size=config.projection_dim,
             )
         )
         self._encode_pixels: Callable[..., Tensor] = encode_pixels
         self._read_text: Callable[..., Tensor] = read_text
         self._multiple_of_tokens = 1
-        if config.weights is not None:
-            self.load_report = load_into(
-                self.blip,
-                read_state_dict(resolve(config.weights, key=f"{where}.weights")),
-                name=f"BLIP from {config.weights}",
-                allow_missing=config.allow_missing,
-                allow_unexpected=config.allow_unexpected,
-            )
+        self.load_report = load_pretrained(
+            self.blip, config, name="BLIP", key=f"{where}.weights", foreign=MATCHING_NAMES
+        )
 
     @property
     def width(self) -> int:
@@ -163,21 +192,44 @@ class BlipEncoder(Encoder):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; N of ``encode`` is their product."""
+        """Rows and columns of patches."""
         return self.config.grid
 
     @property
     def prefix(self) -> int:
-        """The class token."""
+        """1, the class token."""
         return 1
 
     def token_modules(self) -> Sequence[nn.Module]:
-        """The image side."""
-        return self.normalise, self.blip.vision_model
+        """Normalization and image encoder."""
+        return self.normalize, self.blip.vision_model
 
     def fingerprint_options(self) -> dict[str, Any]:
-        """Size of the images, and heads, which no shape shows."""
-        return {"image_size": self.config.image_size, "heads": self.config.vision_heads}
+        """Image size, heads and epsilon, which can differ between equal weights."""
+        options = {"image_size": self.config.image_size, "heads": self.config.vision_heads}
+        vision: Any = self.blip.config.vision_config
+        eps = vision.layer_norm_eps
+        # The only one of version 0.1; keep its stores valid.
+        return options if eps == TRANSFORMERS_EPS else {**options, "layer_norm_eps": eps}
+
+    def save_for_transformers(self, folder: Path) -> None:
+        """Write a folder for transformers' ``BlipForImageTextRetrieval`` and processor.
+
+        There, questions begin with [CLS]; in this encoder, by default with [ENC]. Raises OSError
+        if it can't be written.
+        """
+        side = self.config.image_size
+        processor = transformers.BlipProcessor(
+            transformers.BlipImageProcessor(
+                size={"height": side, "width": side},
+                image_mean=list(CLIP_MEAN),
+                image_std=list(CLIP_STD),
+            ),
+            self.tokenizer,
+        )
+        with folder_aside(folder) as aside:
+            self.blip.save_pretrained(aside)
+            processor.save_pretrained(aside)
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokens [B, 1+N, vision_width]: the class token, then the patches row by row.
@@ -185,14 +237,13 @@ class BlipEncoder(Encoder):
         ``images`` [B, 3, image_size, image_size] are uint8 in 0..255 or floating point in [0, 1].
         Raises UserError for images of another size.
         """
-        refuse_other_size(images, self.config)
-        return self._encode_pixels(self.blip.vision_model, self.normalise(images))
+        check_image_size(images, self.config)
+        return self._encode_pixels(self.blip.vision_model, self.normalize(images))
 
     def tokenize(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, both [Q, L] int64 on the host, padded to the longest.
 
-        Questions of more than ``max_question_tokens`` tokens lose their end and are counted in
-        ``truncated_questions``.
+        Questions are truncated to ``max_question_tokens`` and counted in ``truncated_questions``.
         """
         limit = self.config.max_question_tokens
         sequences = self.tokenizer(list(questions), verbose=False)["input_ids"]
@@ -212,8 +263,8 @@ class BlipEncoder(Encoder):
     ) -> PackedQuestions:
         """Questions, packed by image, for ``encode_questions`` and ``match``.
 
-        ``image_index`` [Q] is the image of each of them, of ``images``; None asks a question of
-        each image.
+        ``image_index`` [Q] is the image of each question, out of ``images``; None is one question
+        for each image.
         """
         index = list(range(len(questions))) if image_index is None else image_index.tolist()
         return pack_questions(
@@ -225,9 +276,9 @@ class BlipEncoder(Encoder):
         )
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile what images and texts pass, with options of ``torch.compile``.
+        """Compile both encoders, with options of ``torch.compile``.
 
-        Rows of questions then have few lengths, because each length is compiled anew.
+        Rows of questions are then padded to few lengths, since each is compiled separately.
         """
         self._encode_pixels = torch.compile(encode_pixels, **options)
         self._read_text = torch.compile(read_text, **options)
@@ -246,13 +297,13 @@ class BlipEncoder(Encoder):
         token_mask: Tensor | None = None,
         probe: AttentionProbe | None = None,
     ) -> Tensor:
-        """Logits [Q, 2] of question matching; index 1 says that question and image belong together.
+        """Logits [Q, 2] of question matching; index 1 is "question and image belong together".
 
-        ``tokens`` [I, 1+N, vision_width] are an image's or fused ones in their place; gradients
-        reach them through cross-attention. With ``first_token: enc`` the first token, [CLS], is
-        replaced by [ENC], with which this part of BLIP was trained (salesforce/BLIP,
-        models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers leaves [CLS].
-        ``token_mask`` [Q, 1+N] is 1 for the tokens that may be looked at; None is all of them.
+        ``tokens`` [I, 1+N, vision_width] are image tokens, or fused tokens in their place;
+        gradients reach them through cross-attention. With ``first_token: enc`` the first token is
+        [ENC] instead of [CLS], as this part of BLIP was trained (salesforce/BLIP,
+        models/blip_retrieval.py; LAVIS, blip_image_text_matching.py); transformers keeps [CLS].
+        ``token_mask`` [Q, 1+N] is 1 for the tokens to attend to; None is all of them.
         """
         input_ids = packed.input_ids
         if self.config.first_token == "enc":
@@ -271,36 +322,14 @@ class BlipEncoder(Encoder):
         return self.blip.itm_head(states.flatten(0, 1)[packed.first])
 
 
-def refuse_other_size(images: Tensor, config: BlipSizesConfig) -> None:
+def check_image_size(images: Tensor, config: BlipSizesConfig) -> None:
     """Raise UserError for images [B, 3, H, W] of another size than ``image_size``."""
     side = config.image_size
     if images.shape[-2:] != (side, side):
         raise UserError(
             f"BLIP got images of {images.shape[-2]}x{images.shape[-1]} pixels and is built for "
-            f"{side}x{side}. Set the image size of its processor to image_size."
+            f"{side}x{side}. Set its processor's image size to image_size."
         )
-
-
-def read_tokenizer(source: str, key: str) -> transformers.BertTokenizer:
-    """The uncased BERT tokenizer that ``source``, the value of the config's ``key``, stands for.
-
-    Raises UserError that names ``key`` for one that cannot be had, or is no BERT vocabulary.
-    """
-    path = resolve(source, key=key, filenames=("tokenizer.json", "vocab.txt"))
-    try:
-        if path.suffix == ".json":
-            tokenizer = transformers.BertTokenizer.from_pretrained(path.parent)
-        else:
-            tokenizer = transformers.BertTokenizer(vocab=str(path))
-        tokenizer("a")  # one that lacks [UNK] is made all the same
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise UserError(f"{key}: {path} is no BERT tokenizer ({error!r:.120}).") from error
-    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(tokenizer.get_vocab())
-    if missing:
-        raise UserError(
-            f"{key}: {path} is no BERT vocabulary; it lacks {', '.join(sorted(missing))}."
-        )
-    return tokenizer
 
 
 def added_token_id(
@@ -309,10 +338,10 @@ def added_token_id(
     tokenizer: transformers.BertTokenizer,
     where: str,
 ) -> int:
-    """The id of [DEC] or [ENC]: the tokenizer's where it knows the word.
+    """The id of [DEC] or [ENC]: the tokenizer's own, if it has them.
 
     Otherwise they are the last two word embeddings, in this order. Raises UserError for a
-    vocab_size that leaves no room for them.
+    vocab_size too small for them.
     """
     words = tokenizer.get_vocab()
     needed = max(words.values()) + 1 + (0 if "[ENC]" in words else 2)
@@ -324,10 +353,45 @@ def added_token_id(
     return words.get(token, config.vocab_size - {"[DEC]": 2, "[ENC]": 1}[token])
 
 
+def layer_norm_eps(config: BlipSizesConfig, weights: str | None, where: str) -> float:
+    """Epsilon of the image transformer's LayerNorms for the checkpoint ``weights``."""
+    if config.vision_layer_norm_eps is not None:
+        return config.vision_layer_norm_eps
+    if weights is None:
+        return TRAINED_EPS
+    path = resolve(weights, key=f"{where}.weights")
+    settings = settings_beside(path)
+    if settings is None:
+        # Caches of version 0.1 have the hub's weights without their config.json.
+        return TRANSFORMERS_EPS if is_hub_name(weights) else TRAINED_EPS
+    vision = settings.get("vision_config")
+    eps = vision.get("layer_norm_eps", TRANSFORMERS_EPS) if isinstance(vision, dict) else None
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise UserError(
+            f"{where}.weights: {path.parent / 'config.json'} has no vision_config of BLIP with a "
+            f"layer_norm_eps; set {where}.vision_layer_norm_eps."
+        )
+    return eps
+
+
+def complete_saved_sizes(section: dict[str, Any]) -> None:
+    """Add the epsilon used by version 0.1 to BLIP's section of a config saved by it.
+
+    For folders and hub names, ``config.json`` has it.
+    """
+    weights = section.get("weights")
+    if weights is None or str(weights).endswith(FILE_SUFFIXES):
+        section.setdefault("vision_layer_norm_eps", TRANSFORMERS_EPS)
+
+
 def transformers_config(
-    config: BlipSizesConfig, tokenizer: transformers.BertTokenizer, **others: Any
+    config: BlipSizesConfig,
+    tokenizer: transformers.BertTokenizer,
+    weights: str | None,
+    where: str,
+    **others: Any,
 ) -> transformers.BlipConfig:
-    """``config`` as transformers writes it; ``others`` are further fields of its BlipConfig."""
+    """Convert ``config`` to a config of transformers with additional fields ``others``."""
     return transformers.BlipConfig(
         **others,
         vision_config={
@@ -337,6 +401,7 @@ def transformers_config(
             "num_hidden_layers": config.vision_layers,
             "num_attention_heads": config.vision_heads,
             "intermediate_size": config.vision_mlp,
+            "layer_norm_eps": layer_norm_eps(config, weights, where),
             # transformers' default of 1e-10 would make an untrained image encoder constant.
             "initializer_range": config.initializer_range,
         },
@@ -356,9 +421,9 @@ def transformers_config(
 
 
 def mask_cross_attention(text_model: nn.Module) -> None:
-    """Let BLIP's text model heed ``encoder_attention_mask``.
+    """Make BLIP's text model apply ``encoder_attention_mask``.
 
-    Transformers 5.23 passes it on as ``attention_mask``, and reads ``encoder_attention_mask``.
+    Transformers 5.23 passes it to cross-attention as ``attention_mask``, which it doesn't read.
     """
     for name, module in text_model.named_modules():
         if name.endswith("crossattention.self"):

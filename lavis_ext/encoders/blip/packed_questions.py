@@ -1,11 +1,11 @@
-"""Questions about one image, packed beside each other into a row.
+"""Questions about the same image, packed into one row.
 
-A question's tokens are few and an image's many, so what is computed of an image should serve all of
-its questions. Here the questions of an image are one sequence: cross-attention reads the image's
-keys and values once for all of them, and as its queries don't interact it needs no more than that.
-In self-attention a mask keeps the questions apart.
+A question has few tokens and an image many, so keys and values of an image should be computed once
+for all of its questions. Here an image's questions form one sequence: cross-attention reads the
+image once and, since queries don't interact, gives the same result. In self-attention, a mask
+separates the questions.
 
-Q questions of up to L tokens, I images, R rows of P places.
+Q questions of up to L tokens, I images, R rows of P positions.
 """
 
 from collections.abc import Sequence
@@ -18,41 +18,41 @@ from torch import Tensor
 
 Numbers = npt.NDArray[np.int64]
 NOTHING = -1
-"""The number of the question at a place that holds none."""
+"""Index of the question at an empty position of a row."""
 
 
 @dataclass(frozen=True)
 class PackedQuestions:
-    """Where the tokens of Q questions stand. All tensors are int64 and on the model's device."""
+    """Positions of the tokens of Q questions. All tensors are int64 on the model's device."""
 
     input_ids: Tensor
     """[R, P]."""
     question: Tensor
-    """[R, P], the question that a token is of, or NOTHING."""
+    """[R, P], the question of each token, or NOTHING."""
     position: Tensor
-    """[R, P], a token's place in its question."""
+    """[R, P], the index of each token in its question."""
     row_image: Tensor | None
-    """[R], the image of each row; None where row i is about image i."""
+    """[R], the image of each row; None if row i is about image i."""
     places: Tensor
-    """[Q, L], where each token of a question stands in the R * P places; padding: its last."""
+    """[Q, L], position of each token among the R * P; padding has that of the last token."""
     mask: Tensor
     """[Q, L], 1 for a token and 0 for padding."""
 
     @property
     def first(self) -> Tensor:
-        """[Q], where each question's first token stands in the R * P places."""
+        """[Q], position of each question's first token among the R * P."""
         return self.places[:, 0]
 
     def pack(self, states: Tensor) -> Tensor:
-        """What belongs to each token, [Q, L, ...], in rows: [R, P, ...]."""
+        """Values of each token [Q, L, ...] in rows [R, P, ...]."""
         return states[self.question.clamp(min=0), self.position]
 
     def spread(self, states: Tensor) -> Tensor:
-        """What belongs to each question, [Q, ...], in rows: [R, P, ...]."""
+        """Values of each question [Q, ...], repeated for its tokens, in rows [R, P, ...]."""
         return states[self.question.clamp(min=0)]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """The contrary of ``pack``: from [R, P, ...] to [Q, L, ...]. Padding repeats a token."""
+        """The inverse of ``pack``: [R, P, ...] to [Q, L, ...]. Padding repeats the last token."""
         return packed.flatten(0, 1)[self.places]
 
 
@@ -66,17 +66,17 @@ def pack_questions(
 ) -> PackedQuestions:
     """Pack questions by image.
 
-    An image has one row, as long as the longest. One with more than twice the mean of tokens has
-    several, so that a single image with many questions doesn't make the batch wide and empty.
+    Each image has one row, all padded to the longest. An image with more than twice the mean number
+    of tokens has several rows, or a single one with many questions would make all rows long.
 
     Args:
-        input_ids: int64 [Q, L], on the host: the shape of the rows depends on it, and reading it
-            from a GPU would wait for all that the GPU has to do.
-        mask: of the same shape and place, 1 for a token and 0 for padding.
+        input_ids: int64 [Q, L] on the host: the shape of the rows depends on it, and reading it
+            from a GPU would synchronize.
+        mask: [Q, L] on the host, 1 for a token and 0 for padding.
         image_index: the image of each question.
         images: I.
-        device: where the rows go.
-        multiple: rows are padded to a multiple of so many places.
+        device: device of the result.
+        multiple: rows are padded to a multiple of this.
     """
     lengths = mask.sum(dim=1).numpy()
     row, offset, row_image = _in_rows(lengths, np.asarray(image_index, dtype=np.int64), images)
@@ -105,7 +105,7 @@ def pack_questions(
 def _in_rows(
     lengths: Numbers, image_index: Numbers, images: int
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Row [Q] and offset [Q] of questions with so many tokens, and the image of each row [R]."""
+    """Row [Q] and offset [Q] of questions with ``lengths``, and the image of each row [R]."""
     per_image = np.bincount(image_index, weights=lengths, minlength=images)
     room = max(2 * per_image.mean(), lengths.max())
     row, offset = np.zeros_like(lengths), np.zeros_like(lengths)
@@ -125,7 +125,7 @@ def _in_rows(
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``, without waiting for what the device is at."""
+    """Copy a tensor from the host to ``device`` without synchronizing."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,10 +1,10 @@
-"""BLIP's transformers with fused attention, and text that reads each image once.
+"""Forward passes of BLIP's transformers with fused attention, once per image.
 
-The modules and their weights are ``transformers``' ``BlipVisionModel`` and ``BlipTextModel``, whose
-own passes (version 5.23) write every attention matrix down, and compute keys and values of an image
-anew for each of its questions. The passes here are theirs (Li et al., ICML 2022) without either.
+Modules and weights are ``transformers``' ``BlipVisionModel`` and ``BlipTextModel``. Their own
+forward passes (version 5.23) materialize every attention matrix, and recompute an image's keys and
+values for each of its questions. These have the same result (Li et al., ICML 2022).
 
-I images of 1+N tokens, R rows of P places (see ``packed_questions``).
+I images of 1+N tokens, R rows of P positions (see ``packed_questions``).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from lavis_ext.encoders.attention import attend, attention_probabilities, by_hea
 
 
 class AttentionProbe(NamedTuple):
-    """Shows the cross-attention of one block of the text encoder to ``look``."""
+    """Passes the cross-attention of one block of the text encoder to ``look``."""
 
     block: int
     look: Callable[[Tensor], None]
@@ -24,7 +24,7 @@ class AttentionProbe(NamedTuple):
 
 
 def encode_pixels(vision: Any, pixels: Tensor) -> Tensor:
-    """Tokens [I, 1+N, D] of normalised pixels [I, 3, S, S], through a BlipVisionModel."""
+    """Tokens [I, 1+N, D] of normalized pixels [I, 3, S, S] by a BlipVisionModel."""
     states: Tensor = vision.embeddings(pixels)
     for layer in vision.encoder.layers:
         own = layer.self_attn
@@ -32,8 +32,8 @@ def encode_pixels(vision: Any, pixels: Tensor) -> Tensor:
         mixed = attend(queries, keys, values, own.num_heads, dropout=_dropout(own))
         states = states + own.projection(mixed)
         states = states + layer.mlp(layer.layer_norm2(states))
-    normalised: Tensor = vision.post_layernorm(states)
-    return normalised
+    normalized: Tensor = vision.post_layernorm(states)
+    return normalized
 
 
 def read_text(
@@ -46,17 +46,17 @@ def read_text(
     seen: Tensor | None = None,
     probe: AttentionProbe | None = None,
 ) -> Tensor:
-    """States [R, P, W] of packed questions, through a BlipTextModel.
+    """Hidden states [R, P, W] of packed questions by a BlipTextModel.
 
     Args:
         text: the model.
         input_ids, question, position: of ``PackedQuestions``, [R, P].
-        tokens: the images' [I, 1+N, D]; None reads the text alone.
-        row_image: the image of each row [R]; None where row i is about image i.
-        seen: bool [R, P, 1+N], the image tokens that each may look at; None is all of them.
-        probe: shows the attention to the image in one block.
+        tokens: image tokens [I, 1+N, D]; None reads the text alone.
+        row_image: the image of each row [R]; None if row i is about image i.
+        seen: bool [R, P, 1+N], the image tokens that each attends to; None is all of them.
+        probe: gets the attention to the image in one block.
     """
-    # Padding counts as one more question: a place that sees nothing would have no softmax.
+    # Padding attends to padding, since a softmax over nothing would be NaN.
     together = (question[:, :, None] == question[:, None, :])[:, None]
     seen = None if seen is None else seen[:, None]
     states: Tensor = text.embeddings(input_ids=input_ids, position_ids=position)
@@ -95,6 +95,6 @@ def _attended(
 
 
 def _dropout(attention: nn.Module) -> float:
-    """The attention dropout that applies in the module's present mode."""
+    """The attention dropout in the module's current mode."""
     dropout: Any = attention.dropout
     return float(dropout.p) if attention.training else 0.0

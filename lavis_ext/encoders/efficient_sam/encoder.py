@@ -14,14 +14,14 @@ from timm.layers import LayerNorm, LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import load_into, read_state_dict
+from lavis_ext.checkpoints.reading import PretrainedConfig, load_pretrained
+from lavis_ext.checkpoints.sources import WEIGHT_FILES
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.base import Encoder, EncoderConfig, Tokens
 from lavis_ext.encoders.efficient_sam.mask_decoder import MaskDecoder, MaskPrediction
 from lavis_ext.encoders.efficient_sam.prompt_encoder import PromptEncoder
-from lavis_ext.encoders.pixels import PixelNormalisation
+from lavis_ext.encoders.pixels import PixelNormalization
 from lavis_ext.registry import registry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,7 +34,7 @@ AUTHORS_TINY = (
 
 
 @dataclass
-class EfficientSamConfig(EncoderConfig):
+class EfficientSamConfig(PretrainedConfig, EncoderConfig):
     """Sizes and weights. The defaults are EfficientSAM-Ti; -S has width 384 and 6 heads."""
 
     encoder: str = option("efficient_sam", "The encoder's name in the registry.")
@@ -47,7 +47,7 @@ class EfficientSamConfig(EncoderConfig):
     heads: int = option(3, "attention heads; divides width", at_least=1)
     neck_width: int = option(
         256,
-        "channels of the tokens that leave the encoder, a multiple of twice decoder_heads",
+        "channels of the encoder's tokens, a multiple of twice decoder_heads",
         at_least=1,
     )
     max_points: int = option(
@@ -59,19 +59,17 @@ class EfficientSamConfig(EncoderConfig):
     decoder_upscaling: list[int] = option(
         lambda: [64, 32], "channels after each doubling from the grid to the mask", at_least=1
     )
-    multimask_outputs: int = option(3, "masks that the decoder offers for a query", at_least=1)
+    multimask_outputs: int = option(3, "masks that the decoder predicts for a query", at_least=1)
     iou_head_depth: int = option(3, "linear layers of the head that predicts IoUs", at_least=2)
     iou_head_width: int = option(256, "inner width of that head", at_least=1)
     weights: str | None = option(
-        AUTHORS_TINY, "local path or URL of a checkpoint; null starts from random weights"
-    )
-    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
-    allow_unexpected: list[str] = option(
-        list, "patterns of names the checkpoint may have in excess"
+        AUTHORS_TINY,
+        "local path or URL of a checkpoint; null starts from random weights",
+        files=WEIGHT_FILES,
     )
 
     def check_together(self, where: str) -> None:
-        """Raise UserError for sizes that do not divide each other."""
+        """Raise UserError for inconsistent sizes."""
         if self.image_size % self.patch_size:
             raise UserError(
                 f"{where}.image_size is {self.image_size}; it must be a multiple of "
@@ -86,12 +84,12 @@ class EfficientSamConfig(EncoderConfig):
             )
         if not self.decoder_upscaling:
             raise UserError(
-                f"{where}.decoder_upscaling is empty; give the channels of one doubling at least."
+                f"{where}.decoder_upscaling is empty; give the channels of at least one doubling."
             )
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches to tokens, kept as a map."""
+    """Non-overlapping patches to a map of tokens."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -110,7 +108,7 @@ class ImageEncoder(nn.Module):
         width, neck_width = config.width, config.neck_width
         self.pretraining_grid = PRETRAINING_SIDE // config.patch_size
         self.patch_embed = PatchEmbedding(config.patch_size, width)
-        # Position 0 belonged to the class token of pretraining: in the checkpoints, never used.
+        # Position 0 is in the checkpoints for the class token of pretraining, and never used.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.pretraining_grid**2, width))
         self.blocks = nn.ModuleList(
             Block(
@@ -128,10 +126,10 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(neck_width, neck_width, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(neck_width, eps=1e-6),
         )
-        self._initialise()
+        self._initialize()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to an embedding [B, neck_width, h, w]."""
+        """Normalized images [B, 3, H, W] to an embedding [B, neck_width, h, w]."""
         tokens = self.patch_embed(images)
         height, width = tokens.shape[1:3]
         tokens = (tokens + self._positions(height, width)).flatten(1, 2)
@@ -140,7 +138,7 @@ class ImageEncoder(nn.Module):
         return self.neck(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """Position embeddings [1, height, width, width of the transformer] for a grid."""
+        """Position embeddings [1, height, width, C] for a grid, interpolated from pretraining's."""
         side = self.pretraining_grid
         positions = self.pos_embed[:, 1:].unflatten(1, (side, side))
         if (height, width) == (side, side):
@@ -150,8 +148,8 @@ class ImageEncoder(nn.Module):
         )
         return resized.permute(0, 2, 3, 1)
 
-    def _initialise(self) -> None:
-        """ViT's usual start (Dosovitskiy et al., 2021), for training from scratch."""
+    def _initialize(self) -> None:
+        """Initialization of ViT (Dosovitskiy et al., 2021), for training from scratch."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
@@ -161,12 +159,12 @@ class ImageEncoder(nn.Module):
 
 @registry.register_encoder("efficient_sam")
 class EfficientSam(Encoder):
-    """EfficientSAM: ``encode`` once for each image, then ``predict_masks`` of its tokens.
+    """EfficientSAM: ``encode`` once for each image, then ``predict_masks`` from its tokens.
 
-    Children: ``image_encoder``, ``prompt_encoder`` and ``mask_decoder``. Tokens need the first
-    alone.
+    Children: ``image_encoder``, which alone computes the tokens, ``prompt_encoder`` and
+    ``mask_decoder``.
 
-    Raises UserError for sizes that do not fit and for weights that cannot be had, read or matched.
+    Raises UserError for inconsistent sizes, and for weights that can't be found, read or matched.
     """
 
     Config = EfficientSamConfig
@@ -176,7 +174,7 @@ class EfficientSam(Encoder):
         super().__init__()
         check(config, where)
         self.config = config
-        self.normalise = PixelNormalisation(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalize = PixelNormalization(IMAGENET_MEAN, IMAGENET_STD)
         self.image_encoder = ImageEncoder(config)
         self.prompt_encoder = PromptEncoder(config.neck_width, config.max_points)
         self.mask_decoder = MaskDecoder(
@@ -189,15 +187,9 @@ class EfficientSam(Encoder):
             iou_head_depth=config.iou_head_depth,
             iou_head_width=config.iou_head_width,
         )
-        if config.weights is not None:
-            path = resolve(config.weights, key=f"{where}.weights")
-            self.load_report = load_into(
-                self,
-                read_state_dict(path),
-                name=f"EfficientSAM from {config.weights}",
-                allow_missing=config.allow_missing,
-                allow_unexpected=config.allow_unexpected,
-            )
+        self.load_report = load_pretrained(
+            self, config, name="EfficientSAM", key=f"{where}.weights"
+        )
 
     @property
     def width(self) -> int:
@@ -210,11 +202,11 @@ class EfficientSam(Encoder):
         return self.grid_of(self.image_size, self.image_size)
 
     def token_modules(self) -> Sequence[nn.Module]:
-        """The image side."""
-        return self.normalise, self.image_encoder
+        """Normalization and image encoder."""
+        return self.normalize, self.image_encoder
 
     def fingerprint_options(self) -> dict[str, Any]:
-        """Size of the images, and heads, which no shape shows."""
+        """Image size and heads, which can differ between equal weights."""
         return {"image_size": self.config.image_size, "heads": self.config.heads}
 
     def compile_parts(self, **options: Any) -> None:
@@ -224,7 +216,7 @@ class EfficientSam(Encoder):
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of ``height`` x ``width`` pixels.
 
-        Raises UserError for sides that are no multiples of the patch size.
+        Raises UserError for sides that aren't multiples of the patch size.
         """
         patch = self.config.patch_size
         if height % patch or width % patch or not height or not width:
@@ -245,7 +237,7 @@ class EfficientSam(Encoder):
         multiples of the patch size, and ``grid_of(H, W)`` gives (h, w).
         """
         self.grid_of(*images.shape[-2:])
-        embedding = self.image_encoder(self.normalise(images))
+        embedding = self.image_encoder(self.normalize(images))
         return embedding.flatten(2).transpose(1, 2)
 
     def predict_masks(
@@ -257,25 +249,24 @@ class EfficientSam(Encoder):
         labels: Tensor,
         image_index: Tensor,
     ) -> MaskPrediction:
-        """Masks of Q queries, each about one of I images that were encoded once.
+        """Masks of Q queries, each about one of I encoded images.
 
         Args:
-            tokens: of ``encode``, [I, h*w, neck_width].
+            tokens: output of ``encode``, [I, h*w, neck_width].
             grid: (h, w).
             image_size: height and width of the encoded images in pixels.
-            points: (x, y) [Q, P, 2] in pixels of the encoded image, from the top left. The authors
-                resize every picture to a square and its points with it; here the image is encoded
-                at the size it has.
+            points: (x, y) [Q, P, 2] in pixels of the encoded image, from the top left. The authors'
+                code rescales images and points to a fixed square; here neither is resized.
             labels: integers [Q, P]: 1 a point on the object, 2 and 3 the top left and bottom right
-                corner of a box, -1 none (padding, wherever its point lies). Those after the first
-                ``max_points`` count for nothing, as in the authors' code.
+                corner of a box, -1 padding, whatever its point. Only the first ``max_points`` are
+                used, as in the authors' code.
             image_index: int64 [Q], the image that each query is about.
 
         Returns:
             Logits [Q, multimask_outputs, H', W'] and predicted IoUs [Q, multimask_outputs]. With
-            the authors' sizes H' x W' is 4h x 4w: 4 pixels of an image to one of the mask.
+            the authors' sizes H' x W' is 4h x 4w: a pixel of the mask is 4 pixels of the image.
 
-        Raises UserError for a label that is none of these.
+        Raises UserError for any other label.
         """
         return self.mask_decoder(
             tokens[image_index],

@@ -1,4 +1,4 @@
-"""EfficientSAM's mask decoder: image tokens and prompt tokens to masks and how good they are.
+"""EfficientSAM's mask decoder: image and prompt tokens to masks and their predicted IoUs.
 
 Xiong et al., CVPR 2024, after SAM (Kirillov et al., ICCV 2023, appendix A). Parameter names are
 those of the authors' checkpoints.
@@ -16,18 +16,18 @@ from lavis_ext.encoders.efficient_sam.two_way_transformer import Perceptron, Two
 
 
 class MaskPrediction(NamedTuple):
-    """The masks that a query may mean, in no order: ``best_mask`` picks one."""
+    """Candidate masks of each query, unordered; ``best_mask`` picks one."""
 
     logits: Tensor
-    """float [Q, M, H', W'], above 0 where the object is; a few pixels for each cell of the grid."""
+    """float [Q, M, H', W'], above 0 on the object, at a multiple of the grid's resolution."""
     predicted_iou: Tensor
-    """float [Q, M], the decoder's own estimate of each mask's IoU. Not bounded to 0..1."""
+    """float [Q, M], the decoder's estimate of each mask's IoU. Not limited to 0..1."""
 
 
 def best_mask(prediction: MaskPrediction) -> tuple[Tensor, Tensor]:
-    """Of each query, the logits [Q, H', W'] of the mask with the highest predicted IoU, and it [Q].
+    """Logits [Q, H', W'] of each query's mask with the highest predicted IoU, and that IoU [Q].
 
-    Of equal ones it is the first.
+    Among equal ones, the first mask.
     """
     best = prediction.predicted_iou.argmax(dim=1)
     query = torch.arange(len(best), device=best.device)
@@ -35,16 +35,16 @@ def best_mask(prediction: MaskPrediction) -> tuple[Tensor, Tensor]:
 
 
 class MaskDecoder(nn.Module):
-    """A two-way transformer, an upscaled image, and for each mask a filter over its channels.
+    """Two-way transformer, upscaling of the image tokens, and a channel filter for each mask.
 
     Args:
         width: channels of a token, a multiple of ``2 * heads``.
-        depth, heads, mlp: of the transformer; ``mlp`` is its feed-forward layers' inner width.
+        depth, heads, mlp: blocks, heads and inner feed-forward width of the transformer.
         upscaling: channels after each doubling of the grid.
-        multimask_outputs: masks of a query. With more than one there is another mask token, for
-            SAM's single mask, which takes part in attention but is not read: EfficientSAM always
-            gives several masks where it was trained to.
-        iou_head_depth, iou_head_width: linear layers, and inner width, of the head for IoUs.
+        multimask_outputs: masks of a query. With more than one there is an extra mask token, for
+            SAM's single mask. It takes part in attention but isn't read: EfficientSAM trained for
+            several masks always predicts several.
+        iou_head_depth, iou_head_width: linear layers and inner width of the IoU head.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class MaskDecoder(nn.Module):
         """Masks of each query.
 
         Args:
-            image: tokens [Q, h*w, C] of each query's image, row by row.
-            positions: position features [h*w, C] of those tokens.
-            prompts: tokens [Q, T, C].
+            image: image tokens [Q, h*w, C] for each query, row by row.
+            positions: position features [h*w, C] of the image tokens.
+            prompts: prompt tokens [Q, T, C].
             grid: (h, w).
 
         The logits are [Q, multimask_outputs, h * s, w * s] with s = 2 ** len(upscaling).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lavis_ext.common.errors import UserError
 
 NONE, POINT, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
-"""The labels: padding, a point on the object, and the two corners of a box around it."""
+"""Labels of points: padding, a point on the object, and two corners of a box around it."""
 
 
 class PositionEncoding(nn.Module):
@@ -25,25 +25,25 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Drawn once and then part of the weights, though never trained.
+        # A buffer, because it is drawn once and saved with the weights, but never trained.
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Features [..., width] of (x, y) [..., 2], float32 in shares of the image's sides."""
+        """Features [..., width] of (x, y) [..., 2], float32 as fractions of the image's sides."""
         x, y = (2 * positions - 1).unsqueeze(-2).unbind(-1)
-        # Not a matrix product: autocast would round the positions to bf16, which is 1 in 256.
+        # No matrix product, since autocast would round positions to bf16, a step of 1/256.
         frequencies = self.positional_encoding_gaussian_matrix
         phases = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
         return torch.cat([phases.sin(), phases.cos()], dim=-1).to(frequencies.dtype)
 
 
 class PromptEncoder(nn.Module):
-    """What the user points at, as a fixed number of tokens; and where each image token lies.
+    """Points and boxes as a fixed number of tokens, and position features of image tokens.
 
     Args:
         width: channels of a token, even.
-        max_points: tokens of a query. The decoder was trained with that many, so shorter queries
-            are padded and of longer ones the first ``max_points`` count, as in the authors' code.
+        max_points: tokens of a query. The decoder was trained with this number, so queries are
+            padded or cut to it, as in the authors' code.
     """
 
     def __init__(self, width: int, max_points: int) -> None:
@@ -61,21 +61,21 @@ class PromptEncoder(nn.Module):
         Args:
             points: (x, y) [Q, P, 2] in pixels.
             labels: integers [Q, P]: 1 a point, 2 and 3 the top left and bottom right corner of a
-                box, -1 none. What stands in ``points`` beside -1 doesn't matter.
+                box, -1 padding, whose point is ignored.
             image_size: height and width in pixels of the image that ``points`` refer to.
 
-        Raises UserError for any other label, such as a score or SAM's 0 for background, which
-        EfficientSAM doesn't know: the authors' code passes over them in silence.
+        Raises UserError for any other label, such as a score or SAM's 0 for background. The
+        authors' code silently ignores those, which EfficientSAM doesn't have.
         """
         _check_labels(labels)
-        excess = self.max_points - labels.shape[1]  # negative padding cuts
+        excess = self.max_points - labels.shape[1]  # negative padding truncates
         labels = F.pad(labels.long(), (0, excess), value=NONE)
         points = F.pad(points.float(), (0, 0, 0, excess))
-        # Padding has a place too, and the weights know it: (-1, -1), half a pixel off the corner.
+        # The weights were trained with padding at (-1, -1), half a pixel outside the image.
         points = points.masked_fill((points < 0) | (labels == NONE)[..., None], -1.0)
         height, width = image_size
-        positions = (points + 0.5) / points.new_tensor([width, height])  # centres of the pixels
-        # Every embedding takes part whichever labels a batch has, so each one has a gradient.
+        positions = (points + 0.5) / points.new_tensor([width, height])  # centers of the pixels
+        # All embeddings are used whatever the labels, so that each one gets a gradient.
         kinds = torch.cat(
             [
                 self.invalid_points.weight,
@@ -87,7 +87,7 @@ class PromptEncoder(nn.Module):
         return self.pe_layer(positions) + kinds[labels.clamp(min=0)]
 
     def grid_positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position features [h*w, C] of the centres of a grid's cells, row by row."""
+        """Position features [h*w, C] of the centers of a grid's cells, row by row."""
         height, width = grid
         device = self.pe_layer.positional_encoding_gaussian_matrix.device
         y = (torch.arange(height, device=device) + 0.5) / height
@@ -104,6 +104,6 @@ def _check_labels(labels: Tensor) -> None:
     if not known.all():
         found = labels[~known][0].item()
         raise UserError(
-            f"EfficientSAM got {found:g} as the label of a point; labels are 1, 2, 3 or -1, as "
-            "integers: a point, the top left and the bottom right corner of a box, and none."
+            f"EfficientSAM got {found:g} as the label of a point; labels are the integers 1, 2, 3 "
+            "and -1: a point, the top left and the bottom right corner of a box, and padding."
         )

@@ -1,7 +1,7 @@
-"""The transformer of EfficientSAM's mask decoder: prompts and image attend to each other.
+"""Transformer of EfficientSAM's mask decoder: prompts and image attend to each other.
 
 Xiong et al., CVPR 2024, after SAM (Kirillov et al., ICCV 2023, appendix A). Parameter names are
-those of the authors' checkpoints. All LayerNorms come after the residual, with torch's own eps.
+those of the authors' checkpoints. LayerNorms come after the residual, with torch's default eps.
 
 Shapes: Q queries, T prompt tokens, N image tokens, C width.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Perceptron(nn.Module):
-    """``hidden`` layers with GELU, then a linear one."""
+    """``hidden`` linear layers with GELU, then one without."""
 
     def __init__(self, width: int, inner: int, out: int, hidden: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Perceptron(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be less than that of its tokens."""
+    """Multi-head attention with an inner width that may be less than that of the tokens."""
 
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, inner)
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
-        self._initialise(width, inner)
+        self._initialize(width, inner)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What [Q, A, C] find in ``keys`` and ``values`` [Q, B, C]: [Q, A, C]."""
+        """Attention of ``queries`` [Q, A, C] to ``keys`` and ``values`` [Q, B, C]: [Q, A, C]."""
         q, k, v = (
             states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for states in (self.q_proj(queries), self.k_proj(keys), self.v_proj(values))
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         found = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(found.transpose(1, 2).flatten(2))
 
-    def _initialise(self, width: int, inner: int) -> None:
-        """As torch's own attention starts, whose three projections are one matrix."""
+    def _initialize(self, width: int, inner: int) -> None:
+        """As torch's MultiheadAttention, where the three projections are one matrix."""
         bound = (6 / (width + 3 * inner)) ** 0.5
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(projection.weight, -bound, bound)
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Prompts among themselves, prompts to image, feed-forward, image to prompts."""
+    """Self-attention of prompts, prompts to image, feed-forward, image to prompts."""
 
     def __init__(self, width: int, heads: int, mlp: int, *, first: bool) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, prompts: Tensor, image: Tensor, prompts_given: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Prompt tokens [Q, T, C] and image tokens [Q, N, C], each after this block.
+        """Prompt tokens [Q, T, C] and image tokens [Q, N, C] after this block.
 
         ``prompts_given`` [Q, T, C], the prompts as they entered the transformer, and ``positions``
-        [N, C] are added to what queries and keys are made of.
+        [N, C] are added to queries and keys.
         """
-        # Unlike in SAM, this sum also gives the values and goes on through the residual; the first
-        # block gets the prompts as given anyway.
+        # Unlike in SAM, the values and the residual contain this sum too. The first block starts
+        # from the prompts as given.
         if not self.first:
             prompts = prompts + prompts_given
         prompts = self.norm1(prompts + self.self_attn(prompts, prompts, prompts))
@@ -97,7 +97,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two-way blocks, then a last look of the prompts at the image."""
+    """Two-way blocks, then a final attention of the prompts to the image."""
 
     def __init__(self, width: int, depth: int, heads: int, mlp: int) -> None:
         super().__init__()

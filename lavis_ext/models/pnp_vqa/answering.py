@@ -1,9 +1,9 @@
-"""From fused tokens to answers: PNP-VQA (Tiong et al., Findings of EMNLP 2022) with masks.
+"""PNP-VQA (Tiong et al., Findings of EMNLP 2022) with masks, from fused tokens to answers.
 
-Question matching gives a heat map, its peaks are points, EfficientSAM's masks at the points refine
-the heat map, patches drawn by it are captioned, and a reader answers from the captions.
+Question matching gives a heat map, and its peaks are point prompts. EfficientSAM's masks for them
+refine the heat map. Patches sampled by it are captioned, and a reader answers from the captions.
 
-Q questions, I images, N = h * w patches, P points of a question.
+Shapes: Q questions, I images, N = h * w patches, P points of a question.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.decoders.blip_captioner import BlipCaptioner, SamplingConfig
-from lavis_ext.decoders.fid_reader import FidReader, ReaderConfig
+from lavis_ext.decoders.fid_reader import PASSAGES, QUESTIONS, FidReader, ReaderConfig
 from lavis_ext.encoders.blip.encoder import BlipEncoder
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.encoders.efficient_sam.mask_decoder import best_mask
@@ -25,19 +26,20 @@ from lavis_ext.models.pnp_vqa.refined_heat import RefinedHeatConfig, refine
 
 
 class SegmentedImages(NamedTuple):
-    """What EfficientSAM sees in I images."""
+    """I images encoded by EfficientSAM."""
 
+    segmenter: EfficientSam
     tokens: Tensor
-    """float [I, h'*w', C]."""
+    """float [I, h'*w', C], patches row by row."""
     grid: tuple[int, int]
-    """(h', w')."""
+    """(h', w') of the patches."""
     size: tuple[int, int]
     """Height and width of the images in pixels."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where Q questions look in their images."""
+    """Heat maps, points and masks of Q questions."""
 
     matching: Tensor
     """float [Q], probability that question and image belong together."""
@@ -46,32 +48,35 @@ class Located:
     grid: tuple[int, int]
     """(h, w) of the patches."""
     points: Tensor
-    """float [Q, P, 2], (x, y) in pixels of EfficientSAM's image."""
+    """float [Q, P, 2], (x, y) in pixels at ``image_size``."""
     labels: Tensor
     """int64 [Q, P]: 1 for a point, -1 for padding."""
     masks: Tensor
-    """bool [Q, H', W'], what the points mean; False everywhere without points."""
+    """bool [Q, H', W'], union of the points' masks; all False without points or segmenter.
+    Without a segmenter the resolution is that of the patches."""
     refined: Tensor
-    """float [Q, H', W'], the refined heat maps, as finely as the masks."""
+    """float [Q, H', W'], the refined heat maps at the masks' resolution."""
     patch_heat: Tensor
     """float [Q, N], the refined heat maps on the patches."""
     image_size: tuple[int, int]
-    """Height and width in pixels of EfficientSAM's image."""
+    """Height and width in pixels of EfficientSAM's image; of BLIP's without a segmenter."""
 
 
 @dataclass(frozen=True)
 class PipelineOutput(Located):
-    """What the pipeline found for Q questions."""
+    """Answers, captions and heat maps of Q questions."""
 
     answers: list[str]
+    """[Q]."""
     captions: list[list[str]]
+    """Captions of each question, [Q] lists."""
     repeated: list[int]
-    """Captions of each question that were dropped because they had been said before."""
+    """Number of repeated or empty captions dropped for each question, [Q]."""
 
 
 @dataclass(frozen=True)
 class LocatingConfig:
-    """The options of the steps that locate."""
+    """Options of ``locate``."""
 
     question_matching: QuestionMatchingConfig
     points: PointsConfig
@@ -80,22 +85,33 @@ class LocatingConfig:
 
 def locate(
     blip: BlipEncoder,
-    efficient_sam: EfficientSam,
     fused: Tensor,
-    images: SegmentedImages,
+    images: SegmentedImages | None,
     samples: QuestionBatch,
     config: LocatingConfig,
 ) -> Located:
-    """Heat maps, points and masks of questions, several for one image in one pass.
+    """Heat maps, points and masks of a batch of questions.
 
-    ``fused`` [I, 1+N, D] stand in place of BLIP's tokens. Raises UserError as the steps do.
+    Args:
+        blip: BLIP in evaluation mode.
+        fused: float [I, 1+N, D], fused tokens, which replace BLIP's.
+        images: the images encoded by EfficientSAM. Without them there are no masks, and refined
+            heat maps equal the raw ones.
+        samples: the questions.
+        config: options.
+
+    Raises UserError as ``match_questions`` and ``point_prompts`` do.
     """
     index = samples["image_index"]
     matched = match_questions(blip, fused, index, samples["text_input"], config.question_matching)
-    grid, size = blip.grid, images.size
+    grid, side = blip.grid, blip.config.image_size
+    size = (side, side) if images is None else images.size
     prompts = point_prompts(matched.heat, grid, size, config.points)
     valid = prompts.labels == POINT
-    masks = _masks_of_points(efficient_sam, images, prompts.points, valid, index.to(valid.device))
+    if images is None:
+        masks = torch.zeros((*valid.shape, *grid), dtype=torch.bool, device=valid.device)
+    else:
+        masks = masks_of_points(images, prompts.points, valid, index.to(valid.device))
     refined = refine(matched.heat, grid, masks, valid, config.refined_heat)
     return Located(
         matching=matched.scores,
@@ -119,9 +135,10 @@ def answer(
     sampling: SamplingConfig,
     reading: ReaderConfig,
 ) -> PipelineOutput:
-    """Captions of the located patches, and answers read from them. Raises UserError as they do.
+    """Caption patches sampled by the refined heat maps, and read answers from the captions.
 
-    ``images`` [I, 3, S, S] are those whose patches were located.
+    ``images`` are those of ``located``, uint8 [I, 3, S, S] or float in 0..1. Raises UserError as
+    ``BlipCaptioner.caption`` and ``FidReader.read`` do.
     """
     tokens = captioner.encode_image(images)
     captions = captioner.caption(
@@ -137,20 +154,19 @@ def answer(
     )
 
 
-def _masks_of_points(
-    efficient_sam: EfficientSam,
+def masks_of_points(
     images: SegmentedImages,
     points: Tensor,
     valid: Tensor,
     image_index: Tensor,
 ) -> Tensor:
-    """The mask with the best predicted IoU of each point by itself, bool [Q, P, H', W'].
+    """The mask with the highest predicted IoU for each point, bool [Q, P, H', W'].
 
-    Points lie on different things (see ``find_points``), so each has a query of its own; padding
-    has none, and a mask without any pixel.
+    Points are on different objects (see ``find_points``), so each is a separate prompt. Padding
+    has an empty mask.
     """
     question, _ = valid.nonzero(as_tuple=True)
-    prediction = efficient_sam.predict_masks(
+    prediction = images.segmenter.predict_masks(
         images.tokens,
         images.grid,
         images.size,
@@ -164,13 +180,22 @@ def _masks_of_points(
     return masks
 
 
-def overridden(
+def override(
     sampling: SamplingConfig, reading: ReaderConfig, given: dict[str, Any]
 ) -> tuple[SamplingConfig, ReaderConfig]:
-    """The options with those of LAVIS's ``predict_answers`` that are given in their place.
+    """Override options by arguments of LAVIS's ``predict_answers``.
 
-    ``given`` is by LAVIS's names; what is None or absent stays as it is.
+    ``given`` has LAVIS's names; None and absent ones override nothing. Raises UserError for an
+    ``internal_bsz_fid`` above 1 if the config counts it in passages.
     """
+    passages = given.get("internal_bsz_fid")
+    if reading.internal_bsz_fid == PASSAGES and passages not in (None, 1):
+        raise UserError(
+            f"internal_bsz_fid is {passages}. As LAVIS counts it (model.reader.internal_bsz_fid: "
+            f"{PASSAGES}), a question's passages would be divided into {passages} groups and each "
+            "give an answer, so that answers no longer belong to questions. Give 1, or set "
+            f"model.reader.internal_bsz_fid to {QUESTIONS}, which counts questions."
+        )
 
     def pick(**theirs: str) -> dict[str, Any]:
         named = {ours: given.get(name) for ours, name in theirs.items()}

@@ -1,38 +1,49 @@
-"""The section ``model`` of ``pnp_vqa_fusion``."""
+"""Config of the model ``pnp_vqa_fusion``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lavis_ext.checkpoints.sources import WEIGHT_FILES
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import schema_of, typed
 from lavis_ext.fusion.base import FusionConfig
+from lavis_ext.models.base import ModelConfig
+from lavis_ext.registry import registry
 
 
 @dataclass
-class PnpVqaFusionConfig:
-    """The section ``model``. The parts' sections are typed as the classes in brackets."""
+class PnpVqaFusionConfig(ModelConfig):
+    """The section ``model``. The options of a part are those of the class in parentheses."""
 
-    arch: str = option("pnp_vqa_fusion", "The model's name in the registry.")
-    model_type: str | None = option(None, "Which default config the section starts from.")
+    arch: str = option("pnp_vqa_fusion", "Name of the model in the registry.")
+    model_type: str | None = option(None, "Default config that the section is merged over.")
     streams: dict[str, Any] = option(
         dict,
-        "Encoders by stream, each with `encoder`, its name in the registry, and its options. The "
-        "fused tokens have the layout of the first.",
+        "Encoders by stream, each with `encoder`, its name in the registry, and its options. "
+        "Fused tokens have the layout of the first stream.",
     )
-    fusion: Any = option(dict, "The fusion: its name in the registry, and its own options.")
-    question_matching: Any = option(dict, "Where heat is read (QuestionMatchingConfig).")
+    fusion: Any = option(dict, "The fusion: `name`, its name in the registry, and its options.")
+    question_matching: Any = option(dict, "Heat maps of questions (QuestionMatchingConfig).")
     points: Any = option(dict, "Points in the heat map (PointsConfig).")
-    refined_heat: Any = option(dict, "What masks do to the heat map (RefinedHeatConfig).")
+    refined_heat: Any = option(dict, "Refinement of the heat map by masks (RefinedHeatConfig).")
     captioner: Any = option(dict, "The captioner (CaptionerConfig).")
     reader: Any = option(dict, "The reader (ReaderConfig).")
     objectives: dict[str, Any] = option(dict, "Objectives by name, each with its options.")
-    fusion_weights: str | None = option(None, "File that training wrote, to be loaded.")
+    quantization: str | None = option(
+        None,
+        "int8 computes the linear layers in int8 when answering, on an x86 CPU; by default in "
+        "float32, or bfloat16 with run.amp.",
+        choices=("int8",),
+    )
+    fusion_weights: str | None = option(
+        None, "File of trained weights to load.", files=WEIGHT_FILES
+    )
 
     def check_together(self, where: str) -> None:
-        """Give the sections of the parts the types that their classes own."""
-        # Imported here because they take a second that `import lavis_ext` need not wait for.
+        """Type the section of each part by its config class. Raises UserError."""
+        # Imported here because they take a second, which `import lavis_ext` doesn't need.
         from lavis_ext.decoders.blip_captioner import CaptionerConfig
         from lavis_ext.decoders.fid_reader import ReaderConfig
         from lavis_ext.encoders.streams import typed_streams
@@ -41,7 +52,7 @@ class PnpVqaFusionConfig:
         from lavis_ext.models.pnp_vqa.refined_heat import RefinedHeatConfig
 
         self.streams = dict(typed_streams(self.streams, f"{where}.streams"))
-        _refuse_other_first(self.streams, f"{where}.streams")
+        _check_first_is_blip(self.streams, f"{where}.streams")
         for part, schema in {
             "question_matching": QuestionMatchingConfig,
             "points": PointsConfig,
@@ -58,10 +69,19 @@ class PnpVqaFusionConfig:
             schema = schema_of("objective", name, key)
             self.objectives[name] = typed(schema, {} if options is None else options, key)
 
-    def check_answering(self, where: str = "model", *, load_weights: bool = True) -> None:
-        """Raise UserError for parts that can't answer together, or were never trained.
+    def check_training(self, where: str = "model") -> None:
+        """Raise UserError for a model without objectives, which has no training loss."""
+        if not self.objectives:
+            raise UserError(
+                f"{where}.objectives is empty, and the fusion is trained by their losses; name at "
+                f"least one of: {', '.join(registry.list_objectives())}."
+            )
 
-        Training needs none of this, so it's asked only where the whole pipeline is built.
+    def check_answering(self, where: str = "model", *, load_weights: bool = True) -> None:
+        """Raise UserError for a pipeline with untrained parts or parts that don't fit together.
+
+        Training doesn't need this. ``where`` is the key of the section; without ``load_weights``
+        parts may be untrained.
         """
         from lavis_ext.encoders.efficient_sam.encoder import EfficientSamConfig
         from lavis_ext.encoders.streams import streams_of
@@ -70,13 +90,14 @@ class PnpVqaFusionConfig:
         for part in ("captioner", "reader"):
             if load_weights and getattr(self, part).weights is None:
                 raise UserError(
-                    f"{where}.{part}.weights is null, and answers of a random {part} mean nothing. "
+                    f"{where}.{part}.weights is null, and a random {part} answers nothing useful. "
                     "Give a hub name, a local path or a URL."
                 )
-        if not streams_of(self.streams, EfficientSamConfig):
+        if self.refined_heat.weight and not streams_of(self.streams, EfficientSamConfig):
             raise UserError(
-                f"{where}.streams: the pipeline makes masks, and no stream's encoder is "
-                "efficient_sam; add such a stream."
+                f"{where}.streams: the pipeline needs masks, and no stream's encoder is "
+                f"efficient_sam; add such a stream, or set {where}.refined_heat.weight to 0, which "
+                "leaves heat maps raw."
             )
         first, blip = next(iter(self.streams.items()))
         check_block_num(self.question_matching, blip, f"{where}.question_matching")
@@ -84,14 +105,13 @@ class PnpVqaFusionConfig:
             matching, captioning = getattr(blip, name), getattr(self.captioner, name)
             if matching != captioning:
                 raise UserError(
-                    f"{where}.captioner.{name} is {captioning} and {where}.streams.{first}.{name} "
-                    f"{matching}; "
-                    "they must be equal, because the captioner sees the patches that question "
-                    "matching heats."
+                    f"{where}.captioner.{name} is {captioning} and "
+                    f"{where}.streams.{first}.{name} {matching}; they must be equal, because "
+                    "the captioner's patches are chosen by heat maps of question matching."
                 )
 
 
-def _refuse_other_first(streams: Mapping[str, Any], where: str) -> None:
+def _check_first_is_blip(streams: Mapping[str, Any], where: str) -> None:
     from lavis_ext.encoders.blip.encoder import BlipEncoderConfig
 
     first, config = next(iter(streams.items()))

@@ -1,8 +1,10 @@
-"""The registered model ``pnp_vqa_fusion``: visual encoders and the fusion between them."""
+"""The registered model ``pnp_vqa_fusion``: visual encoders, fusion and answering."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,16 +12,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from lavis_ext.checkpoints.sources import PACKAGED
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
-from lavis_ext.checkpoints.weights import LoadReport, load_into
+from lavis_ext.checkpoints.weights import LoadReport
 from lavis_ext.common.errors import UserError, nearest
-from lavis_ext.common.metrics import Metric, prefixed
+from lavis_ext.common.files import is_file
+from lavis_ext.common.metrics import LOSS, Metric, prefixed
+from lavis_ext.common.packed_linears import pack_linears, quantize_linears
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.config.renamed import OldKey, rename_old_keys
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.config.typed import schema_of, typed
+from lavis_ext.datasets.questions.dataset import QuestionBatch
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.encoders.base import Encoder, Tokens
+from lavis_ext.fusion.baselines import FirstOnlyConfig
+from lavis_ext.fusion.difnet_export import AUTHORS_MODES, save_for_authors
 from lavis_ext.fusion.network import FusionNetwork, streams_read
 from lavis_ext.fusion.stream_adapter import StreamLayout
 from lavis_ext.models.base import (
@@ -29,6 +37,7 @@ from lavis_ext.models.base import (
     total_loss,
 )
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
+from lavis_ext.models.pnp_vqa.lavis_calls import DECODING, LavisCalls, check_images
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective
 from lavis_ext.objectives.question_head import PackedDecoderLayer
 from lavis_ext.processors.image import square
@@ -39,29 +48,32 @@ if TYPE_CHECKING:
     from lavis_ext.models.pnp_vqa.answering import Located, PipelineOutput
 
 UNREAD = StreamLayout(0, (0, 0), 0)
-ANSWERING_PARTS = ("captioner", "reader")
-"""Children that training has no use for."""
+"""Placeholder for the layout of a stream that the fusion doesn't read."""
+ANSWERING_BLOCKS = ("reader.t5.*.block.*", "captioner.blip.text_decoder.bert.encoder.layer.*")
 OLD_PACKAGED = {
     "packaged:encoders/mini_vocabulary.txt": "packaged:miniature/vocabulary.txt",
     "packaged:pipeline/mini_reader_tokenizer.json": "packaged:miniature/reader_tokenizer.json",
 }
-"""Files of the package that had other places."""
+"""Moved files of the package, old path to new."""
 
 
 @registry.register_model("pnp_vqa_fusion")
-class PnpVqaFusion(TrainableModel, GenerativeModel):
-    """Streams of visual tokens, fused, and what makes answers of them.
+class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
+    """Fusion of visual streams, and PNP-VQA's pipeline from fused tokens to answers.
 
-    Children: ``streams`` (an encoder each), ``fusion`` (FusionNetwork), ``objectives`` by name,
-    ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two, and EfficientSAM where
-    the fusion doesn't read its stream, are there only in a model that is built for ``answering``.
+    Children: ``streams`` (encoders by name), ``fusion`` (FusionNetwork), ``objectives`` by name,
+    ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two are built only for
+    ``answering``, and so is EfficientSAM if the fusion doesn't read its stream.
 
     Args:
         config: the section ``model``.
-        vocabulary: the answers of the training split; needed by the objective ``answer`` unless
-            ``fusion_weights`` brings it.
-        load_weights: False leaves every part at its random initialisation.
-        answering: whether the whole pipeline is wanted, and not the fusion's training alone.
+        vocabulary: answers of the training split. The objective ``answer`` needs it, unless
+            ``fusion_weights`` contains it.
+        load_weights: False leaves every part at its random initialization.
+        answering: True builds the whole pipeline, False only the parts for training.
+
+    Raises UserError for a config that can't be trained or can't answer, and for weights that can't
+    be loaded.
     """
 
     Config = PnpVqaFusionConfig
@@ -70,6 +82,8 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     default_task = "gqa_fusion"
     weights_name = "fusion_encoder"
     trainable = ("fusion.*", "objectives.*")
+    answering_parts = ("captioner", "reader")
+    pipeline_tag = "visual-question-answering"
     OLD_KEYS = (
         OldKey("model.blip", "model.streams.grid", adding={"model.streams.grid.encoder": "blip"}),
         OldKey(
@@ -95,6 +109,10 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         "fusion.heads.*": ("objectives.*",),
     }
 
+    EXPORTS = ("transformers", *AUTHORS_MODES)
+    SHIPPED = {"mini": f"{PACKAGED}miniature/fusion_encoder.safetensors"}
+    """Trained fusion weights in this package, by model type."""
+
     def __init__(
         self,
         config: PnpVqaFusionConfig,
@@ -109,6 +127,8 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
 
         if answering:
             config.check_answering(load_weights=load_weights)
+        else:
+            config.check_training()
         self.config = config
         saved = None
         if config.fusion_weights and load_weights:
@@ -121,7 +141,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
-        # A property reads them, so that they are encoders to whoever reads the code.
+        # Set as a child under the name of the typed property ``streams``.
         self._modules["streams"] = nn.ModuleDict(encoders)
         blip = self.blip
         self.fusion = FusionNetwork(
@@ -130,6 +150,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
                 name: StreamLayout.of(encoders[name]) if name in encoders else UNREAD
                 for name in names
             },
+            load_weights=load_weights and saved is None,
         )
         sizes = HeadSizes(blip.width, blip.config.text_width, vocabulary)
         self.objectives = nn.ModuleDict(
@@ -149,22 +170,27 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         if saved is not None:
             name = f"fusion weights from {config.fusion_weights}"
             self._load_reports.append(self.load_trained(saved, name))
+        self.adapt()
+        if answering and config.quantization:
+            quantize_linears(self)
+        elif answering:
+            pack_linears(self)
 
     @property
     def streams(self) -> Mapping[str, Encoder]:
-        """The encoders that were built, by stream."""
+        """The encoders by stream, without streams that neither fusion nor masks need."""
         built: Any = self._modules["streams"]
         return cast(Mapping[str, Encoder], built)
 
     @property
     def blip(self) -> "BlipEncoder":
-        """The first stream's encoder, which reads and matches questions as well."""
+        """The first stream's encoder, which also encodes and matches questions."""
         encoder: Any = self.streams[self.first]
         return encoder
 
     @property
     def load_reports(self) -> list[LoadReport]:
-        """What was loaded from where."""
+        """Reports of loading weights, one per file."""
         return self._load_reports
 
     @property
@@ -173,29 +199,67 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         return [
             metric
             for name, objective in self._objectives().items()
-            for metric in prefixed(name, [Metric("loss", better="min"), *objective.metrics])
+            for metric in prefixed(name, [Metric(LOSS, better="min"), *objective.metrics])
         ]
 
     @classmethod
     def from_pretrained(cls, model_type: str) -> "PnpVqaFusion":
-        """The model of a type, ready to answer, as LAVIS's ``load_model`` builds it."""
-        section = cls.default_section(OmegaConf.create({"model_type": model_type}))
-        model: PnpVqaFusion = cls.from_config(section, answering=True)
+        """Build a trained model for answering, as LAVIS's ``load_model`` does.
+
+        Args:
+            model_type: a type; or fusion weights that training wrote, a path or the name of a
+                repository on the hub, which know their config. A type whose trained fusion isn't
+                part of this package has an untrained one, which a warning tells.
+        """
+        trained = model_type if _names_weights(model_type) else cls.SHIPPED.get(model_type)
+        given = {"fusion_weights": trained} if trained else {"model_type": model_type}
+        section = cls.default_section(OmegaConf.create(given))
+        section.fusion_weights = trained
+        config = typed(cls.Config, section, "model")
+        cls.warn_if_untrained(config)
+        model: PnpVqaFusion = cls.from_config(config, answering=True)
         return model
 
     @classmethod
-    def default_section(cls, given: DictConfig) -> DictConfig:
-        """What the section ``given`` is merged over.
+    def warn_if_untrained(cls, config: PnpVqaFusionConfig) -> None:
+        """Warn of a section whose fusion is untrained; see ``untrained_note``."""
+        if note := cls.untrained_note(config):
+            warnings.warn(note, stacklevel=3)
 
-        That is the default config of its ``model_type`` or, with ``fusion_weights``, the section
-        that the weights were trained with. A fusion of another name leaves the default's options
-        behind, and objectives that are given replace the default's.
+    @classmethod
+    def untrained_note(cls, config: PnpVqaFusionConfig) -> str | None:
+        """What an untrained fusion means for answers; None for one that is trained or reads BLIP
+        alone."""
+        if config.fusion_weights:
+            return None
+        kind = config.model_type
+        if config.fusion.gate:
+            return (
+                f"no fusion weights are given, so the gate of {kind} is closed, and fused features "
+                "are those of its first stream. Give weights to see what a trained fusion does."
+            )
+        if registry.get_fusion_class(config.fusion.name).reads != "first":
+            return (
+                f"no fusion weights are given, and the fusion of {kind} is untrained and has no "
+                "gate; its answers mean nothing. Give weights."
+            )
+        return None
+
+    @classmethod
+    def default_section(cls, given: DictConfig) -> DictConfig:
+        """Defaults that the section ``given`` is merged over.
+
+        With ``fusion_weights`` they are the section that the weights were trained with, otherwise
+        the default config of ``model_type``. They exclude the options of a fusion of another name,
+        and the objectives if ``given`` has its own. Raises UserError if neither is given, or if
+        they disagree.
         """
         if given.get("fusion_weights"):
             path = str(given.fusion_weights)
             saved = TrainedWeights.load(path, key="model.fusion_weights", tensors=False)
             tree = {"model": copy.deepcopy(saved.config["model"])}
             rename_old_keys(tree, cls.OLD_KEYS)
+            cls.complete_saved(tree["model"])
             defaults = OmegaConf.create(tree["model"])
             if not OmegaConf.is_dict(defaults.get("fusion")) or "name" not in defaults.fusion:
                 raise UserError(f"model.fusion_weights: {path} was trained without a fusion.")
@@ -216,7 +280,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         fusion = given.get("fusion")
         name = fusion.get("name") if OmegaConf.is_dict(fusion) else None
         if name not in (None, defaults.fusion.name):
-            # The options of another fusion mean nothing to it, but for leaving out the gate.
+            # Only the option ``gate: false`` applies to a fusion of another name too.
             ungated = {"gate": False} if defaults.fusion.get("gate") is False else {}
             defaults.fusion = {"name": name, **ungated}
         if given.get("objectives") is not None:
@@ -224,8 +288,30 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         assert isinstance(defaults, DictConfig)
         return defaults
 
+    @classmethod
+    def needs_weights(cls, config: PnpVqaFusionConfig) -> bool:
+        """False for BLIP's stream alone, which has nothing to train."""
+        has_more = config.objectives or config.lora
+        return bool(has_more) or not isinstance(config.fusion, FirstOnlyConfig)
+
+    @classmethod
+    def complete_saved(cls, section: dict[str, Any]) -> None:
+        """Add version 0.1's epsilon to BLIP and captioner, and its dropout to attention."""
+        from lavis_ext.encoders.blip.encoder import complete_saved_sizes
+
+        streams = section.get("streams")
+        for stream in streams.values() if isinstance(streams, dict) else ():
+            if isinstance(stream, dict) and stream.get("encoder") == "blip":
+                complete_saved_sizes(stream)
+        if isinstance(section.get("captioner"), dict):
+            complete_saved_sizes(section["captioner"])
+        if isinstance(section.get("fusion"), dict):
+            _complete_saved_dropout("fusion", section["fusion"].get("name"), section["fusion"])
+        for name, objective in (section.get("objectives") or {}).items():
+            _complete_saved_dropout("objective", name, objective)
+
     def encode(self, samples: QuestionBatch) -> dict[str, Tokens]:
-        """Tokens by stream of the batch's images, each encoded once, or what is stored."""
+        """Tokens by stream of the batch's images, from its stored features if it has any."""
         encoders = self.streams
         if "tokens" in samples:
             return {
@@ -240,10 +326,10 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         return found
 
     def compile_parts(self, backend: str) -> None:
-        """Let ``torch.compile`` make programs of what a batch passes on its way to a loss.
+        """Compile encoders, fusion and the objectives' decoder layers with a ``backend`` of torch.
 
-        What depends on strings and on the number of questions stays outside, so that shapes are
-        few: images a batch, and the padded lengths of their rows of questions.
+        Code that depends on strings or the number of questions isn't compiled. So there are few
+        shapes: the number of images, and padded lengths of their rows of questions.
         """
         options = {"backend": backend, "dynamic": False}
         for encoder in self.streams.values():
@@ -254,7 +340,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
                 module.compile(**options)
 
     def fuse(self, samples: QuestionBatch) -> Tensor:
-        """Fused tokens [I, P+N, D] of the batch's I images."""
+        """Fused tokens, float [I, P+N, D], of I images: P prefix tokens and N patches."""
         return self._fused(self.encode(samples))
 
     def _fused(self, tokens: Mapping[str, Tokens]) -> Tensor:
@@ -262,34 +348,32 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         return fused
 
     def forward(self, samples: QuestionBatch) -> StepOutput:
-        """Weighted losses by objective, what is reported of them, and the number of questions."""
+        """Weighted loss sums by objective, sums of metrics, and the number of questions."""
         return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
 
     @torch.no_grad()
     def evaluate(self, samples: QuestionBatch) -> tuple[dict[str, Tensor], list[str] | None]:
-        """The sums that ``forward`` reports and that of its losses, and the answer head's answers.
+        """Sums of metrics and of the total loss, and answers [Q] of the objective ``answer``.
 
-        The answers [Q] are None for a model without such a head.
+        The answers are None for a model without it.
         """
         batch = FusedBatch(self.fuse(samples), samples, self.blip)
         answers = None
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
         output = self._losses(batch)
-        return {"loss": total_loss(output).detach(), **output.report}, answers
+        return {LOSS: total_loss(output).detach(), **output.report}, answers
 
     @torch.no_grad()
     def locate(self, samples: QuestionBatch, block_num: int | None = None) -> "Located":
-        """Where the batch's questions look: heat maps, points, masks, refined heat maps.
+        """Heat maps, points, masks and refined heat maps of the batch's questions.
 
-        Needs a model built for answering, and the images. See
-        :func:`lavis_ext.models.pnp_vqa.answering.locate`.
+        Needs a model built for answering, and a batch with images. Without a stream of EfficientSAM
+        there are no masks, and refined heat maps equal the raw ones. See
+        :func:`lavis_ext.models.pnp_vqa.answering.locate`. Raises UserError for a batch without
+        images.
         """
-        if "images" not in samples:
-            raise UserError(
-                "Masks and captions are made from images, and the samples hold stored features "
-                "alone; leave run.features out."
-            )
+        check_images(samples)
         from lavis_ext.models.pnp_vqa.answering import LocatingConfig, SegmentedImages, locate
 
         matching = self.config.question_matching
@@ -297,21 +381,31 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
             matching = replace(matching, block_num=block_num)
         config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
         tokens = self.encode(samples)
-        (name,) = self.segmenting
-        height, width = samples["images"][name].shape[-2:]
-        segmented = SegmentedImages(tokens[name].values, tokens[name].grid, (height, width))
-        sam: Any = self.streams[name]
-        return locate(self.blip, sam, self._fused(tokens), segmented, samples, config)
+        segmented = None
+        for name in self.segmenting:
+            sam: Any = self.streams[name]
+            height, width = samples["images"][name].shape[-2:]
+            segmented = SegmentedImages(
+                sam, tokens[name].values, tokens[name].grid, (height, width)
+            )
+        return locate(self.blip, self._fused(tokens), segmented, samples, config)
 
     @torch.no_grad()
     def answer(self, samples: QuestionBatch, **given: Any) -> "PipelineOutput":
-        """Answers of the whole pipeline, with everything that led to them.
+        """Answers of the whole pipeline, with captions, heat maps, points and masks.
 
-        Needs a model built for answering. ``given`` are options of ``predict_answers``.
+        Needs a model built for answering. ``given`` are arguments of ``predict_answers``. Raises
+        UserError as ``predict_answers`` does.
         """
-        from lavis_ext.models.pnp_vqa.answering import answer, overridden
+        from lavis_ext.models.pnp_vqa.answering import answer, override
 
-        sampling, reading = overridden(self.config.captioner.sampling, self.config.reader, given)
+        if self.config.quantization and (device := next(self.parameters()).device).type != "cpu":
+            raise UserError(
+                f"model.quantization is {self.config.quantization}, which is computed on a CPU, "
+                f"and the model is on {device}. Set run.device=cpu, or model.quantization=null and "
+                "run.amp=true."
+            )
+        sampling, reading = override(self.config.captioner.sampling, self.config.reader, given)
         return answer(
             self.locate(samples, given.get("block_num")),
             samples["images"][self.first],
@@ -325,11 +419,14 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     def generate(
         self, images: Tensor, prompts: Sequence[str], decoding: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """The pipeline's answer to each image's question.
+        """The pipeline's answer to the question about each image.
 
-        Images are resized to those of the streams. ``decoding`` are options of
-        ``predict_answers``, by its names. A question's text is its id too, on which what is drawn
-        depends.
+        Args:
+            images: float [B, 3, H, W] in 0..1, resized for each stream.
+            prompts: B questions. Their text is their id, which seeds the captions.
+            decoding: arguments of ``predict_answers``.
+
+        Raises UserError for an unknown argument, and as ``predict_answers`` does.
         """
         given = dict(decoding or {})
         for name in given:
@@ -351,64 +448,11 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
     def score_targets(
         self, images: Tensor, prompts: Sequence[str], targets: Sequence[str]
     ) -> TargetScores:
-        """Raises UserError: nothing differentiable leads from an image to an answer."""
+        """Raises UserError, because answers are not differentiable with respect to images."""
         raise UserError(
-            "pnp_vqa_fusion has captions between image and answer, which are texts that are drawn: "
-            "no gradient passes them. Score captions with the model's `captioner`."
+            "pnp_vqa_fusion has sampled captions between image and answer, and no gradient passes "
+            "through text. Score captions with the model's `captioner`."
         )
-
-    def predict_answers(
-        self,
-        samples: QuestionBatch,
-        num_beams: int | None = None,
-        inference_method: str = "generate",
-        max_len: int | None = None,
-        min_len: int | None = None,
-        internal_bsz_fid: int | None = None,
-        num_captions: int | None = None,
-        num_captions_fid: int | None = None,
-        cap_max_length: int | None = None,
-        cap_min_length: int | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        num_patches: int | None = None,
-        block_num: int | None = None,
-    ) -> tuple[list[str], list[list[str]], torch.Tensor]:
-        """Answers as LAVIS's PNP-VQA gives them, with its arguments in its order.
-
-        Arguments that are None are the config's: ``model.reader`` (beams, lengths of answers,
-        captions a passage, and ``internal_bsz_fid``, passages encoded together),
-        ``model.captioner.sampling`` and ``model.question_matching``.
-
-        Returns:
-            The answers [Q], the captions of each question, and the refined heat maps [Q, N] that
-            patches were drawn by, where LAVIS returns the raw ones.
-
-        Raises:
-            UserError: for an ``inference_method`` other than ``generate``, and as the steps do.
-        """
-        if inference_method != "generate":
-            raise UserError(
-                f"inference_method is '{inference_method}'; PNP-VQA's reader has 'generate' alone."
-            )
-        output = self.answer(
-            samples,
-            num_beams=num_beams,
-            max_len=max_len,
-            min_len=min_len,
-            internal_bsz_fid=internal_bsz_fid,
-            num_captions=num_captions,
-            num_captions_fid=num_captions_fid,
-            cap_max_length=cap_max_length,
-            cap_min_length=cap_min_length,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            num_patches=num_patches,
-            block_num=block_num,
-        )
-        return output.answers, output.captions, output.patch_heat
 
     def _losses(self, batch: FusedBatch) -> StepOutput:
         sums: dict[str, Tensor] = {}
@@ -422,7 +466,7 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         return StepOutput(sums, report, len(batch))
 
     def with_examples(self, samples: QuestionBatch, times: int) -> QuestionBatch:
-        """The batch with each question so many times, in other words: equal texts are read once."""
+        """Repeat each question, reworded because equal texts would be encoded only once."""
         return {
             **samples,
             "image_index": samples["image_index"].repeat(times),
@@ -434,14 +478,21 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         }
 
     def may_leave_unused(self, trained: Mapping[str, Tensor]) -> bool:
-        """Fusion and objectives use all that they have; BLIP has contrastive projections."""
+        """Whether parameters besides fusion and objectives are trained.
+
+        BLIP's contrastive projections get no gradient.
+        """
         return not all(name.startswith(("fusion.", "objectives.")) for name in trained)
 
-    def exported_state(self) -> dict[str, Tensor]:
-        """What a file of fusion weights holds, by parameter name.
+    def shard_units(self) -> list[str]:
+        """Blocks of the reader and of the captioner's decoder, if the model has them."""
+        return list(ANSWERING_BLOCKS) if hasattr(self, "reader") else []
 
-        Fusion and objectives; every other parameter that is trained; and encoders that were made
-        without pretrained weights, since no other place has theirs.
+    def exported_state(self) -> dict[str, Tensor]:
+        """Tensors for a file of fusion weights, by parameter name.
+
+        These are fusion and objectives, all other trained parameters, and encoders without a
+        weights file of their own.
         """
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         elsewhere = tuple(self._parts_with_weights())
@@ -452,55 +503,52 @@ class PnpVqaFusion(TrainableModel, GenerativeModel):
         }
 
     def exported_facts(self) -> dict[str, Any]:
-        """The vocabulary, as a file of fusion weights keeps it."""
+        """The answer vocabulary, for a file of fusion weights."""
         return {"vocabulary": self.vocabulary.as_dict() if self.vocabulary else None}
 
-    def load_trained(self, weights: TrainedWeights, name: str) -> LoadReport:
-        """Take fusion weights; parts that have files of their own may be missing."""
-        return load_into(
-            self,
-            weights.renamed(self.OLD_PARAMETERS),
-            name=name,
-            allow_missing=[f"{part}*" for part in self._parts_with_weights()],
-        )
+    def may_lack(self) -> list[str]:
+        """Patterns of the parts that have their own weights files."""
+        return [f"{part}*" for part in self._parts_with_weights()]
+
+    def export(self, target: str, out: Path) -> str:
+        """Write BLIP as a folder of transformers, or DIFNet as a file of its authors' code.
+
+        Returns a description of the contents. Raises UserError for a fusion other than DIFNet.
+        """
+        if target == "transformers":
+            self.blip.save_for_transformers(out)
+            return "BLIP as BlipForImageTextRetrieval, with its processor"
+        save_for_authors(self.fusion, AUTHORS_MODES[target], out)
+        return "DIFNet's encoder by its authors' names; adapter and gate have no place there"
 
     def _parts_with_weights(self) -> list[str]:
-        """Name prefixes of the parts whose weights are in files of their own."""
+        """Name prefixes of the parts that have their own weights files."""
         loaded = [
             f"streams.{name}"
             for name, config in self.config.streams.items()
             if config.weights is not None
         ]
-        return [f"{part}." for part in (*loaded, *ANSWERING_PARTS)]
+        return [f"{part}." for part in (*loaded, *self.answering_parts)]
 
     def _parts(self) -> list[Any]:
-        answering = (getattr(self, name, None) for name in ANSWERING_PARTS)
-        return [*self.streams.values(), *(part for part in answering if part is not None)]
+        answering = (getattr(self, name, None) for name in self.answering_parts)
+        return [
+            *self.streams.values(),
+            self.fusion,
+            *(part for part in answering if part is not None),
+        ]
 
     def _objectives(self) -> dict[str, Objective]:
         return dict(self.objectives.items())  # type: ignore[arg-type]
 
 
-DECODING = (
-    "num_beams",
-    "max_len",
-    "min_len",
-    "internal_bsz_fid",
-    "num_captions",
-    "num_captions_fid",
-    "cap_max_length",
-    "cap_min_length",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "num_patches",
-    "block_num",
-)
-"""Options of ``predict_answers`` that decide what is answered."""
+def _names_weights(name: str) -> bool:
+    """Whether it is a place of weights rather than a model type: a path or a hub name."""
+    return name.startswith(PACKAGED) or "/" in name or "." in name or is_file(Path(name))
 
 
 def _vocabulary_of(weights: TrainedWeights) -> AnswerVocabulary | None:
-    """The vocabulary that a file of fusion weights brings. Raises UserError for a damaged one."""
+    """The vocabulary in a file of fusion weights. Raises UserError if it is damaged."""
     given = weights.facts.get("vocabulary")
     if given is None:
         return None
@@ -513,7 +561,15 @@ def _vocabulary_of(weights: TrainedWeights) -> AnswerVocabulary | None:
         ) from None
 
 
+def _complete_saved_dropout(kind: str, name: Any, section: Any) -> None:
+    """Let ``dropout`` apply to attention probabilities too, in a section saved by version 0.1."""
+    with suppress(UserError):  # of an unknown name, which is reported where it is used
+        options = [field.name for field in fields(schema_of(kind, name, kind))]
+        if "attention_dropout" in options and isinstance(section, dict) and "dropout" in section:
+            section.setdefault("attention_dropout", section["dropout"])
+
+
 def _reworded(texts: list[Any], times: int) -> list[Any]:
-    """The texts, then the texts with their words moved on by one, by two, and so on."""
+    """The texts, followed by copies with their words rotated by 1 to ``times`` - 1 places."""
     words = [text.split() for text in texts]
     return [" ".join(each[n:] + each[:n]) for n in range(times) for each in words]

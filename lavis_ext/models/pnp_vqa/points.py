@@ -1,9 +1,9 @@
-"""The few places that a heat map means, as point prompts for EfficientSAM.
+"""Peaks of a heat map, as point prompts for EfficientSAM.
 
-Rather fewer points than wrong ones: a point on the wrong object costs a whole mask, a missing one
-leaves the heat map as it was.
+Precision matters more than recall: a point on the wrong object adds a wrong mask, while a missing
+one leaves the heat map unchanged.
 
-Q questions, N = h * w patches row by row, P points of a question.
+Shapes: Q questions, N = h * w patches row by row, P points of a question.
 """
 
 from dataclasses import dataclass
@@ -19,69 +19,68 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.encoders.efficient_sam.prompt_encoder import NONE, POINT
 
-TOUCHING = np.ones((3, 3))
-"""Patches that touch at a side or corner belong to one region."""
+EIGHT_CONNECTED = np.ones((3, 3))
+"""Structuring element: patches with a common side or corner are connected."""
 
-EQUALLY_HOT = 1e-4
-"""Relative difference below which two positions count as equally hot; rounding stays below it."""
+EQUAL_TOLERANCE = 1e-4
+"""Largest relative difference of heat that counts as equal; above rounding errors."""
 
 
 @dataclass
 class PointsConfig:
-    """How points are found in a heat map."""
+    """Options of ``find_points``."""
 
-    num_points: int = option(3, "most points of a question", at_least=1)
+    num_points: int = option(3, "Most points of a question.", at_least=1)
     smoothing: float = option(
-        1.0, "standard deviation of the Gaussian that smooths the heat map, in patches", at_least=0
+        1.0, "Standard deviation of the Gaussian that smooths the heat map, in patches.", at_least=0
     )
     candidate_share: float = option(
         0.5,
-        "patches with at least this share of the smoothed map's maximum are candidates",
+        "Patches with at least this share of the smoothed map's maximum are candidates.",
         above=0,
         at_most=1,
     )
     weak_share: float = option(
         0.2,
-        "regions and clusters with less than this share of the strongest one's heat are dropped",
+        "Regions and clusters with less than this share of the strongest one's heat are dropped.",
         at_least=0,
         at_most=1,
     )
 
 
 class PointPrompts(NamedTuple):
-    """What EfficientSAM's prompt encoder takes. P is ``num_points``, whatever was found."""
+    """Input of EfficientSAM's prompt encoder, padded to P = ``num_points``."""
 
     points: Tensor
     """float32 [Q, P, 2], (x, y) in pixels; padding is (-1, -1)."""
     labels: Tensor
-    """int64 [Q, P], 1 for a point and -1 for padding, which comes last. Never a score."""
+    """int64 [Q, P], 1 for a point and -1 for padding, which comes last."""
 
 
 def find_points(
     heat: np.ndarray | Tensor, grid: tuple[int, int], config: PointsConfig
 ) -> np.ndarray:
-    """Points (row, column) of one heat map, int64 [P, 2], the strongest cluster's first.
+    """Points (row, column) of one heat map, int64 [P, 2], that of the strongest cluster first.
 
     1. The map is smoothed. Positions with at least ``candidate_share`` of its maximum are
-       candidates; those that touch make up a region. Regions with less than ``weak_share`` of the
-       strongest one's heat are left out, as specks would draw clusters away.
+       candidates; connected ones form a region. Regions with less than ``weak_share`` of the
+       strongest one's heat are dropped, since specks would shift clusters.
     2. Candidates are clustered by k-means, with as many clusters as there are regions, at most
-       ``num_points``: one blob, however wide, is one cluster. The first centres are the hottest
-       positions of the regions with most heat, so that nothing is left to chance.
-    3. Of each cluster the hottest position of the smoothed map is a point: one hot patch among cold
-       ones is often an artefact of attention. Among equally hot ones it is the most central.
-    4. A cluster with less than ``weak_share`` of the strongest one's heat gives none, and a region
-       gives one at most, should k-means have divided it.
+       ``num_points``, so a wide blob is still one cluster. The initial centers are the hottest
+       positions of the regions with most heat, which makes the result deterministic.
+    3. The hottest position of each cluster in the smoothed map is a point, because a single hot
+       patch is often an artifact of attention. Among equally hot ones it is the most central.
+    4. Clusters with less than ``weak_share`` of the strongest one's heat give no point, and a
+       region that k-means has divided gives only one.
 
-    A map without heat gives no points, nor does one where all positions are candidates, as it
-    points nowhere.
+    A map without heat gives no points, nor does a flat one, in which all positions are candidates.
 
     Args:
-        heat: float [N] or [h, w].
+        heat: float [N] or [h, w], at least 0.
         grid: (h, w).
-        config: how points are found.
+        config: options.
 
-    Raises UserError for heat that is not finite.
+    Raises UserError for heat that isn't finite.
     """
     raw = torch.as_tensor(heat).detach().cpu().double().reshape(grid).numpy()
     if not np.isfinite(raw).all():
@@ -94,7 +93,7 @@ def find_points(
     if smooth.max() <= 0 or is_candidate.all():
         return np.empty((0, 2), dtype=np.int64)
 
-    regions, count = ndimage.label(is_candidate, TOUCHING)
+    regions, count = ndimage.label(is_candidate, EIGHT_CONNECTED)
     numbers = np.arange(1, count + 1)
     region_heat = ndimage.sum_labels(smooth, regions, numbers)
     by_heat = numbers[np.argsort(-region_heat, kind="stable")]
@@ -104,8 +103,8 @@ def find_points(
 
     first = ndimage.maximum_position(smooth, regions, kept[: config.num_points])
     positions = candidates.astype(float)
-    centres, _ = kmeans(positions, np.array(first, dtype=float))
-    cluster_of, _ = vq(positions, centres)
+    centers, _ = kmeans(positions, np.array(first, dtype=float))
+    cluster_of, _ = vq(positions, centers)
     strength = np.bincount(cluster_of, weights=heat_of)
     points: dict[int, np.ndarray] = {}  # by region
     for cluster in np.argsort(-strength, kind="stable"):
@@ -118,11 +117,15 @@ def find_points(
 
 
 def to_pixels(points: np.ndarray, grid: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """Centres of patches, float64 (x, y) [P, 2] in pixels, for (row, column) [P, 2].
+    """Centers of patches (row, column) [P, 2] in pixels, float64 (x, y) [P, 2].
 
-    As EfficientSAM's prompt encoder counts, (0, 0) is the middle of the first pixel: the centre of
-    the first patch of 16 pixels is 7.5. ``image_size`` is the height and width in pixels of the
-    image that ``grid``, (h, w), divides.
+    As in EfficientSAM's prompt encoder, (0, 0) is the center of the first pixel, so the center of
+    the first patch of 16 pixels is 7.5.
+
+    Args:
+        points: (row, column) of patches, [P, 2].
+        grid: (h, w) of the patches.
+        image_size: height and width of the image in pixels.
     """
     pixels = (points + 0.5) * np.divide(image_size, grid) - 0.5
     return pixels[:, ::-1]
@@ -133,7 +136,7 @@ def point_prompts(
 ) -> PointPrompts:
     """Point prompts of heat maps [Q, N], on their device. See ``find_points`` and ``to_pixels``.
 
-    A question without points has padding only. Raises UserError for heat that is not finite.
+    A question without points has only padding. Raises UserError for heat that isn't finite.
     """
     shape = (len(heat), config.num_points)
     points = np.full((*shape, 2), -1.0)
@@ -149,7 +152,7 @@ def point_prompts(
 
 
 def _hottest(positions: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The hottest of ``positions`` [C, 2]; of equally hot ones the nearest to their middle."""
-    equal = positions[heat >= heat.max() * (1 - EQUALLY_HOT)]
-    from_middle = np.linalg.norm(equal - equal.mean(axis=0), axis=1)
-    return equal[from_middle.argmin()]
+    """The hottest of ``positions`` [C, 2]; among equally hot ones the most central."""
+    equal = positions[heat >= heat.max() * (1 - EQUAL_TOLERANCE)]
+    distance = np.linalg.norm(equal - equal.mean(axis=0), axis=1)
+    return equal[distance.argmin()]

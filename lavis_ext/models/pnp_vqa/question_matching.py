@@ -1,10 +1,11 @@
-"""Where a question looks in the image: GradCAM in BLIP's text encoder (PNP-VQA, Tiong et al. 2022).
+"""Heat map of a question: GradCAM in BLIP's text encoder (PNP-VQA, Tiong et al. 2022).
 
-Selvaraju et al. (ICCV 2017) weigh a layer's maps by the gradient of a score. Here the maps are the
-cross-attention of one block and the score is the logit for "question and image belong together".
+GradCAM (Selvaraju et al., ICCV 2017) weights a layer's maps by the gradient of a score. Here the
+maps are the cross-attention of one block and the score is the logit for "question and image belong
+together".
 
-Shapes: I images, Q questions, H heads, L text tokens, N patches, D image width; R rows of P places,
-in which the questions of an image are packed.
+Shapes: I images, Q questions, H heads, L text tokens, N patches, D image width; R rows of P
+positions, in which the questions of an image are packed.
 """
 
 from collections.abc import Sequence
@@ -23,30 +24,35 @@ from lavis_ext.objectives.matching import MATCH
 
 @dataclass
 class QuestionMatchingConfig:
-    """Where in the text encoder the heat map is read."""
+    """Options of ``match_questions``."""
 
     block_num: int = option(
         7,
-        "block of the text encoder whose cross-attention gives the heat map, from 0; not the last",
+        "Block of the text encoder whose cross-attention gives the heat map, from 0; not the last.",
         at_least=0,
+    )
+    strip_question_marks: bool = option(
+        False,
+        "Match questions without the question marks at their ends, as LAVIS's PNP-VQA does; false "
+        "matches the same text as in training.",
     )
 
 
 class MatchedQuestions(NamedTuple):
-    """What question matching says of Q questions. Neither tensor has a graph."""
+    """Scores and heat maps of Q questions, detached."""
 
     scores: Tensor
     """float32 [Q], probability that question and image belong together."""
     heat: Tensor
-    """float32 [Q, N], at least 0, patches row by row. It is 0 everywhere for a question that no
-    attention speaks for: then there are no points, and patches are drawn as if all were alike."""
+    """float32 [Q, N], at least 0, patches row by row. A question without positive attention has 0
+    everywhere; it has no points, and its patches are sampled uniformly."""
 
 
 def check_block_num(config: QuestionMatchingConfig, sizes: BlipSizesConfig, where: str) -> None:
-    """Raise UserError for a ``block_num`` that can give no heat map.
+    """Raise UserError unless ``block_num`` is a block of the text encoder before its last.
 
-    The text encoder's last block is one: of its cross-attention only the class token's reaches the
-    score, so that the words' gradients are 0. ``where`` is the key under which ``config`` stands.
+    The score depends only on the class token's cross-attention in the last block, so the words have
+    gradients of 0 there. ``where`` is the key of ``config``.
     """
     last = sizes.text_layers - 2
     if last < 0:
@@ -71,46 +77,48 @@ def match_questions(
 ) -> MatchedQuestions:
     """Score and heat map of each question.
 
-    Heat is attention times its gradient, the gradient's negative part taken as 0; then the mean
-    over heads, then over the question's words. [ENC] (or [CLS]), [SEP] and padding are no words,
-    and the image's class token is no patch (LAVIS, blip_image_text_matching.py: compute_gradcam).
-    LAVIS cuts the question mark off beforehand; here the text is read as in training.
+    Heat is attention times the positive part of its gradient, averaged over heads, then over the
+    question's words. [ENC] (or [CLS]), [SEP], padding and the image's class token are excluded
+    (LAVIS, blip_image_text_matching.py: compute_gradcam).
 
-    Gradients start at that block's attention: what comes before it builds no graph, nothing reaches
-    ``tokens`` or a parameter, and no ``.grad`` is written. The caller's grad mode doesn't matter.
+    The graph starts at that block's attention, so neither ``tokens`` nor parameters get a gradient.
+    The result doesn't depend on the caller's grad mode.
 
     Args:
         encoder: BLIP, in evaluation mode.
-        tokens: [I, 1+N, D], fused tokens or an encoder's, the class token first.
-        image_index: int64 [Q], which image each question is about.
-        questions: Q of them.
-        config: where the heat map is read.
-        where: the key under which ``config`` stands.
+        tokens: float [I, 1+N, D], fused or of the encoder, the class token first.
+        image_index: int64 [Q], the image of each question.
+        questions: Q texts.
+        config: options.
+        where: the key of ``config``, for errors.
 
-    Raises UserError for a ``block_num`` out of range, and for a heat map that is not finite.
+    Raises UserError for a ``block_num`` out of range and a heat map with non-finite values.
     """
     check_block_num(config, encoder.config, where)
     with torch.inference_mode(False), torch.no_grad():
-        packed = encoder.pack(questions, image_index, len(tokens))
+        texts = (
+            [each.strip("?") for each in questions] if config.strip_question_marks else questions
+        )
+        packed = encoder.pack(texts, image_index, len(tokens))
         start = _GraphStart()
         probe = AttentionProbe(config.block_num, start.look)
-        # A tensor from inference mode may be in no graph; its copy may.
+        # Tensors created in inference mode can't be part of a graph; copies can.
         logits = encoder.match(tokens.clone(), packed, probe=probe)
         (gradient,) = torch.autograd.grad(logits[:, MATCH].sum(), start.attention)
 
     attention = start.attention.detach()[..., 1:].float()
-    per_place = (attention * gradient[..., 1:].float().clamp(min=0)).mean(dim=1)  # [R, P, N]
-    word = _words(packed.mask)
-    heat = (packed.unpack(per_place) * word[..., None]).sum(dim=1)  # [Q, N]
-    heat = heat / word.sum(dim=1, keepdim=True).clamp(min=1)
-    _refuse_not_finite(heat, questions)
+    packed_heat = (attention * gradient[..., 1:].float().clamp(min=0)).mean(dim=1)  # [R, P, N]
+    is_word = _is_word(packed.mask)
+    heat = (packed.unpack(packed_heat) * is_word[..., None]).sum(dim=1)  # [Q, N]
+    heat = heat / is_word.sum(dim=1, keepdim=True).clamp(min=1)
+    _check_finite(heat, questions)
     return MatchedQuestions(logits.detach().float().softmax(dim=-1)[:, MATCH], heat)
 
 
 class _GraphStart:
-    """Makes the attention that it is shown the leaf of a graph, and turns gradients on.
+    """Probe that makes the attention a leaf of the graph, and enables gradients from there.
 
-    They stay on until the grad mode around the call ends.
+    They stay enabled until the surrounding grad mode ends.
     """
 
     attention: Tensor
@@ -121,13 +129,13 @@ class _GraphStart:
         self.attention = probabilities.requires_grad_()
 
 
-def _words(mask: Tensor) -> Tensor:
-    """bool [Q, L]: the tokens between the first and the last of each question."""
+def _is_word(mask: Tensor) -> Tensor:
+    """bool [Q, L], True for tokens between the first and the last of each question."""
     position = torch.arange(mask.shape[1], device=mask.device)
     return (position > 0) & (position < mask.sum(dim=1, keepdim=True) - 1)
 
 
-def _refuse_not_finite(heat: Tensor, questions: Sequence[str]) -> None:
+def _check_finite(heat: Tensor, questions: Sequence[str]) -> None:
     wrong = ~torch.isfinite(heat).all(dim=1)
     if wrong.any():
         question = questions[int(wrong.nonzero()[0])]

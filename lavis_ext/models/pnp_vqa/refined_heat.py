@@ -1,6 +1,6 @@
-"""The heat map with the masks of the objects it points at: raised inside, damped outside.
+"""Refinement of a heat map by object masks: increased inside, reduced outside.
 
-Q questions, M masks of a question, H' x W' pixels of a mask, N = h * w patches row by row.
+Shapes: Q questions, M masks of a question, H' x W' pixels, N = h * w patches row by row.
 """
 
 from dataclasses import dataclass
@@ -14,47 +14,46 @@ from lavis_ext.config.schema import option
 
 @dataclass
 class RefinedHeatConfig:
-    """How much masks change the heat map."""
+    """Options of ``refine``."""
 
     weight: float = option(
         0.5,
-        "0 leaves the heat map raw; 1 adds its maximum inside the masks and removes all outside",
+        "0 leaves the heat map raw; 1 adds its maximum inside the masks and removes all outside.",
         at_least=0,
         at_most=1,
     )
 
 
 class RefinedHeat(NamedTuple):
-    """Refined heat maps, in the unit of the raw ones and at most 1 + weight times as high."""
+    """Refined heat maps, in the unit of the raw ones, at most 1 + weight times their maximum."""
 
     pixels: Tensor
-    """float32 [Q, H', W'], for pictures and to be compared with masks."""
+    """float32 [Q, H', W'], for pictures and comparison with masks."""
     patches: Tensor
-    """float32 [Q, N], to draw patches by."""
+    """float32 [Q, N], for sampling patches."""
 
 
 def refine(
     heat: Tensor, grid: tuple[int, int], masks: Tensor, valid: Tensor, config: RefinedHeatConfig
 ) -> RefinedHeat:
-    """Refined heat maps.
+    """Refine heat maps by masks.
 
-    With u the heat, m the union of the question's masks and w the weight, it is
+    With u the heat, m the union of the question's masks and w the weight, refined heat is
 
         u * (1 - w * (1 - m)) + w * m * max(u)
 
-    so that inside no heat is lost and the order of hot and less hot stays, while outside a share w
-    is taken away. Where no mask is valid, or none has any pixel, the map stays raw, exactly; so it
-    does with a weight of 0.
+    Inside the masks, heat is never reduced and keeps its order; outside, it is reduced by the share
+    w. The map stays exactly raw without valid masks, with empty masks only, or with a weight of 0.
 
-    ``pixels`` has u interpolated bilinearly. In ``patches`` u is the patch's own heat and m the
-    share of its area inside the masks: the area average of the map with u constant in each patch.
+    In ``pixels`` u is interpolated bilinearly. In ``patches`` u is the heat of the patch, and m the
+    share of its area inside the masks.
 
     Args:
         heat: raw heat maps, float [Q, N], at least 0.
         grid: (h, w).
-        masks: bool, or probabilities in [0, 1], [Q, M, H', W']: one for each point or one for all.
-        valid: bool [Q, M], the masks that count; those of padded points don't.
-        config: how much masks change the heat map.
+        masks: bool, or float probabilities, [Q, M, H', W'].
+        valid: bool [Q, M], False for the masks of padding.
+        config: options.
     """
     raw = heat.float().unflatten(1, grid)
     inside = masks.float().masked_fill(~valid[..., None, None], 0).amax(dim=1)  # [Q, H', W']
