@@ -1,15 +1,14 @@
-"""The reader: T5 reads captions and answers (fusion in decoder, Izacard and Grave, EACL 2021).
+"""The reader: T5 answers from captions (fusion in decoder, Izacard and Grave, EACL 2021).
 
-PNP-VQA's reader is UnifiedQA-v2 (Khashabi et al., 2022). Passages of a question, each the question
-with some of its captions, are encoded apart; the decoder attends to all of them together. The
+PNP-VQA's reader is UnifiedQA-v2 (Khashabi et al., 2022). A passage is the question with some
+of its captions. Passages are encoded separately, and the decoder attends to all of them. The
 network and its ``generate`` are ``transformers``' own.
 
-Q questions, P passages of all of them, L tokens of a passage, D width.
+Q questions, P passages in total, L tokens of a passage, D width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,23 +18,29 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from lavis_ext.checkpoints.sources import resolve
-from lavis_ext.checkpoints.weights import LoadReport, load_into, read_state_dict
+from lavis_ext.checkpoints.reading import (
+    ALLOW_UNEXPECTED_HELP,
+    WEIGHTS_HELP,
+    PretrainedConfig,
+    load_pretrained,
+)
+from lavis_ext.checkpoints.sources import WEIGHT_FILES
+from lavis_ext.checkpoints.tokenizers import T5_FILES, read_t5_tokenizer
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import check, option
+from lavis_ext.decoders.fid_names import READER_NAMES
+from lavis_ext.decoders.unprojected_attention import attend_unprojected
 
 UNIFIED_QA_BASE = "allenai/unifiedqa-v2-t5-base-1363200"
 SEPARATOR = " \\n "
-"""Between question and context, backslash and n as two characters (UnifiedQA's format)."""
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Read with ``spiece.model`` where they lie beside it; ``tokenizer.json`` has all in itself."""
+"""Separator of question and context: a backslash and an n (UnifiedQA's format)."""
 NO_TARGET = -100
+QUESTIONS, PASSAGES = "questions", "passages"
 
 
 @dataclass
-class ReaderConfig:
-    """Sizes, tokenizer, weights and how answers are read. The defaults are UNIFIED_QA_BASE.
+class ReaderConfig(PretrainedConfig):
+    """Sizes, tokenizer, weights and decoding. The defaults are UNIFIED_QA_BASE.
 
     The large one has d_model 1024, d_ff 4096, 16 heads and 24 layers; 3b d_model 1024, d_kv 128,
     d_ff 16384, 32 heads and 24 layers.
@@ -51,36 +56,55 @@ class ReaderConfig:
     tokenizer: str = option(
         UNIFIED_QA_BASE,
         "hub name or local folder of a T5 tokenizer, a tokenizer.json or a spiece.model",
+        files=T5_FILES,
     )
-    weights: str | None = option(
-        UNIFIED_QA_BASE, "hub name, local path or URL; null starts from random weights"
-    )
-    allow_missing: list[str] = option(list, "patterns of names the checkpoint may lack")
+    weights: str | None = option(UNIFIED_QA_BASE, WEIGHTS_HELP, files=WEIGHT_FILES)
     allow_unexpected: list[str] = option(
-        # Old checkpoints of T5 carry a bias that is computed nowhere.
+        # Old checkpoints of T5 have this bias, which is unused.
         lambda: ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
-        "patterns of names the checkpoint may have in excess",
+        ALLOW_UNEXPECTED_HELP,
     )
     num_captions_fid: int = option(5, "captions in a passage", at_least=1)
-    max_passage_tokens: int = option(512, "longer passages are cut", at_least=4)
+    max_passage_tokens: int = option(512, "longer passages are truncated", at_least=4)
     num_beams: int = option(1, "beams of the search; 1 is greedy", at_least=1)
     min_answer_tokens: int = option(0, "tokens of the shortest answer", at_least=0)
     max_answer_tokens: int = option(20, "tokens of the longest answer", at_least=1)
+    count_start_token: bool = option(
+        False,
+        "count the decoder's start token in min_ and max_answer_tokens, as LAVIS's min_len and "
+        "max_len do",
+    )
+    clean_answers: bool = option(
+        True,
+        "bring answers into GQA's format: lower case, single spaces, no punctuation around; false "
+        "leaves the reader's own text, as LAVIS does",
+    )
     questions_per_pass: int = option(
         16, "questions answered together; bounds memory, changes no answer", at_least=1
     )
+    internal_bsz_fid: str = option(
+        QUESTIONS,
+        "what predict_answers' argument of this name counts: questions answered together, or, as "
+        "in LAVIS, groups that a question's passages are divided into, of which only 1 is allowed",
+        choices=(QUESTIONS, PASSAGES),
+    )
 
     def check_together(self, where: str) -> None:
-        """Raise UserError for a shortest answer longer than the longest."""
+        """Raise UserError if ``min_answer_tokens`` exceeds ``max_answer_tokens``."""
         if self.min_answer_tokens > self.max_answer_tokens:
             raise UserError(
                 f"{where}.min_answer_tokens is {self.min_answer_tokens}; it must be at most "
                 f"{where}.max_answer_tokens, which is {self.max_answer_tokens}."
             )
+        if self.count_start_token and self.max_answer_tokens < 2:
+            raise UserError(
+                f"{where}.max_answer_tokens is {self.max_answer_tokens}, and the start token takes "
+                f"one ({where}.count_start_token); it must be at least 2."
+            )
 
 
 class EncodedPassages(NamedTuple):
-    """Passages of several questions, P in all, in order, after the encoder."""
+    """Encoder states of P passages, in the order of their questions."""
 
     ids: Tensor
     """Token ids, int64 [P, L]."""
@@ -89,17 +113,17 @@ class EncodedPassages(NamedTuple):
     states: Tensor
     """float [P, L, D]."""
     counts: list[int]
-    """Passages of each question."""
+    """Number of passages of each question."""
 
 
 class FidReader(nn.Module):
     """``read``, and ``loss`` to train it.
 
-    Parameters are under ``t5.``, by transformers' names. ``where`` is the config's own key, named
-    in errors. ``load_report`` says what was loaded, and is None for random weights.
-    ``truncated_passages`` counts the passages that were cut so far.
+    Parameters are under ``t5.``, by transformers' names. ``where`` is the config's key, for errors.
+    ``load_report`` is the result of loading weights, None for random ones. ``truncated_passages``
+    counts the passages truncated so far.
 
-    Raises UserError for a tokenizer or weights that cannot be had, read or matched.
+    Raises UserError for a tokenizer or weights that can't be found, read or matched.
     """
 
     def __init__(self, config: ReaderConfig, where: str = "model.reader") -> None:
@@ -107,7 +131,7 @@ class FidReader(nn.Module):
         check(config, where)
         self.config = config
         self._where = where
-        self.tokenizer = read_tokenizer(config.tokenizer, f"{where}.tokenizer")
+        self.tokenizer = read_t5_tokenizer(config.tokenizer, f"{where}.tokenizer")
         if len(self.tokenizer) > config.vocab_size:
             raise UserError(
                 f"{where}.vocab_size is {config.vocab_size}; the tokenizer {config.tokenizer} "
@@ -115,33 +139,23 @@ class FidReader(nn.Module):
             )
         self.truncated_passages = 0
         self.t5 = transformers.T5ForConditionalGeneration(self._transformers_config())
-        self.load_report: LoadReport | None = None
-        if config.weights is not None:
-            state = read_state_dict(resolve(config.weights, key=f"{where}.weights"))
-            # Weights that transformers saves leave out the names of tied parameters.
-            for name, source in self.t5.all_tied_weights_keys.items():
-                if source in state:
-                    state.setdefault(name, state[source])
-            self.load_report = load_into(
-                self.t5,
-                state,
-                name=f"reader from {config.weights}",
-                allow_missing=config.allow_missing,
-                allow_unexpected=config.allow_unexpected,
-            )
+        attend_unprojected(self.t5)
+        self.load_report = load_pretrained(
+            self.t5, config, name="reader", key=f"{where}.weights", foreign=READER_NAMES
+        )
 
     def passages(
         self, question: str, captions: Sequence[str], num_captions_fid: int | None = None
     ) -> list[str]:
-        """The question with each group of ``num_captions_fid`` captions, the last maybe smaller.
+        """The question with each group of up to ``num_captions_fid`` captions.
 
         ``question \\n caption. caption. ...`` in lower case (LAVIS, prepare_qa_input). Raises
-        UserError for a question without captions: there is nothing to read.
+        UserError for a question without captions.
         """
         if not captions:
             raise UserError(
                 f"The reader got no captions for the question '{question}'. Check the captioner's "
-                "weights, or let it try more often (model.captioner.sampling.max_tries)."
+                "weights, or allow more attempts (model.captioner.sampling.max_tries)."
             )
         size = num_captions_fid or self.config.num_captions_fid
         groups = [captions[start : start + size] for start in range(0, len(captions), size)]
@@ -158,36 +172,36 @@ class FidReader(nn.Module):
         captions: Sequence[Sequence[str]],
         config: ReaderConfig | None = None,
     ) -> list[str]:
-        """The answer to each of Q questions from its captions.
+        """Answer Q questions from their captions.
 
-        ``config`` stands in place of the reader's own for what concerns reading: beams, lengths,
-        captions in a passage, questions in a pass. Answers are ``normalise_answer``d. Raises
-        UserError for a question without captions.
+        ``config`` overrides the reader's beams, lengths, captions per passage, questions per pass,
+        and whether answers are normalized by ``normalize_answer``. Raises UserError for a question
+        without captions.
         """
         config = config or self.config
         check(config, self._where)
         answers: list[str] = []
+        start_token = int(config.count_start_token)
         for start in range(0, len(questions), config.questions_per_pass):
             some = slice(start, start + config.questions_per_pass)
             states, mask = end_to_end(
                 self.encode(questions[some], captions[some], config.num_captions_fid)
             )
-            # How ``generate`` is typed differs between releases.
-            said = cast(Any, self.t5).generate(
+            # The type of ``generate`` differs between releases.
+            generated = cast(Any, self.t5).generate(
                 encoder_outputs=_encoder_output(states),
                 attention_mask=mask,
                 do_sample=False,
                 num_beams=config.num_beams,
-                # The token that decoding starts with is not part of an answer.
-                min_new_tokens=config.min_answer_tokens,
-                max_new_tokens=config.max_answer_tokens,
+                min_new_tokens=max(config.min_answer_tokens - start_token, 0),
+                max_new_tokens=config.max_answer_tokens - start_token,
             )
-            assert isinstance(said, Tensor)
-            answers += self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        return [normalise_answer(answer) for answer in answers]
+            assert isinstance(generated, Tensor)
+            answers += self.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [normalize_answer(answer) for answer in answers] if config.clean_answers else answers
 
     def loss(self, encoded: EncodedPassages, answers: Sequence[str]) -> Tensor:
-        """Cross-entropy of each answer, float [Q]: the mean over its tokens and the end's."""
+        """Cross-entropy of each answer, float [Q]: the mean over its tokens and </s>."""
         states, mask = end_to_end(encoded)
         targets = [torch.tensor(ids) for ids in self.tokenizer(list(answers))["input_ids"]]
         labels = pad_sequence(targets, batch_first=True, padding_value=NO_TARGET).to(states.device)
@@ -207,7 +221,7 @@ class FidReader(nn.Module):
         captions: Sequence[Sequence[str]],
         num_captions_fid: int | None = None,
     ) -> EncodedPassages:
-        """The questions' passages, each encoded apart. Raises UserError as ``passages`` does."""
+        """Encode the questions' passages. Raises UserError as ``passages`` does."""
         grouped = [
             self.passages(question, texts, num_captions_fid)
             for question, texts in zip(questions, captions, strict=True)
@@ -239,7 +253,7 @@ class FidReader(nn.Module):
             num_layers=config.num_layers,
             num_decoder_layers=config.num_decoder_layers,
             num_heads=config.num_heads,
-            # What T5's first release has, and UnifiedQA-v2 with it.
+            # As in T5's first release, from which UnifiedQA-v2 was trained.
             feed_forward_proj="relu",
             tie_word_embeddings=True,
             dropout_rate=0.0,
@@ -251,9 +265,9 @@ class FidReader(nn.Module):
 
 
 def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
-    """Passages of a question laid end to end: states [Q, T, D] and their mask [Q, T].
+    """Concatenate the passages of each question: states [Q, T, D] and their mask [Q, T].
 
-    Padding within a passage is dropped, so that a question's states end with its words.
+    Padding within passages is removed; only the end of a question's states is padding.
     """
     tokens = [
         states[mask]
@@ -268,43 +282,14 @@ def end_to_end(encoded: EncodedPassages) -> tuple[Tensor, Tensor]:
 
 
 def _encoder_output(states: Tensor) -> BaseModelOutput:
-    # transformers names a subclass of Tensor, which no tensor is, in some releases.
+    # Some releases of transformers declare it as a subclass of Tensor.
     return BaseModelOutput(last_hidden_state=cast(Any, states))
 
 
-def read_tokenizer(source: str, key: str) -> transformers.PreTrainedTokenizerBase:
-    """The T5 tokenizer that ``source``, the value of the config's ``key``, stands for.
+def normalize_answer(answer: str) -> str:
+    """A generated answer in GQA's format: lower case, single spaces, no punctuation around it.
 
-    It puts </s> after every text. Raises UserError that names ``key`` for one that cannot be had,
-    or is none of T5's kind.
-    """
-    path = resolve(source, key=key, filenames=TOKENIZER_FILES, beside=TOKENIZER_SETTINGS)
-    try:
-        tokenizer = _tokenizer(path)
-        ids = tokenizer("a")["input_ids"]
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise UserError(f"{key}: {path} is no T5 tokenizer ({error!r:.120}).") from error
-    missing = {"<pad>", "</s>", "<unk>"} - set(tokenizer.get_vocab())
-    if missing or ids[-1] != tokenizer.eos_token_id:
-        raise UserError(
-            f"{key}: {path} is no T5 tokenizer; its vocabulary must have <pad>, </s> and <unk>, "
-            "and texts must end with </s>."
-        )
-    return tokenizer
-
-
-def _tokenizer(path: Path) -> transformers.PreTrainedTokenizerBase:
-    if path.suffix == ".model":
-        return transformers.T5Tokenizer.from_pretrained(path.parent)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def normalise_answer(answer: str) -> str:
-    """A generated answer as GQA writes answers: lower case, single spaces, no mark at the end.
-
-    GQA's authors compare answers as they stand (evaluation script of Hudson and Manning, 2019);
-    only what a generator adds to an answer is taken away.
+    GQA's authors compare answers exactly (evaluation script of Hudson and Manning, 2019), so only
+    additions of a generator are removed.
     """
     return " ".join(answer.lower().split()).strip(" .,!?\"'")

@@ -1,9 +1,8 @@
-"""Random numbers that are a function of what they are for, and of nothing else.
+"""Random numbers as a function of a key, independent of batch, order, device and process.
 
-A key is one int64, hashed from a text such as a question id; whole numbers (caption, try, step,
-word) are folded into it, as in JAX's ``random.fold_in``. Every key gives one random number, so
-neither batch, order, device nor process changes it, and a caller draws only those it needs: in
-captioning 50 words a step of 30,524.
+A key is an int64, hashed from a text such as a question id; integers (caption, attempt, step, word)
+are folded into it, as in JAX's ``random.fold_in``. Every key gives one random number, and only
+needed ones are drawn: in captioning, for 50 of 30,524 words per step.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ UNIFORM_BITS = 52
 def text_keys(texts: Sequence[str], *labels: str | int) -> Tensor:
     """The keys of ``texts``, int64 [len(texts)] on the CPU.
 
-    ``labels`` (a seed, what the numbers are for) give the same text unrelated keys.
+    Other ``labels``, such as a seed and a purpose, give unrelated keys.
     """
     hashes = (hashed(*labels, text) for text in texts)
     return torch.tensor(
@@ -36,7 +35,7 @@ def fold_in(keys: Tensor, numbers: Tensor | int) -> Tensor:
 
     ``fold_in(key, n)`` is output n of SplitMix64 started at ``key``. Numbers are int64.
     """
-    # As tensors, because int64 wraps around and Python's numbers don't.
+    # As tensors, because int64 wraps around and Python's integers don't.
     numbers = torch.as_tensor(numbers, dtype=torch.int64, device=keys.device)
     mixed = keys + (numbers + 1) * _signed(GOLDEN_GAMMA)
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
@@ -47,7 +46,7 @@ def fold_in(keys: Tensor, numbers: Tensor | int) -> Tensor:
 def uniform(keys: Tensor) -> Tensor:
     """A number in (0, 1) for each key, float64, shaped as ``keys``."""
     bits = _shifted_right(keys, 64 - UNIFORM_BITS)
-    # Half a step up: neither 0 nor 1 comes out, and every value is exact in float64.
+    # The middle of each step, so that 0 and 1 don't occur and all values are exact in float64.
     return (bits.double() + 0.5) * 2.0**-UNIFORM_BITS
 
 
@@ -55,24 +54,24 @@ def gumbel(keys: Tensor) -> Tensor:
     """Standard Gumbel noise for each key, float64, shaped as ``keys``.
 
     The argmax of ``logits + gumbel`` is a sample of ``softmax(logits)``, and its k largest are k
-    samples without replacement (Kool et al., ICML 2019). In float64, since equal values would leave
-    the choice to the device.
+    samples without replacement (Kool et al., ICML 2019). In float64, because the choice between
+    equal values would depend on the device.
     """
     return -torch.log(-torch.log(uniform(keys)))
 
 
 class KeyedSampling(transformers.LogitsProcessor):
-    """Makes greedy search a sampling, by Gumbel noise on the scores of words not filtered out.
+    """Turns greedy search into sampling by Gumbel noise on the scores that filters left.
 
-    Each row draws from a key of its own (int64 [R]) and the step, so that neither the other rows
-    nor torch's random state matter.
+    Each row's noise depends on its own key (int64 [R]) and the step, not on other rows or torch's
+    random state.
     """
 
     def __init__(self, keys: Tensor) -> None:
         self._keys = keys
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores [R, vocabulary] with noise; -inf stays. ``input_ids`` [R, step] gives the step."""
+        """Scores [R, V] with noise; -inf stays. ``input_ids`` [R, step] gives the step."""
         keys = fold_in(self._keys, input_ids.shape[1])
         row, word = (scores > -torch.inf).nonzero(as_tuple=True)
         noisy = scores.clone()
@@ -81,10 +80,10 @@ class KeyedSampling(transformers.LogitsProcessor):
 
 
 def _shifted_right(values: Tensor, bits: int) -> Tensor:
-    """A logical shift: torch's own repeats the sign of int64."""
+    """Logical right shift; torch's own is arithmetic for int64."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(constant: int) -> int:
-    """The int64 with the bits of an unsigned constant; products wrap around, as they should."""
+    """The int64 with the bits of an unsigned constant."""
     return constant - (1 << 64) if constant >> 63 else constant

@@ -1,4 +1,4 @@
-"""The patches that a caption is about, drawn by heat (PNP-VQA, Tiong et al. 2022, section 3.2)."""
+"""Patches for captions, sampled by heat (PNP-VQA, Tiong et al. 2022, section 3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.decoders.keyed_noise import fold_in, gumbel
 
-# Far below the logarithm of any float above 0, near enough to 0 that noise still counts in float64.
+# Below the logarithm of any positive float, but small enough that noise matters in float64.
 LOG_OF_NO_HEAT = -1e4
 
 
 @dataclass
 class PatchConfig:
-    """How many patches a caption sees, and which."""
+    """Number and choice of a caption's patches."""
 
     num_patches: int = option(
-        20, "patches drawn for each caption; all of them with all", at_least=1
+        20, "patches sampled for each caption; without effect if choose is all", at_least=1
     )
     choose: str = option(
         "guided",
@@ -29,10 +29,10 @@ class PatchConfig:
 
 
 def check_heat(heat: Tensor, question_ids: Sequence[str], config: PatchConfig, where: str) -> None:
-    """Raise UserError for heat maps [Q, N] from which patches cannot be drawn.
+    """Raise UserError for heat maps [Q, N] from which patches can't be sampled.
 
-    That is: a value that is negative or not finite (the question is named), and more patches to
-    draw than there are. ``where`` is the key under which ``config`` stands.
+    These have negative or non-finite values (the question is named) or fewer patches than
+    ``num_patches``. ``where`` is the key of ``config``.
     """
     patches = heat.shape[1]
     if config.choose != "all" and config.num_patches > patches:
@@ -52,17 +52,16 @@ def check_heat(heat: Tensor, question_ids: Sequence[str], config: PatchConfig, w
 
 
 def draw_patches(heat: Tensor, keys: Tensor, config: PatchConfig) -> Tensor:
-    """Indexes of patches, int64 [..., P] in 0..N-1, ascending, without replacement.
+    """Indices of patches, int64 [..., P] in 0..N-1, ascending, sampled without replacement.
 
-    Each key draws its own, with probability in proportion to the heat that is left (LAVIS,
-    pnp_vqa.py: one torch.multinomial for each caption). Patches without heat come only after all
-    that have some; a map that is 0 everywhere counts as uniform. P is ``num_patches``, or N if all
-    patches are chosen.
+    Each key samples its own, in proportion to the remaining heat (LAVIS, pnp_vqa.py: one
+    torch.multinomial for each caption). Patches with zero heat come after all others; a map of
+    zeros is uniform. P is ``num_patches``, or N if all patches are chosen.
 
     Args:
-        heat: heat maps, float [..., N], as ``check_heat`` lets them pass.
-        keys: int64 [...], see keyed_noise. Leading dimensions broadcast with those of ``heat``.
-        config: how many patches, and how they are chosen.
+        heat: heat maps, float [..., N], that pass ``check_heat``.
+        keys: int64 [...], see keyed_noise; broadcast with the leading dimensions of ``heat``.
+        config: number and choice of patches.
     """
     columns = torch.arange(heat.shape[-1], device=heat.device)
     if config.choose == "all":

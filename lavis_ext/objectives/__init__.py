@@ -1,4 +1,4 @@
-"""What the fusion is trained for."""
+"""Training objectives of the fusion."""
 
 from lavis_ext.objectives import answer as answer
 from lavis_ext.objectives import matching as matching

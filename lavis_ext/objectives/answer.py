@@ -1,4 +1,4 @@
-"""The answer as a class of the training split's vocabulary."""
+"""Answering as classification over the training split's vocabulary."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.gqa.vocabulary import OUTSIDE, AnswerVocabulary
+from lavis_ext.datasets.questions.vocabulary import OUTSIDE, AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import send
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
@@ -19,15 +19,24 @@ class AnswerConfig(QuestionHeadConfig):
     """Options of the objective ``answer``."""
 
     layers: int = option(2, "Transformer layers.", at_least=1)
-    vocabulary_size: int = option(1843, "Answers to choose from, most frequent first.", at_least=2)
-    label_smoothing: float = option(0.0, "Share of a target spread evenly.", at_least=0, at_most=1)
+    vocabulary_size: int = option(
+        1843, "Number of answers to choose from, the most frequent ones.", at_least=2
+    )
+    vocabulary_min_count: int = option(
+        1,
+        "Minimum number of training questions with an answer for it to be a choice.",
+        at_least=1,
+    )
+    label_smoothing: float = option(
+        0.0, "Share of a target that is spread evenly over all answers.", at_least=0, at_most=1
+    )
 
 
 @registry.register_objective("answer")
 class AnswerObjective(Objective):
     """Cross-entropy over the answer vocabulary, from fused tokens and question.
 
-    A question whose answer the vocabulary lacks has no loss and counts as wrong.
+    A question with an answer outside the vocabulary has no loss and counts as wrong.
     """
 
     Config = AnswerConfig
@@ -42,7 +51,7 @@ class AnswerObjective(Objective):
         self.head = QuestionHead(config, sizes, outputs=len(sizes.vocabulary))
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
-        """Losses, the right answers, and how many answers are outside the vocabulary."""
+        """Losses, and numbers of correct answers and of answers outside the vocabulary."""
         scores = self.head(batch.fused, batch.questions, batch.question_states)
         targets = send(self.vocabulary.targets(batch.samples["answer"]), scores.device)
         losses = F.cross_entropy(

@@ -1,7 +1,7 @@
-"""What an objective is: from fused tokens and questions to a loss for each question.
+"""Interface of objectives, which compute a loss per question from fused tokens and questions.
 
 Q questions, K mismatched questions for each, I images, N patches, D token width, L question tokens,
-W text width; R rows of P places, where questions about one image stand beside each other.
+W text width; R rows of P positions, in which questions about the same image are packed.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.questions.dataset import QuestionBatch
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class ObjectiveConfig:
-    """Options that every objective has."""
+    """Common options of objectives."""
 
-    weight: float = option(1.0, "Weight of its loss in the sum.", above=0)
+    weight: float = option(1.0, "Weight of its loss in the total loss.", above=0)
 
 
 class FusedBatch:
-    """What objectives work on. What several of them need is computed once.
+    """Input of objectives. Values shared by several of them are computed once.
 
-    A pair is a question and an image: the Q matched pairs come first, then the Q * K mismatched
-    ones, those of question q from q * K on.
+    A pair is a question and an image: first Q matched pairs, then Q * K mismatched ones; those of
+    question q start at q * K.
 
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D].
@@ -70,12 +70,12 @@ class FusedBatch:
 
     @cached_property
     def question_states(self) -> torch.Tensor:
-        """``questions`` through the text encoder alone, no image, float [R, P, W]."""
+        """States of ``questions`` after the text encoder, without an image, float [R, P, W]."""
         return self.questions.pack(self._read(self.samples["text_input"]))
 
     @cached_property
     def pair_states(self) -> torch.Tensor:
-        """``pairs`` likewise [R, P, W]."""
+        """States of ``pairs`` after the text encoder, without an image, float [R, P, W]."""
         return self.pairs.pack(self._read(self._paired))
 
     @property
@@ -83,10 +83,10 @@ class FusedBatch:
         return self.samples["text_input"] + self.samples["mismatched_input"]
 
     def _read(self, texts: list[str]) -> torch.Tensor:
-        """States [T, L, W] of T texts, each distinct one of the batch read once."""
+        """Encode T texts to states [T, L, W]. Equal texts are encoded once."""
         unread = [text for text in dict.fromkeys(texts) if text not in self._known]
         if unread:
-            rows = len(self.fused)  # any number would do; with this one, shapes are those of pairs
+            rows = len(self.fused)  # arbitrary; this reuses the shapes of ``pairs``
             packed = self.encoder.pack(unread, torch.arange(len(unread)) % rows, rows)
             states = packed.unpack(self.encoder.encode_questions(packed))
             self._known |= {text: len(self._known) + i for i, text in enumerate(unread)}
@@ -103,17 +103,17 @@ def _stacked(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class ObjectiveOutput(NamedTuple):
-    """Losses of a batch, kept apart from what is reported."""
+    """Losses and metrics of a batch."""
 
     losses: torch.Tensor
     """float [Q], with gradient."""
     report: dict[str, torch.Tensor]
-    """Sums over the batch's questions of what is averaged in the log and the evaluation."""
+    """Metric sums over the batch's questions, averaged in logs and evaluations."""
 
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What an objective's head has to fit."""
+    """Input widths and vocabulary of an objective's head."""
 
     token_width: int
     text_width: int
@@ -121,14 +121,14 @@ class HeadSizes:
 
 
 class Objective(nn.Module, ABC):
-    """Register a subclass with ``registry.register_objective`` and name it in the config.
+    """Base of objectives. Register a subclass with ``registry.register_objective``.
 
-    Parameters of its own are trained and saved with the fusion.
+    Those in ``model.objectives`` are trained and saved with the fusion.
 
     Class attributes:
-        Config: its options, a dataclass that extends ObjectiveConfig.
-        metrics: what its report holds beside the loss.
-        needs_mismatched: whether batches must hold mismatched questions.
+        Config: dataclass of its options, a subclass of ObjectiveConfig.
+        metrics: metrics in its report besides the loss.
+        needs_mismatched: whether batches need mismatched questions.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
     """
@@ -139,14 +139,13 @@ class Objective(nn.Module, ABC):
     needs_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: Any, sizes: HeadSizes) -> None:
-        """``sizes`` are what a head has to fit."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
-        """Losses and report of a batch."""
+        """Losses and metric sums of a batch."""
 
     def predict(self, batch: FusedBatch) -> list[str] | None:
-        """Answers [Q], where the objective learns to answer; None where it doesn't."""
+        """Answers [Q], or None for an objective that doesn't learn to answer."""
         return None

@@ -1,4 +1,4 @@
-"""Matched against mismatched questions: by BLIP's text encoder (``itm``) or a light ``head``."""
+"""Tell matched questions from mismatched ones with BLIP's text encoder or a light head."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
 from lavis_ext.registry import registry
 
 MATCH = 1
-"""Index of "the question belongs to the image" in BLIP's matching scores (Li et al., 2022)."""
+"""Index of "the question belongs to the image" in BLIP's matching logits (Li et al., 2022)."""
 
 MATCHING_METRICS = (
     Metric("accuracy", "share"),
@@ -28,7 +28,7 @@ MATCHING_METRICS = (
 )
 
 CALIBRATION_PACE = 10.0
-"""Adam moves any parameter by one learning rate a step; scale and shift have further to go."""
+"""Multiplies scale and shift, since Adam's steps are as large as the learning rate."""
 
 
 @dataclass
@@ -37,13 +37,13 @@ class ItmConfig(ObjectiveConfig):
 
     calibrated: bool = option(
         False,
-        "Learn a scale and a shift of BLIP's score besides. Of captions it knows how sure it may "
-        "be, of questions it doesn't; without them the fused tokens have to make up for that.",
+        "Also learn a scale and a shift of BLIP's score. BLIP is calibrated for captions, not for "
+        "questions; otherwise the fused tokens have to compensate for that.",
     )
 
 
 class Calibration(nn.Module):
-    """Scale and shift of the score for "match" (Platt, 1999). They start as the identity."""
+    """Scale and shift of the score for "match" (Platt, 1999), initially the identity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Calibration(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1))
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [P, 2] of P pairs to the same shape; that for "no match" becomes 0."""
+        """Calibrated scores [P, 2] of P pairs; the score for "no match" becomes 0."""
         match = scores[:, MATCH] - scores[:, 1 - MATCH]
         scale = (CALIBRATION_PACE * self.log_scale).exp()
         match = scale * match + CALIBRATION_PACE * self.shift
@@ -62,7 +62,7 @@ class Calibration(nn.Module):
 class ItmObjective(Objective):
     """Question matching through BLIP's text encoder and ITM head (Li et al., 2022, section 3.2).
 
-    Both are frozen with pretrained weights: the gradient passes through them into the fusion.
+    Both are pretrained and frozen; gradients pass through them into the fusion.
     """
 
     Config = ItmConfig
@@ -80,9 +80,9 @@ class ItmObjective(Objective):
 
 @registry.register_objective("head")
 class HeadObjective(Objective):
-    """Question matching by a light head of its own, for training alone.
+    """Question matching with a light head that is used in training only.
 
-    No gradient passes through the text encoder, which makes it the cheapest objective.
+    It is the cheapest objective, since no gradient passes through the text encoder.
     """
 
     Config = QuestionHeadConfig
@@ -100,10 +100,10 @@ class HeadObjective(Objective):
 
 
 def _matching(scores: torch.Tensor, count: int) -> ObjectiveOutput:
-    """From scores [Q + Q*K, 2], those of the ``count`` matched pairs first.
+    """Losses and accuracies from scores [Q + Q*K, 2], those of the ``count`` matched pairs first.
 
-    A question's matched pair weighs as much as its mismatched ones together: however many there
-    are, saying always "mismatched" stays as bad as saying always "match".
+    A question's matched pair has the same weight as all of its mismatched ones together, so that a
+    constant prediction has chance accuracy for any K.
     """
     labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
     labels[:count] = MATCH

@@ -1,4 +1,4 @@
-"""A small transformer that reads an image's tokens with a question in mind."""
+"""A small transformer from image tokens and question to scores."""
 
 from dataclasses import dataclass
 
@@ -15,24 +15,48 @@ from lavis_ext.objectives.base import HeadSizes, ObjectiveConfig
 
 @dataclass
 class QuestionHeadConfig(ObjectiveConfig):
-    """Options of objectives with a head of this kind."""
+    """Options of objectives with a QuestionHead."""
 
     width: int = option(256, "Width of the head.", at_least=1)
     layers: int = option(1, "Transformer layers.", at_least=1)
     heads: int = option(4, "Attention heads.", at_least=1)
-    dropout: float = option(0.1, "Dropout within the head.", at_least=0, at_most=1)
+    dropout: float = option(
+        0.1, "Dropout on the head's feed-forward and residual branches.", at_least=0, at_most=1
+    )
+    attention_dropout: float = option(
+        0.0,
+        "Dropout on the head's attention probabilities; on the CPU it costs the fused kernel.",
+        at_least=0,
+        at_most=1,
+    )
 
     def check_together(self, where: str) -> None:
-        """Heads share the width evenly."""
+        """Raise UserError unless ``heads`` divides ``width``."""
         if self.width % self.heads:
-            raise UserError(f"{where}.width is {self.width}, which {self.heads} heads can't share.")
+            raise UserError(
+                f"{where}.width is {self.width}; it must be a multiple of {where}.heads, which is "
+                f"{self.heads}."
+            )
 
 
 class PackedDecoderLayer(nn.TransformerDecoderLayer):
-    """torch's layer, for questions packed by image: an image's keys and values are computed once.
+    """torch's layer for questions packed by image: an image's keys and values are computed once.
 
-    Only ``batch_first`` and ``norm_first`` are known here.
+    Only ``batch_first`` with ``norm_first`` is implemented.
     """
+
+    def __init__(self, config: QuestionHeadConfig) -> None:
+        super().__init__(
+            config.width,
+            config.heads,
+            dim_feedforward=4 * config.width,
+            dropout=config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        # torch's layer has one dropout for everything.
+        self.self_attn.dropout = self.multihead_attn.dropout = config.attention_dropout
 
     def forward(  # type: ignore[override]
         self,
@@ -62,7 +86,7 @@ def _attention(
     row_source: torch.Tensor | None,
     seen: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What ``states`` [R, P, W] find in ``source``, through the module's weights."""
+    """Attention of ``states`` [R, P, W] to ``source`` with the module's weights: [R, P, W]."""
     width = module.embed_dim
     weight, bias = module.in_proj_weight, module.in_proj_bias
     queries = F.linear(states, weight[:width], bias[:width])
@@ -76,28 +100,16 @@ def _attention(
 
 
 class QuestionHead(nn.Module):
-    """Question tokens attend to each other and to the image's tokens; their mean gives the scores.
+    """Question tokens attend to each other and to image tokens; their mean gives the scores.
 
-    Without the question a head could only tell images apart, and a matched pair and a mismatched
-    one share their image.
+    The question is required, because a matched and a mismatched pair can have the same image.
     """
 
     def __init__(self, config: QuestionHeadConfig, sizes: HeadSizes, outputs: int) -> None:
         super().__init__()
         self.question_projection = nn.Linear(sizes.text_width, config.width)
         self.token_projection = nn.Linear(sizes.token_width, config.width)
-        self.layers = nn.ModuleList(
-            PackedDecoderLayer(
-                config.width,
-                config.heads,
-                dim_feedforward=4 * config.width,
-                dropout=config.dropout,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(PackedDecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.score = nn.Linear(config.width, outputs)
 

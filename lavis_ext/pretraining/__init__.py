@@ -1,7 +1,6 @@
-"""Training the encoders, captioner and reader of the model type ``mini`` on mini-GQA.
+"""Training of the encoders, captioner and reader of the model type ``mini`` on mini-GQA.
 
-The recipes in ``projects/mini`` name this package under ``imports``, so that nobody else waits for
-what it imports.
+Only the recipes in ``projects/mini`` import it, under ``imports``, so that other runs start faster.
 """
 
 from lavis_ext.pretraining import blip as blip

@@ -1,4 +1,4 @@
-"""What the models that train the parts of the miniature have in common."""
+"""Base class of the models that pretrain parts of the miniature, the model type ``mini``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,21 +12,23 @@ from lavis_ext.common.metrics import Metric
 from lavis_ext.config.renamed import OldKey, rename_old_keys
 from lavis_ext.config.schema import option
 from lavis_ext.config.typed import typed
-from lavis_ext.models.base import StepOutput, TrainableModel
+from lavis_ext.encoders.blip.encoder import BlipSizesConfig, complete_saved_sizes
+from lavis_ext.models.base import ModelConfig, StepOutput, TrainableModel
 from lavis_ext.models.pnp_vqa.model import OLD_PACKAGED, PnpVqaFusion
 
 
 @dataclass
-class PretrainingConfig:
-    """The section ``model`` of a recipe. Sizes are those of a type of ``pnp_vqa_fusion``."""
+class PretrainingConfig(ModelConfig):
+    """The section ``model`` of a recipe."""
 
-    arch: str = option("", "The model's name in the registry.")
-    model_type: str | None = option("mini", "The type whose parts are trained.")
+    model_type: str | None = option(
+        "mini", "Model type of pnp_vqa_fusion; its parts are trained, at its sizes."
+    )
 
     parts: ClassVar[Mapping[str, type]] = {}
 
     def check_together(self, where: str) -> None:
-        """Give the sections of the parts the types that their classes own."""
+        """Type the sections of the parts by their config classes. Raises UserError."""
         for name, schema in self.parts.items():
             setattr(self, name, typed(schema, getattr(self, name), f"{where}.{name}"))
 
@@ -35,9 +37,9 @@ class PretrainingModel(TrainableModel):
     """Trains parts of the model type ``mini`` from random weights.
 
     Class attributes:
-        shipped: name prefix of each part's tensors, and the file of the package it becomes.
-        shipped_dtype: how it is stored there.
-        reported: the metrics of its report.
+        shipped: file of each part in the package, by the prefix of its parameter names.
+        shipped_dtype: dtype in these files.
+        reported: metrics in the output of ``forward``.
     """
 
     Config: ClassVar[type[PretrainingConfig]]
@@ -51,16 +53,17 @@ class PretrainingModel(TrainableModel):
 
     @property
     def metrics(self) -> list[Metric]:
-        """Those of ``reported``."""
+        """The metrics in ``reported``."""
         return list(self.reported)
 
     @classmethod
     def from_config(
         cls, cfg: Any, *, load_weights: bool = True, **facts: Any
     ) -> "PretrainingModel":
-        """Build from the section ``model``, typed or as LAVIS hands it over.
+        """Build from the section ``model``, a typed one or a DictConfig.
 
-        Parts start from random weights, but for those whose ``weights`` a recipe gives.
+        Parts without ``weights`` in the recipe, or all without ``load_weights``, are initialized
+        randomly.
         """
         if not isinstance(cfg, cls.Config):
             cfg = typed(cls.Config, cfg, "model")
@@ -68,11 +71,13 @@ class PretrainingModel(TrainableModel):
             for part in cfg.parts:
                 getattr(cfg, part).weights = None
         build: Any = cls
-        return build(cfg)
+        model: PretrainingModel = build(cfg)
+        model.adapt()
+        return model
 
     @classmethod
     def default_section(cls, given: DictConfig) -> DictConfig:
-        """The sections of this model's parts, out of the type's config, without weights."""
+        """The sections of this model's parts in the config of its type, without weights."""
         model_type = str(given.get("model_type") or "mini")
         whole = PnpVqaFusion.default_section(OmegaConf.create({"model_type": model_type}))
         tree: dict[str, Any] = {"model": OmegaConf.to_container(whole)}
@@ -84,19 +89,26 @@ class PretrainingModel(TrainableModel):
             section[part] = {**tree["model"][part], "weights": None}
         return OmegaConf.create(section)
 
+    @classmethod
+    def complete_saved(cls, section: dict[str, Any]) -> None:
+        """Add version 0.1's epsilon to the sections of BLIP's parts."""
+        for part, schema in cls.Config.parts.items():
+            if issubclass(schema, BlipSizesConfig) and isinstance(section.get(part), dict):
+                complete_saved_sizes(section[part])
+
     def exported_state(self) -> dict[str, Tensor]:
-        """Everything: all of it is trained. Each name has a tensor of its own, as files need it."""
+        """All tensors by name, cloned because safetensors can't save shared storage."""
         return {name: tensor.clone() for name, tensor in self.state_dict().items()}
 
     def tied_names(self, prefix: str) -> set[str]:
-        """Names below ``prefix`` of parameters that repeat another's, as transformers knows them.
+        """Names below ``prefix`` of parameters that transformers ties to others.
 
-        Files leave them out, and loading fills them in.
+        Files leave them out, and loading ties them again.
         """
         part = self.get_submodule(prefix.rstrip("."))
         return {f"{prefix}{name}" for name in getattr(part, "all_tied_weights_keys", {})}
 
 
 def step_output(losses: Tensor, report: dict[str, Tensor]) -> StepOutput:
-    """From each example's loss [B], and sums over the examples."""
+    """The output for losses [B] of B examples and ``report``, sums of metrics over them."""
     return StepOutput({"all": losses.sum()}, report, len(losses))

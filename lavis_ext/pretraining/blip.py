@@ -1,4 +1,4 @@
-"""The model ``blip_pretraining``: labels of patches, question matching and captioning."""
+"""The model ``blip_pretraining``: patch labeling, question matching and captioning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,12 @@ class BlipPretrainingConfig(PretrainingConfig):
     blip: Any = option(dict, "BLIP (BlipEncoderConfig).")
     captioner: Any = option(dict, "The captioner (CaptionerConfig).")
     labelling_weight: float = option(
-        0.0, "Weight of the loss of patches' labels. A loss of weight 0 isn't computed.", at_least=0
+        0.0, "Weight of the loss of patch labels. A loss of weight 0 isn't computed.", at_least=0
     )
     captioning_weight: float = option(1.0, "Weight of the captioning loss.", at_least=0)
     matching_weight: float = option(1.0, "Weight of the matching loss.", at_least=0)
     share_text_layers: bool = option(
-        True, "Text encoder and decoder are one but for self-attention, as BLIP trains them."
+        True, "Share the layers of text encoder and decoder, except self-attention, as BLIP does."
     )
 
     parts = {"blip": BlipEncoderConfig, "captioner": CaptionerConfig}
@@ -39,12 +39,12 @@ class BlipPretrainingConfig(PretrainingConfig):
 
 @registry.register_model("blip_pretraining")
 class BlipPretraining(PretrainingModel):
-    """Captioning and question matching on one image encoder (Li et al., 2022, section 3.2).
+    """Captioning and question matching with one image encoder (Li et al., 2022, section 3.2).
 
-    What captioning learns of looking at patches is what matching needs, so the text layers are
-    shared at first, and free of each other once both have learned. An image encoder this young
-    learns far more from a label for each patch than from a sentence for an image (Jiang et al.,
-    "All Tokens Matter", NeurIPS 2021), so it begins with those.
+    Matching profits from the cross-attention that captioning learns, so recipes share the text
+    layers at first and separate them later. A random image encoder learns far more from a label for
+    each patch than from a sentence for an image (Jiang et al., "All Tokens Matter", NeurIPS 2021),
+    so recipes begin with patch labels.
     """
 
     Config = BlipPretrainingConfig
@@ -78,13 +78,13 @@ class BlipPretraining(PretrainingModel):
 
     @property
     def metrics(self) -> list[Metric]:
-        """The losses that have a weight, and how often labels and matches are right."""
+        """Losses with a weight above 0, and the accuracies of labeling and matching."""
         given = [name for name, (weight, _) in self._losses.items() if weight > 0]
         rates = [Metric(f"{name}_accuracy", "share") for name in given if name != "captioning"]
         return [*(Metric(f"{name}_loss", better="min") for name in given), *rates]
 
     def forward(self, samples: DescriptionSamples) -> StepOutput:
-        """Loss and report of a batch of images."""
+        """Sums of the loss and of metrics over a batch of images."""
         tokens = self.blip.encode(samples["image"])
         total = tokens.new_zeros(len(tokens))
         report = {}
@@ -98,7 +98,7 @@ class BlipPretraining(PretrainingModel):
         return step_output(total, report)
 
     def _labelling(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, Tensor]:
-        """Loss [B], the labels' sum of the mean over patches, and the share of right ones [B]."""
+        """Loss [B], a mean over patches summed over labels, and share of correct labels [B]."""
         total, right = tokens.new_zeros(len(tokens)), tokens.new_zeros(len(tokens))
         for place, head in enumerate(self.labels.values()):
             labels = samples["patch_labels"][..., place]
@@ -111,7 +111,7 @@ class BlipPretraining(PretrainingModel):
         return total, right
 
     def _captioning(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, None]:
-        """Mean loss of each image's captions [B]."""
+        """Mean loss over each image's captions [B]."""
         images = len(tokens)
         patches = tokens[:, 1:].repeat_interleave(len(samples["captions"]) // images, dim=0)
         losses = self.captioner.loss(patches, samples["captions"], samples["patch_mask"])
@@ -126,15 +126,15 @@ class BlipPretraining(PretrainingModel):
                 setattr(own, shared, getattr(other, shared))
 
     def _matching(self, tokens: Tensor, samples: DescriptionSamples) -> tuple[Tensor, Tensor]:
-        """Mean loss of each image's texts [B], and the share of them that is judged rightly [B]."""
+        """Mean loss over each image's texts [B], and share of correctly matched texts [B]."""
         images = len(tokens)
         texts = len(samples["texts"]) // images
         packed = self.blip.pack(
             samples["texts"], torch.arange(images).repeat_interleave(texts), images
         )
-        # The class token is always seen: it stands first.
-        seen_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
-        scores = self.blip.match(tokens, packed, token_mask=seen_mask)
+        # The first token is the class token, which is never masked.
+        token_mask = F.pad(samples["text_patch_mask"], (1, 0), value=True)
+        scores = self.blip.match(tokens, packed, token_mask=token_mask)
         labels = torch.full((images, texts), 1 - MATCH, device=scores.device)
         labels[:, : texts // 2] = MATCH
         losses = F.cross_entropy(scores, labels.flatten(), reduction="none")

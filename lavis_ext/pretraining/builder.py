@@ -1,58 +1,36 @@
-"""Builders of the data sets that the miniature's parts are trained on."""
+"""Builders of the data sets that pretrain parts of the miniature."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
-from lavis_ext.common.errors import UserError
-from lavis_ext.config.typed import typed
+from lavis_ext.datasets.base import DatasetBuilder
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
 from lavis_ext.datasets.gqa.object_masks import read_object_masks
 from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.datasets.samples import SampleSize
 from lavis_ext.distributed.process_group import main_process_first
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset, Split
 from lavis_ext.pretraining.description_data import DescriptionDataset
 from lavis_ext.pretraining.mask_data import MaskDataset
 from lavis_ext.pretraining.reading_data import ReadingDataset
-from lavis_ext.registry import BaseDatasetBuilder, registry
+from lavis_ext.registry import registry
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-class PretrainingBuilder(BaseDatasetBuilder):
-    """Makes mini-GQA where it isn't there yet, and data sets of its splits.
+class PretrainingBuilder(DatasetBuilder):
+    """Base class: writes mini-GQA on first use, and builds data sets of its splits."""
 
-    Args:
-        config: the section ``datasets.<name>``, typed or as a mapping.
-    """
-
-    dataset_class: ClassVar[type[PretrainingDataset]]
     Config: ClassVar[type[PretrainingDataConfig]]
-    DATASET_CONFIG_DICT: ClassVar[Mapping[str, str]]
-
-    def __init__(self, config: PretrainingDataConfig | DictConfig) -> None:
-        if not isinstance(config, PretrainingDataConfig):
-            config = typed(self.Config, config, "datasets")
-        self.config = config
-
-    @classmethod
-    def default_config_path(cls, type: str | None = None) -> str:
-        """The default config of a type. Raises UserError naming the types there are."""
-        type = type or "mini"
-        if type not in cls.DATASET_CONFIG_DICT:
-            raise UserError(
-                f"The data set type '{type}' isn't known; there are: "
-                f"{', '.join(cls.DATASET_CONFIG_DICT)}. Set `type: mini`."
-            )
-        return cls.DATASET_CONFIG_DICT[type]
+    config: PretrainingDataConfig
+    dataset_class: ClassVar[type[PretrainingDataset]]
 
     def build_datasets(
-        self, sizes: Mapping[str, int | None], *, seed: int = 0
+        self, sizes: Mapping[str, SampleSize | None], *, seed: int = 0, **options: Any
     ) -> dict[str, PretrainingDataset]:
-        """Data sets by split, each with the size of its sample or None for all of it."""
+        """Data sets by split, each a sample of the given size. ``options`` are ignored."""
         root = Path(self.config.root)
         with main_process_first():
             make_mini_gqa(root, images=self.config.images, seed=self.config.seed)
@@ -63,7 +41,10 @@ class PretrainingBuilder(BaseDatasetBuilder):
 
 
 def read_split(root: Path, split: str) -> Split:
-    """Scene graphs and balanced questions of a mini-GQA's split."""
+    """Scene graphs, masks and balanced questions of a split of the mini-GQA in ``root``.
+
+    Raises UserError for files that are missing or damaged.
+    """
     graphs = read_scene_graphs(root / "sceneGraphs" / f"{split}_sceneGraphs.json")
     return Split(
         root,
@@ -75,7 +56,7 @@ def read_split(root: Path, split: str) -> Split:
 
 @registry.register_builder("mini_gqa_descriptions")
 class DescriptionBuilder(PretrainingBuilder):
-    """For BLIP: captions, and texts that match or don't."""
+    """Captions, and matching and mismatched texts, for BLIP."""
 
     DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_descriptions" / "mini.yaml")}
     dataset_class = DescriptionDataset
@@ -84,7 +65,7 @@ class DescriptionBuilder(PretrainingBuilder):
 
 @registry.register_builder("mini_gqa_masks")
 class MaskBuilder(PretrainingBuilder):
-    """For EfficientSAM: prompts and masks."""
+    """Prompts and masks, for EfficientSAM."""
 
     DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_masks" / "mini.yaml")}
     dataset_class = MaskDataset
@@ -93,7 +74,7 @@ class MaskBuilder(PretrainingBuilder):
 
 @registry.register_builder("mini_gqa_reading")
 class ReadingBuilder(PretrainingBuilder):
-    """For the reader: questions, captions and answers."""
+    """Questions, captions and answers, for the reader."""
 
     DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_reading" / "mini.yaml")}
     dataset_class = ReadingDataset

@@ -1,12 +1,14 @@
-"""What the data sets share that the parts of the miniature are trained on.
+"""Base class of the data sets that pretrain parts of the miniature.
 
-Each data set draws from a generator seeded by run seed, epoch and record, so neither the batch size
-nor the number of processes changes a sample.
+Each sample is drawn from a generator seeded by run seed, epoch and record, so it depends neither on
+the batch size nor on the number of ranks.
 """
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,23 +26,29 @@ from lavis_ext.datasets.gqa.object_masks import ObjectMask
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows, Rows
+from lavis_ext.datasets.samples import SampleSize
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 
 
 @dataclass
 class PretrainingDataConfig:
-    """A mini-GQA of its own, so that no part of the miniature has seen what it is tested on."""
+    """Options of the mini-GQA for pretraining.
 
-    type: str = option("mini", "Which default config the section starts from.")
-    root: str = option("data/mini_gqa_pretraining", "Where the mini-GQA is made.", may_change=True)
-    images: int = option(12000, "Its images; a tenth each is val and testdev.", at_least=10)
-    seed: int = option(1000, "Seed of its scenes; data sets of other seeds share none.", at_least=0)
+    Its seed differs from that of the mini-GQA for fusion training, so no test image is seen here.
+    """
+
+    type: str = option("mini", "Default config that the section is merged over.")
+    root: str = option("data/mini_gqa_pretraining", "Folder of the mini-GQA.", may_change=True)
+    images: int = option(12000, "Number of images, a tenth each in val and testdev.", at_least=10)
+    seed: int = option(
+        1000, "Seed of the scenes; data sets with different seeds share none.", at_least=0
+    )
     image_size: int = option(128, "Side in pixels of the images.", at_least=1)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of mini-GQA: scene graphs, their objects' masks, and questions by image id."""
+    """A split of mini-GQA: scene graphs, masks of their objects, and questions, by image id."""
 
     folder: Path
     graphs: dict[str, SceneGraph]
@@ -49,20 +57,20 @@ class Split:
 
 
 class PretrainingDataset(Dataset[Any], ABC):
-    """Samples of one split, each drawn from a record of ``records``.
+    """Random samples of a split, one for each of ``records``.
 
     Args:
-        config: the builder's options.
+        config: options of the builder.
         split: the data.
-        size: how many records, a seeded sample of them; None for all.
-        seed: the run's seed.
+        size: size of a seeded sample of the records; None for all of them.
+        seed: seed of the run.
     """
 
     Config: ClassVar[type[PretrainingDataConfig]] = PretrainingDataConfig
     noun: ClassVar[str] = "examples"
     on_host: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, config: Any, split: Split, size: int | None, seed: int) -> None:
+    def __init__(self, config: Any, split: Split, size: SampleSize | None, seed: int) -> None:
         self.config = config
         self.split = split
         self.seed = seed
@@ -71,23 +79,30 @@ class PretrainingDataset(Dataset[Any], ABC):
             StreamImagesConfig(sizes={"image": config.image_size})
         )
         self.records = self._records()
-        if size is not None and size < len(self.records):
-            chosen = np.random.default_rng(seed).choice(len(self.records), size, replace=False)
-            self.records = [self.records[row] for row in sorted(chosen)]
+        if size is not None:
+            self.records = [self.records[row] for row in size.rows(self.image_codes(), seed)]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def image_codes(self) -> npt.NDArray[np.int64]:
-        """Integers [rows], all different: nothing is shared between samples."""
+        """int64 [rows], all different, because samples share no images."""
         return np.arange(len(self))
 
     def ids(self, rows: Rows) -> list[str]:
-        """Each record's number, as a text."""
+        """The record numbers as text."""
         return [str(row) for row in rows]
 
+    def contents(self) -> str:
+        """Digest of all records."""
+        text = repr([self.seed, *self.records])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
     def __getitems__(self, batch: BatchRows) -> Any:
-        """Called by torch's DataLoader with what the batch sampler yields."""
+        """The batch of the sampler's rows; a DataFault for pictures that can't be read.
+
+        torch's DataLoader calls this.
+        """
         try:
             rows = [int(row) for row in batch.rows]
             names = self.ids(batch.rows)
@@ -97,16 +112,21 @@ class PretrainingDataset(Dataset[Any], ABC):
             return DataFault(str(error))
 
     def collater(self, batch: Any) -> Any:
-        """The loader's collate function: batches come out of ``__getitems__`` collated."""
+        """The loader's collate function; ``__getitems__`` has collated the batch already."""
         return batch
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Does nothing: pictures are always read, because samples depend on them."""
+        yield
 
     @abstractmethod
     def draw(self, row: int, rng: random.Random) -> Any:
-        """One sample of the record in ``row``."""
+        """Draw a sample of the record in ``row``."""
 
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
-        """A batch of samples."""
+        """Collate samples to a batch."""
 
     def _records(self) -> list[Any]:
         return sorted(self.split.graphs)
@@ -118,5 +138,5 @@ class PretrainingDataset(Dataset[Any], ABC):
         return self._process(self.images.read(image_id))["image"]
 
     def _masks(self, image_id: str) -> npt.NDArray[np.bool_]:
-        """Masks [objects, H, W] of an image's objects."""
+        """bool [objects, H, W], the masks of an image's objects."""
         return np.stack([mask.decode() for mask in self.split.masks[image_id]])

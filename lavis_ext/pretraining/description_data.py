@@ -1,4 +1,4 @@
-"""What the miniature's BLIP is trained on: images with captions of patches, texts and labels."""
+"""Training data of the miniature's BLIP: images with patch captions, texts and patch labels."""
 
 import random
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     **{key: OBJECT_VALUES[key] for key in ("name", "color", "pattern", "size")},
     **SCENE_VALUES,
 }
-"""What a patch is labelled with, and the values there are."""
+"""Values of each label of a patch."""
 NO_LABEL = -100
+"""Label that the loss ignores."""
 
 
 class DescriptionSamples(TypedDict):
@@ -33,17 +34,17 @@ class DescriptionSamples(TypedDict):
     image: Tensor
     """uint8 [B, 3, S, S]."""
     patch_labels: Tensor
-    """int64 [B, N, len(LABELS)], places in the values of each of LABELS, or NO_LABEL."""
+    """int64 [B, N, len(LABELS)], indices into the values of each of LABELS, or NO_LABEL."""
     captions: list[str]
-    """[B * C], those of image b from b * C on."""
+    """[B * C], image by image."""
     patch_mask: Tensor
-    """bool [B * C, N], the patches that a caption describes."""
+    """bool [B * C, N], the patches that each caption describes."""
     texts: list[str]
-    """[B * 2K]: for each image K texts that match it, then K that don't."""
+    """[B * 2K]: for each image K matching texts, then K mismatched ones."""
     text_patch_mask: Tensor
-    """bool [B * 2K, N], the patches that a text is matched with."""
+    """bool [B * 2K, N], the patches that each text is matched with."""
     global_size: int
-    """Images in the batch over all processes."""
+    """Images in the batch over all ranks."""
 
 
 @dataclass
@@ -51,31 +52,28 @@ class DescriptionDataConfig(PretrainingDataConfig):
     """Options of ``mini_gqa_descriptions``."""
 
     patch_size: int = option(16, "Side in pixels of a patch.", at_least=1)
-    captions: int = option(3, "Captions of an image.", at_least=0)
-    pairs: int = option(3, "Matching texts of an image, and as many mismatched ones.", at_least=0)
+    captions: int = option(3, "Captions per image.", at_least=0)
+    pairs: int = option(3, "Pairs of a matching and a mismatched text per image.", at_least=0)
     close: float = option(
         0.5,
-        "Share of the pairs that are about one object and matched with some patches alone.",
+        "Share of pairs about one object that are matched with only some of the patches.",
         at_least=0,
         at_most=1,
     )
     close_patches: int | None = option(
         None,
-        "Most patches of such a pair; by default most_patches. The number is drawn so that twice "
-        "as many is half as likely.",
+        "Most patches of such a pair; by default most_patches. Their number is log-uniform.",
         at_least=1,
     )
-    fewest_patches: int = option(6, "Patches that a caption is made from, at least.", at_least=1)
-    most_patches: int = option(20, "Patches that a caption is made from, at most.", at_least=1)
+    fewest_patches: int = option(6, "Fewest patches that a caption describes.", at_least=1)
+    most_patches: int = option(20, "Most patches that a caption describes.", at_least=1)
     unguided: float = option(
-        0.15, "Share of captions whose patches are drawn at random.", at_least=0, at_most=1
+        0.15, "Share of captions of uniformly drawn patches.", at_least=0, at_most=1
     )
-    whole: float = option(
-        0.15, "Share of captions that are made from all patches.", at_least=0, at_most=1
-    )
+    whole: float = option(0.15, "Share of captions of all patches.", at_least=0, at_most=1)
 
     def check_together(self, where: str) -> None:
-        """The patches must be there."""
+        """Raise UserError for more patches than the image has."""
         count = (self.image_size // self.patch_size) ** 2
         if not self.fewest_patches <= self.most_patches <= count:
             raise UserError(
@@ -85,28 +83,28 @@ class DescriptionDataConfig(PretrainingDataConfig):
 
 
 class DescriptionDataset(PretrainingDataset):
-    """Images with captions of some of their patches, texts that match or don't, and labels.
+    """Images with captions of some of their patches, matching and mismatched texts, and labels.
 
-    PNP-VQA makes captions from patches that it draws; a captioner that is to tell what is in them
-    has to be trained that way, when it is as small as this one.
+    PNP-VQA captions sampled patches. A captioner this small has to be trained on such samples to
+    describe their contents.
     """
 
     Config = DescriptionDataConfig
     BACKGROUND = 0.005
-    """Weight of a patch without the object against one full of it."""
-    LABELLED = 0.25
-    """Share of a patch that an object must cover to be its label."""
+    """Weight of a patch without the object, relative to 1 for one that it covers."""
+    LABELED_SHARE = 0.25
+    """Smallest share of a patch that an object covers to give its label."""
     SHARPNESS = 3
-    """Power that makes the object whose pixels are most in the patches the one described."""
+    """Exponent of an object's share in the patches; a caption is most likely about the largest."""
 
     def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
-        """A row's ``image``, ``captions`` and ``texts``, with the patches that these are about."""
+        """Draw ``captions`` and ``texts`` of a row, with their patches, ``image`` and labels."""
         image_id = self.records[row]
         graph = self.split.graphs[image_id]
         coverage = self._coverage(image_id)
         captions, patch_masks = [], []
         for _ in range(self.config.captions):
-            chosen = self._patches(coverage, rng)
+            chosen = self._caption_patches(coverage, rng)
             seen = coverage[:, chosen].sum(axis=1) / coverage.sum(axis=1)
             weights = seen**self.SHARPNESS + 1e-6
             item = rng.choices(graph.objects, weights.tolist())[0]
@@ -130,7 +128,7 @@ class DescriptionDataset(PretrainingDataset):
     def _labels(
         self, graph: SceneGraph, coverage: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.int64]:
-        """Labels [N, len(LABELS)]: of the object that covers most of a patch, and of the scene."""
+        """int64 [N, len(LABELS)], of the object that covers most of a patch, and of the scene."""
         scene = {"place": graph.place, "weather": graph.weather}
         of_objects = np.array(
             [
@@ -142,7 +140,7 @@ class DescriptionDataset(PretrainingDataset):
             ]
         )
         labels: npt.NDArray[np.int64] = of_objects[coverage.argmax(axis=0)]
-        bare = coverage.max(axis=0) < self.LABELLED
+        bare = coverage.max(axis=0) < self.LABELED_SHARE
         labels[np.ix_(bare, [key not in scene for key in LABELS])] = NO_LABEL
         return labels
 
@@ -153,10 +151,10 @@ class DescriptionDataset(PretrainingDataset):
         coverage: npt.NDArray[np.float32],
         rng: random.Random,
     ) -> tuple[str, str, npt.NDArray[np.bool_]]:
-        """A text that matches, one that doesn't, and the patches [N] they are held against.
+        """A matching text, a mismatched one, and a mask [N] of the patches to match them with.
 
-        In a whole image a word has to be found before it can be compared, and nothing is learned
-        for a long time; an object's own patches teach comparing first.
+        On whole images the model has to find an object before it can compare words with it, which
+        delays learning. Pairs with the object's own patches teach comparison first.
         """
         if rng.random() < self.config.close:
             index = rng.randrange(len(graph.objects))
@@ -165,7 +163,7 @@ class DescriptionDataset(PretrainingDataset):
                 fewest = self.config.fewest_patches
                 most = self.config.close_patches or self.config.most_patches
                 count = round(fewest * (most / fewest) ** rng.random())
-                return *pair, self._drawn(self.BACKGROUND + coverage[index], count, rng)
+                return *pair, self._draw_patches(self.BACKGROUND + coverage[index], count, rng)
         pair = matching_pair(graph, self.split.questions.get(image_id, []), rng)
         return *pair, np.ones(coverage.shape[1], bool)
 
@@ -183,16 +181,16 @@ class DescriptionDataset(PretrainingDataset):
         }
 
     def _coverage(self, image_id: str) -> npt.NDArray[np.float32]:
-        """Share of each patch that each object covers, [objects, N]."""
+        """float32 [objects, N], the share of each patch that each object covers."""
         masks = torch.from_numpy(self._masks(image_id)).float()
         side = self.config.image_size // self.config.patch_size
         shares: npt.NDArray[np.float32] = F.adaptive_avg_pool2d(masks[None], side)[0].numpy()
         return shares.reshape(len(masks), -1)
 
-    def _patches(
+    def _caption_patches(
         self, coverage: npt.NDArray[np.float32], rng: random.Random
     ) -> npt.NDArray[np.bool_]:
-        """Patches [N] to be described: all of them, or drawn at random, or drawn by an object."""
+        """Mask [N] of patches to caption: all, uniformly drawn, or drawn around an object."""
         kind = rng.random()
         if kind < self.config.whole:
             return np.ones(coverage.shape[1], bool)
@@ -200,12 +198,12 @@ class DescriptionDataset(PretrainingDataset):
         if kind > self.config.whole + self.config.unguided:
             weights += coverage[rng.randrange(len(coverage))]
         count = rng.randint(self.config.fewest_patches, self.config.most_patches)
-        return self._drawn(weights, count, rng)
+        return self._draw_patches(weights, count, rng)
 
-    def _drawn(
+    def _draw_patches(
         self, weights: npt.NDArray[np.floating], count: int, rng: random.Random
     ) -> npt.NDArray[np.bool_]:
-        """``count`` patches [N] by weight, without replacement."""
+        """Mask [N] of ``count`` patches drawn by weight without replacement, by Gumbel top-k."""
         gumbel = -np.log([rng.expovariate(1.0) for _ in weights])
         chosen = np.zeros(len(weights), bool)
         chosen[np.argsort(-(np.log(weights) + gumbel))[:count]] = True

@@ -1,6 +1,7 @@
-"""Texts about a mini-GQA scene, drawn from its scene graph: true captions, true and false mentions.
+"""Texts about a mini-GQA scene, drawn from its scene graph: captions, true and false mentions.
 
-A mention is what a question says of an object: "large red circle", "striped shape", "curved shape".
+A mention is the phrase for an object in a question: "large red circle", "striped shape", "curved
+shape".
 """
 
 import random
@@ -8,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
+from lavis_ext.datasets.mini_gqa.scenes import MIDDLE_BAND
 from lavis_ext.datasets.mini_gqa.vocabulary import (
+    ADJECTIVE_ORDER,
     ANY_SHAPE,
     CATEGORY_OF,
     KEY_OF,
@@ -16,14 +19,11 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     article,
 )
 
-ADJECTIVE_ORDER = ("size", "pattern", "color")
-SWAPS_TRIED = 12
-THIRDS = (0.4, 0.6)
-"""A position is named outside this middle band of the image, as in mini-GQA's questions."""
+SWAP_ATTEMPTS = 12
 
 
 def value_of(item: GraphObject, key: str) -> str:
-    """The object's value of an attribute type of ``OBJECT_VALUES``, such as its color."""
+    """An object's value of an attribute type of ``OBJECT_VALUES``, such as its color."""
     if key == "name":
         return item.name
     if key == "category":
@@ -37,20 +37,20 @@ def phrase(item: GraphObject, keys: Sequence[str] = ADJECTIVE_ORDER) -> str:
 
 
 def position(item: GraphObject, graph: SceneGraph) -> str:
-    """Where the object is, such as "top left", "bottom" or, in the middle, nothing."""
+    """The object's position, such as "top left" or "bottom"; empty in the middle."""
     x, y, width, height = item.box
     across, down = (x + width / 2) / graph.width, (y + height / 2) / graph.height
     words = []
     for part, names in ((down, ("top", "bottom")), (across, ("left", "right"))):
-        if not THIRDS[0] < part < THIRDS[1]:
+        if not MIDDLE_BAND[0] < part < MIDDLE_BAND[1]:
             words.append(names[0] if part < 0.5 else names[1])
     return " ".join(words)
 
 
 def caption(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
-    """A true sentence about an object: all of its attributes, and often one thing more.
+    """Draw a true caption of an object: all of its attributes, and often one more fact.
 
-    The thing more is where it is, another object that it is beside, or the scene.
+    That is its position, a relation to another object, or the scene.
     """
     text = phrase(item)
     words = f"{article(text)} {text}"
@@ -68,19 +68,19 @@ def caption(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
 
 
 def scene_phrase(graph: SceneGraph) -> str:
-    """The place and its weather, such as "on a rainy beach"."""
+    """The place and its weather, such as "in a rainy street"."""
     return f"in a {graph.weather} {graph.place}"
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Adjectives and a noun (a name, a category or "shape") that stand for an object."""
+    """Adjectives and a noun (a name, a category or "shape") for an object."""
 
     values: tuple[str, ...]
 
     @classmethod
     def parse(cls, words: str) -> "Mention":
-        """From the words of a question. Raises ValueError for words that name no object."""
+        """Parse words of a question. Raises ValueError for words that name no object."""
         found = words.removesuffix(f" {ANY_SHAPE}").split()
         if words.endswith(ANY_SHAPE) and found and f"{found[-1]} {ANY_SHAPE}" in KEY_OF:
             found[-1] = f"{found[-1]} {ANY_SHAPE}"
@@ -90,8 +90,8 @@ class Mention:
         return cls(values)
 
     @classmethod
-    def drawn(cls, item: GraphObject, rng: random.Random) -> "Mention":
-        """A true mention of ``item`` with up to two adjectives."""
+    def draw(cls, item: GraphObject, rng: random.Random) -> "Mention":
+        """Draw a true mention of ``item`` with up to two adjectives."""
         keys = rng.sample(ADJECTIVE_ORDER, rng.choice((0, 1, 1, 2)))
         nouns = ("name", "name", "name", "category", None) if keys else ("name",)
         noun = rng.choice(nouns)
@@ -100,7 +100,7 @@ class Mention:
 
     @property
     def words(self) -> str:
-        """The mention as it is written, without an article."""
+        """The words without an article."""
         noun = [] if self._has_noun else [ANY_SHAPE]
         return " ".join([*self.values, *noun])
 
@@ -108,22 +108,22 @@ class Mention:
     def _has_noun(self) -> bool:
         return KEY_OF[self.values[-1]] in ("name", "category")
 
-    def fits(self, graph: SceneGraph) -> bool:
-        """Whether it is true of an object of the scene."""
+    def matches(self, graph: SceneGraph) -> bool:
+        """Whether the mention is true of an object of the scene."""
         return any(
             all(value_of(item, KEY_OF[value]) == value for value in self.values)
             for item in graph.objects
         )
 
     def swapped(self, graph: SceneGraph, rng: random.Random) -> "Mention | None":
-        """The mention with one value put in place of another, true of nothing in the scene.
+        """Replace one value, so that the mention is true of no object of the scene.
 
-        None where a few draws don't find one.
+        None if no such mention is found in ``SWAP_ATTEMPTS`` draws.
         """
-        for _ in range(SWAPS_TRIED):
+        for _ in range(SWAP_ATTEMPTS):
             place = rng.randrange(len(self.values))
             value = rng.choice(OBJECT_VALUES[KEY_OF[self.values[place]]])
             mention = Mention((*self.values[:place], value, *self.values[place + 1 :]))
-            if not mention.fits(graph):
+            if not mention.matches(graph):
                 return mention
         return None

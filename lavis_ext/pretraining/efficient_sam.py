@@ -1,4 +1,4 @@
-"""The model ``efficient_sam_pretraining``: masks from prompts."""
+"""The model ``efficient_sam_pretraining``: masks of prompted objects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,11 @@ class EfficientSamPretrainingConfig(PretrainingConfig):
 
 @registry.register_model("efficient_sam_pretraining")
 class EfficientSamPretraining(PretrainingModel):
-    """Masks from points and boxes (Xiong et al., 2024; losses of Kirillov et al., 2023).
+    """Masks of objects prompted by points or boxes (Xiong et al., 2024; Kirillov et al., 2023).
 
-    The objects of mini-GQA have no parts, so a prompt means one mask, and each of the decoder's
-    masks learns it.
+    The loss of a mask is cross-entropy, Dice loss and the squared error of its predicted IoU. The
+    objects of mini-GQA have no parts, so a prompt is unambiguous and all of the decoder's masks
+    have the same target.
     """
 
     Config = EfficientSamPretrainingConfig
@@ -41,7 +42,7 @@ class EfficientSamPretraining(PretrainingModel):
         self.efficient_sam = EfficientSam(config.efficient_sam, "model.efficient_sam")
 
     def forward(self, samples: MaskSamples) -> StepOutput:
-        """Loss and report of a batch of images."""
+        """Sums of the loss and of the predicted best mask's IoU over a batch of images."""
         images = samples["image"]
         size = (images.shape[-2], images.shape[-1])
         predicted = self.efficient_sam.predict_masks(
@@ -69,12 +70,12 @@ class EfficientSamPretraining(PretrainingModel):
 
 
 def mask_iou(masks: Tensor, target: Tensor) -> Tensor:
-    """Intersection over union of boolean masks [..., H, W], 0 where both are empty."""
+    """Intersection over union [...] of boolean masks [..., H, W], 0 where both are empty."""
     union = (masks | target).sum(dim=(-2, -1))
     return (masks & target).sum(dim=(-2, -1)) / union.clamp(min=1)
 
 
 def dice_loss(masks: Tensor, target: Tensor) -> Tensor:
-    """One less the Dice coefficient of soft masks [..., H, W] (Milletari et al., 2016)."""
+    """1 minus the Dice coefficient [...] of masks [..., H, W] in 0..1 (Milletari et al., 2016)."""
     overlap = 2 * (masks * target).sum(dim=(-2, -1))
     return 1 - (overlap + 1) / (masks.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)

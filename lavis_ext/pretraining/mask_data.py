@@ -1,4 +1,4 @@
-"""What the miniature's EfficientSAM is trained on: images with prompts and the masks they mean."""
+"""Training data of the miniature's EfficientSAM: images with prompts and target masks."""
 
 import random
 from collections.abc import Sequence
@@ -25,31 +25,31 @@ class MaskSamples(TypedDict):
     points: Tensor
     """float [Q, P, 2], (x, y) in pixels."""
     labels: Tensor
-    """int64 [Q, P]: 1 for a point, 2 and 3 for the corners of a box, -1 for none."""
+    """int64 [Q, P]: 1 for a point, 2 and 3 for the corners of a box, -1 for padding."""
     image_index: Tensor
-    """int64 [Q]."""
+    """int64 [Q], the image of each prompt."""
     masks: Tensor
-    """float [Q, S, S]: 1 where the object is."""
+    """float [Q, S, S], the object's share of each pixel."""
     global_size: int
-    """Images in the batch over all processes."""
+    """Images in the batch over all ranks."""
 
 
 @dataclass
 class MaskDataConfig(PretrainingDataConfig):
     """Options of ``mini_gqa_masks``."""
 
-    prompts: int = option(4, "Prompts of an image.", at_least=1)
-    most_points: int = option(3, "Points of a prompt, at most.", at_least=2)
+    prompts: int = option(4, "Prompts per image.", at_least=1)
+    most_points: int = option(3, "Most points of a prompt.", at_least=2)
     boxes: float = option(0.2, "Share of prompts that are boxes.", at_least=0, at_most=1)
 
 
 class MaskDataset(PretrainingDataset):
-    """Images with prompts, a few points in an object or the box around it, and its mask."""
+    """Images with prompts, which are points in an object or its box, and the object's mask."""
 
     Config = MaskDataConfig
 
     def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
-        """``image``, ``points``, ``labels`` and ``masks`` of a row."""
+        """Draw prompts of a row: ``image``, ``points``, ``labels`` and ``masks``."""
         image_id = self.records[row]
         graph = self.split.graphs[image_id]
         masks = self._masks(image_id)
@@ -78,7 +78,7 @@ class MaskDataset(PretrainingDataset):
     def _prompt(
         self, item: GraphObject, mask: npt.NDArray[np.bool_], rng: random.Random
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Points [P, 2] and labels [P], padded with the label of no point."""
+        """Points float32 [P, 2] and labels int64 [P], padded with the label ``NONE``."""
         points = np.zeros((self.config.most_points, 2), np.float32)
         labels = np.full(self.config.most_points, NONE)
         if rng.random() < self.config.boxes:

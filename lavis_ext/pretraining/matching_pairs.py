@@ -1,4 +1,4 @@
-"""Pairs of a text that matches an image and one that doesn't."""
+"""Pairs of a matching and a mismatched text about an image."""
 
 import random
 import re
@@ -10,13 +10,13 @@ from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, article
 from lavis_ext.pretraining.descriptions import Mention
 
 STATEMENTS = 0.4
-"""Share of pairs that are statements ("a red circle") and no questions."""
+"""Share of pairs of statements ("a red circle"); the others are questions."""
 
 
 def matching_pair(
     graph: SceneGraph, questions: Sequence[GroundedQuestion], rng: random.Random
 ) -> tuple[str, str]:
-    """A text that matches the scene, and the same with a mention of something that isn't there."""
+    """Draw a text that matches the scene, and the same text with a mention of an absent object."""
     asked = [question for question in questions if question.spans]
     while True:
         if asked and rng.random() > STATEMENTS:
@@ -32,11 +32,11 @@ def matching_pair(
 def mention_pair(
     graph: SceneGraph, item: GraphObject, rng: random.Random
 ) -> tuple[str, str] | None:
-    """A statement that is true of ``item``, and one that is true of nothing in the scene.
+    """Draw a true mention of ``item`` and a mention of an absent object, with articles.
 
-    None where a few draws don't find one.
+    None if ``Mention.swapped`` finds no absent object.
     """
-    mention = Mention.drawn(item, rng)
+    mention = Mention.draw(item, rng)
     false = mention.swapped(graph, rng)
     return (_statement(mention), _statement(false)) if false else None
 
@@ -52,7 +52,7 @@ def _swapped_question(
     first, end = span
     mentioned = re.fullmatch(r"(.*?)(\W*)", " ".join(words[first:end]))
     assert mentioned is not None
-    if mentioned[1] == ANY_SHAPE:  # "which shape is red?" says nothing that could be false
+    if mentioned[1] == ANY_SHAPE:  # "shape" alone, as in "Which shape is red?", is never false
         return None
     false = Mention.parse(mentioned[1]).swapped(graph, rng)
     if false is None:

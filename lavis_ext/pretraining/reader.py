@@ -1,4 +1,4 @@
-"""The model ``reader_pretraining``: captions and a question to its answer."""
+"""The model ``reader_pretraining``: answering a question from captions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,29 +23,29 @@ class ReaderPretrainingConfig(PretrainingConfig):
 
     reader: Any = option(dict, "The reader (ReaderConfig).")
     relative_bias_std: float = option(
-        4.0, "Standard deviation of T5's position biases at the start of training.", at_least=0
+        4.0, "Standard deviation of T5's relative position biases at initialization.", at_least=0
     )
-    labelling_weight: float = option(1.0, "Weight of the loss of tokens' labels.", at_least=0)
+    labelling_weight: float = option(1.0, "Weight of the loss of token labels.", at_least=0)
 
     parts = {"reader": ReaderConfig}
 
 
 @registry.register_model("reader_pretraining")
 class ReaderPretraining(PretrainingModel):
-    """Captions and a question to its answer.
+    """Answers a question from captions.
 
-    Answers alone teach a T5 this young to guess by the kind of question. What it takes to look
-    something up is therefore taught to every token of the encoder: whether its word stands on the
-    other side, question or caption, as well, and whether its caption is about what is asked.
+    From answers alone, a T5 this small learns to guess by the kind of question. So each token of
+    the encoder has two labels that teach it to compare question and captions: whether its word
+    occurs on the other side, and whether its caption is about an object in the question.
 
-    T5 tells positions by biases of its attention, which have to be several units apart to matter.
-    Adam moves each by a learning rate a step, so from their usual start near 0 they would take
-    thousands of steps; they start wide instead.
+    T5 encodes positions as biases of attention logits, which matter only if they differ by several
+    units. Adam moves a bias by about the learning rate per step, so it would take thousands of
+    steps from the usual initialization near 0. Hence ``relative_bias_std`` is large.
     """
 
     Config = ReaderPretrainingConfig
     shipped = {"reader.t5.": "reader.safetensors"}
-    shipped_dtype = torch.float16  # in full, the miniature would be larger than 20 MB
+    shipped_dtype = torch.float16  # with float32, the miniature would be larger than 20 MB
     reported = (
         Metric("answer_loss", better="min"),
         Metric("labelling_loss", better="min"),
@@ -65,7 +65,10 @@ class ReaderPretraining(PretrainingModel):
                     nn.init.normal_(parameter, std=config.relative_bias_std)
 
     def forward(self, samples: ReadingSamples) -> StepOutput:
-        """Loss and report of a batch of questions; they are answered in evaluation alone."""
+        """Sums of the loss and of metrics over a batch of questions.
+
+        ``answer_accuracy`` only in evaluation mode.
+        """
         asked, captions = samples["questions"], samples["captions"]
         encoded = self.reader.encode(asked, captions)
         answering = self.reader.loss(encoded, samples["answers"])
@@ -80,14 +83,18 @@ class ReaderPretraining(PretrainingModel):
             report["answer_accuracy"] = torch.tensor(float(sum(right)), device=answering.device)
         return step_output(answering + self.config.labelling_weight * labelling, report)
 
+    def shard_units(self) -> list[str]:
+        """Blocks of T5."""
+        return ["reader.t5.*.block.*"]
+
     def token_labels(
         self, encoded: EncodedPassages, samples: ReadingSamples
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What is known of each token, bool [P, L] each.
+        """Labels of each token of P passages, bool [P, L] each.
 
         Returns:
-            Whether its word stands on the other side too; whether its caption is about what is
-            asked, which holds where the third is True; whether it is a caption's.
+            Whether its word occurs on the other side, question or caption; whether its caption is
+            about an object in the question, valid in captions; whether it is in a caption.
         """
         ids, mask, device = encoded.ids, encoded.mask, encoded.ids.device
         lengths = [
@@ -104,7 +111,7 @@ class ReaderPretraining(PretrainingModel):
         return same.any(dim=2), about[:, None].expand(ids.shape), in_caption
 
     def _labelling(self, encoded: EncodedPassages, samples: ReadingSamples) -> Tensor:
-        """Loss of each question [Q]: the mean over its tokens."""
+        """Mean loss over each question's tokens [Q]."""
         repeated, about, in_caption = self.token_labels(encoded, samples)
         scores = self.labels(encoded.states)
         by_passage = _mean(_binary(scores[..., 0], repeated), encoded.mask)

@@ -1,4 +1,4 @@
-"""What the miniature's reader is trained on: questions with captions of their images."""
+"""Training data of the miniature's reader: questions with captions of their images."""
 
 import random
 from collections.abc import Sequence
@@ -20,36 +20,38 @@ class ReadingSamples(TypedDict):
     questions: list[str]
     """[Q]."""
     captions: list[list[str]]
-    """[Q] lists."""
+    """Captions of each question, [Q] lists."""
     about: list[list[bool]]
-    """Whether each caption is about an object that is asked about."""
+    """Whether each caption is about an object in the question, [Q] lists."""
     answers: list[str]
     """[Q]."""
     global_size: int
-    """Questions in the batch over all processes."""
+    """Questions in the batch over all ranks."""
 
 
 @dataclass
 class ReadingDataConfig(PretrainingDataConfig):
     """Options of ``mini_gqa_reading``."""
 
-    fewest_captions: int = option(2, "Captions of a question, at least.", at_least=1)
-    most_captions: int = option(10, "Captions of a question, at most.", at_least=1)
+    fewest_captions: int = option(2, "Fewest captions of a question.", at_least=1)
+    most_captions: int = option(10, "Most captions of a question.", at_least=1)
     focus: float = option(
-        5.0, "How much more often the objects asked about are described than others.", at_least=1
+        5.0,
+        "Sampling weight of objects in the question for captions, relative to 1 for others.",
+        at_least=1,
     )
     errors: float = option(
-        0.05, "Share of captions with one wrong word, as captioners make them.", at_least=0
+        0.05, "Share of captions with one wrong word, like a captioner's mistakes.", at_least=0
     )
 
     def check_together(self, where: str) -> None:
-        """Fewest and most in order."""
+        """Raise UserError if ``fewest_captions`` is above ``most_captions``."""
         if self.fewest_captions > self.most_captions:
             raise UserError(f"{where}.fewest_captions is above most_captions.")
 
 
 class ReadingDataset(PretrainingDataset):
-    """Questions with true captions of their image, mostly about the objects asked for."""
+    """Questions with captions of their image, mostly about the objects in the question."""
 
     Config = ReadingDataConfig
 
@@ -58,14 +60,14 @@ class ReadingDataset(PretrainingDataset):
         return [(image_id, each) for image_id in sorted(questions) for each in questions[image_id]]
 
     def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
-        """Question, captions, what they are about, and answer of a row."""
+        """Draw captions for a row's question, with their relevance and the answer."""
         image_id, question = self.records[row]
         graph = self.split.graphs[image_id]
         weights = [
             self.config.focus if item.id in question.objects else 1.0 for item in graph.objects
         ]
         count = rng.randint(self.config.fewest_captions, self.config.most_captions)
-        captions = {  # each once, as the captioner's are distinct
+        captions = {  # without duplicates, like the captioner's
             self._caption(item, graph, rng): item.id in question.objects
             for item in rng.choices(graph.objects, weights, k=count)
         }
@@ -86,7 +88,7 @@ class ReadingDataset(PretrainingDataset):
 
 
 def with_wrong_word(text: str, rng: random.Random) -> str:
-    """The text with one attribute or name put in place of another of its kind."""
+    """Replace one attribute or name of a caption by a random one of the same type."""
     words = text.split()
     places = [place for place, word in enumerate(words) if word in KEY_OF]
     place = rng.choice(places)

@@ -1,4 +1,7 @@
-"""``python -m lavis_ext.pretraining.ship RUN ...``: put what recipes trained into the package."""
+"""``python -m lavis_ext.pretraining.ship RUN ...``: put weights of finished runs into the package.
+
+Runs are those of the recipes in ``projects/mini``.
+"""
 
 import argparse
 import json
@@ -23,9 +26,16 @@ FUSION = "fusion_encoder.safetensors"
 
 
 def ship(run: Path, out: Path) -> list[Path]:
-    """Write what a run trained: parts of the miniature, or the fusion that goes with them.
+    """Write the weights of a run, which are parts of the miniature or its fusion.
 
-    Raises UserError for a folder that is no finished run of a recipe.
+    Args:
+        run: output folder of a finished run.
+        out: folder to write to.
+
+    Returns:
+        The files written.
+
+    Raises UserError for a folder without the weights and scores of a finished run.
     """
     if (run / f"{PnpVqaFusion.weights_name}_best.safetensors").is_file():
         return [_ship_fusion(run, out)]
@@ -33,7 +43,7 @@ def ship(run: Path, out: Path) -> list[Path]:
 
 
 def _ship_fusion(run: Path, out: Path) -> Path:
-    """The run's fusion weights; where they were trained is nobody's business but the trainer's."""
+    """Write fusion weights, without the path of the run's folder in their config."""
     weights = TrainedWeights.load(run / f"{PnpVqaFusion.weights_name}_best.safetensors")
     config = {**weights.config, "run": {**weights.config["run"], "output_dir": "output"}}
     out.mkdir(parents=True, exist_ok=True)
@@ -43,10 +53,10 @@ def _ship_fusion(run: Path, out: Path) -> Path:
 
 
 def _ship_parts(run: Path, out: Path) -> list[Path]:
-    """Parts, each a safetensors file by its published names.
+    """Write each part to a safetensors file, with the parameter names of the published model.
 
-    The metadata has ``recipe`` (the YAML's name), ``data_seed`` and ``scores`` (of testdev), as
-    JSON. Raises UserError for a folder that is no finished run of a recipe.
+    The metadata has ``recipe`` (name of the YAML), ``data_seed``, ``steps`` and ``scores`` (on
+    testdev), as JSON. Raises UserError for an unfinished run.
     """
     weights = TrainedWeights.load(run / f"{PretrainingModel.weights_name}_best.safetensors")
     section = OmegaConf.create(weights.config["model"])
@@ -79,10 +89,10 @@ def _ship_parts(run: Path, out: Path) -> list[Path]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ship the runs named on the command line and say what they are."""
+    """Ship the runs on the command line and print the files' sizes."""
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.pretraining.ship",
-        description="Put what the recipes under projects/mini trained into the package.",
+        description="Put weights trained by the recipes under projects/mini into the package.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=MINIATURE, help="folder (%(default)s)")

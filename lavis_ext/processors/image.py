@@ -1,4 +1,4 @@
-"""The image processor: one picture, one tensor for each visual stream."""
+"""The processor ``stream_images``: a picture to an image tensor for each visual stream."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from lavis_ext.config.typed import typed
 from lavis_ext.registry import BaseProcessor, registry
 
 ASPECTS = [3 / 4, 4 / 3]
-"""Least and largest ratio of a random crop's sides."""
+"""Smallest and largest aspect ratio of a random crop."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class StreamImagesConfig:
 
     name: str = option("stream_images", "The processor's name in the registry.")
     sizes: dict[str, int] = option(
-        dict, "Side in pixels of each stream's image; by default what the model's encoders take."
+        dict, "Side in pixels of each stream's image; by default that of the model's encoder."
     )
     crop: float = option(
         1.0,
-        "Least share of the picture's area that a random crop keeps; 1 crops nothing.",
+        "Smallest share of the picture's area in a random crop; 1 doesn't crop.",
         above=0,
         at_most=1,
     )
@@ -44,10 +44,9 @@ class StreamImagesConfig:
 class StreamImagesProcessor(BaseProcessor):
     """Resizes a picture to the square image of each stream.
 
-    The whole picture is kept (encoders squash it to a square) unless ``crop``
-    says otherwise, and nothing is mirrored: GQA asks for left and right. Nor do hues change: it
-    asks for colours. Crops and jitter are drawn by torch's random numbers. Pixels stay 8-bit, so
-    that a batch is a quarter of its size on the way to the device; each encoder normalizes its own.
+    Resizing ignores the aspect ratio. Pictures aren't mirrored and hues don't change, because GQA
+    asks for left and right and for colors. Crops and jitter use torch's random generator. Pixels
+    stay uint8, a quarter of float32's size to transfer; encoders normalize them on the device.
     """
 
     Config = StreamImagesConfig
@@ -58,19 +57,22 @@ class StreamImagesProcessor(BaseProcessor):
 
     @classmethod
     def from_config(cls, cfg: DictConfig | None = None) -> "StreamImagesProcessor":
-        """Build from a LAVIS processor section, or with the defaults."""
+        """Build from a section of LAVIS's ``vis_processor``; the defaults for None.
+
+        Raises UserError for unknown options and wrong values.
+        """
         return cls(typed(cls.Config, cfg or {}, "vis_processor"))
 
     def __call__(self, item: Image.Image) -> dict[str, torch.Tensor]:
-        """An image for each stream, uint8 [3, side, side], of an RGB picture."""
+        """Images by stream, uint8 [3, side, side], of an RGB picture."""
         pixels = self._augmented(pil_to_tensor(item))
         by_side = {side: square(pixels, side) for side in {*self.config.sizes.values()}}
         return {name: by_side[side] for name, side in self.config.sizes.items()}
 
     def facts(self) -> dict[str, Any]:
-        """What tells prepared images from others, as the feature store's keys have it.
+        """Options that change the images, for the keys of feature stores.
 
-        Names and layout are those of the first stores, so that these are still found.
+        Names and layout are those of early versions, so that their stores are found.
         """
         sizes = {f"{name}_size": side for name, side in self.config.sizes.items()}
         return {
@@ -82,7 +84,7 @@ class StreamImagesProcessor(BaseProcessor):
 
     @property
     def random(self) -> bool:
-        """Whether the same picture gives another image every time."""
+        """Whether images of a picture differ between calls."""
         return self.config.crop < 1 or self.config.jitter > 0
 
     def _augmented(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -96,7 +98,7 @@ class StreamImagesProcessor(BaseProcessor):
 
 
 def square(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Images [..., H, W] as squares; those that are so large already stay as they are."""
+    """Resize images [..., H, W] to [..., side, side], bicubic with antialiasing."""
     if pixels.shape[-2:] == (side, side):
         return pixels
     return resize(pixels, [side, side], interpolation=InterpolationMode.BICUBIC, antialias=True)

@@ -1,4 +1,4 @@
-"""The question processor."""
+"""The processor ``question``: normalization of a question's text."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,20 @@ class QuestionConfig:
     """Options of ``question``."""
 
     name: str = option("question", "The processor's name in the registry.")
-    max_words: int = option(50, "Words after which a question is cut.", at_least=1)
+    max_words: int = option(
+        50, "Longer questions are truncated to this number of words.", at_least=1
+    )
+    delete: str = option(
+        "", "Characters to delete first; LAVIS's blip_question deletes .!\"()*#:;~"
+    )
 
 
 @registry.register_processor("question")
 class QuestionProcessor(BaseProcessor):
-    """Lower-cases a question, collapses its spaces and cuts it after ``max_words`` words."""
+    """Lower-cases a question, collapses spaces and truncates it to ``max_words`` words.
+
+    Characters of ``delete`` are removed first, without a space in their place.
+    """
 
     Config = QuestionConfig
 
@@ -29,9 +37,13 @@ class QuestionProcessor(BaseProcessor):
 
     @classmethod
     def from_config(cls, cfg: DictConfig | None = None) -> "QuestionProcessor":
-        """Build from a LAVIS processor section, or with the defaults."""
+        """Build from a section of LAVIS's ``text_processor``; the defaults for None.
+
+        Raises UserError for unknown options and wrong values.
+        """
         return cls(typed(cls.Config, cfg or {}, "text_processor"))
 
     def __call__(self, item: str) -> str:
-        """The question as the text encoder reads it."""
-        return " ".join(item.lower().split()[: self.config.max_words])
+        """The question for the text encoder."""
+        kept = item.translate(dict.fromkeys(map(ord, self.config.delete)))
+        return " ".join(kept.lower().split()[: self.config.max_words])
