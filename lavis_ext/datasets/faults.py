@@ -1,4 +1,4 @@
-"""The section ``run.data_faults``: what becomes of a run whose data fail it in the middle."""
+"""The section ``run.data_faults``: retries and handling of unreadable data."""
 
 import logging
 import time
@@ -19,36 +19,36 @@ LONGEST_PAUSE_SECONDS = 10.0
 
 @dataclass
 class DataFaultsConfig:
-    """How long to bear with data that can't be read, and what follows."""
+    """Retries for unreadable data, and the response to persistent faults."""
 
     retries: int = option(
         3,
-        "How often an image is tried again, with growing pauses, and how often in a row the "
-        "loader's workers are started again.",
+        "Retries of an image, with growing pauses, and consecutive restarts of the loader's "
+        "workers.",
         at_least=0,
     )
     then: str = option(
         "stop",
-        "What follows for an image that still can't be read: stop the run, or skip its examples.",
+        "Response to an image that stays unreadable: stop the run, or skip its examples.",
         choices=("stop", "skip"),
     )
     most_skipped: int = option(
-        1000, "Examples left out in the whole run; after more the run stops.", at_least=0
+        1000, "Skipped examples allowed in the whole run before it stops.", at_least=0
     )
     stall_seconds: float = option(
         300.0,
-        "Seconds that a batch may take before the loader's workers count as stalled.",
+        "Seconds without a batch before the loader's workers count as stalled.",
         above=0,
     )
 
     def pauses(self) -> Iterator[float]:
-        """Seconds to wait before each further attempt."""
+        """Seconds to wait before each retry."""
         for attempt in range(self.retries):
             yield min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
 
 
 class UnreadableImage(NamedTuple):
-    """An image that a batch should have had, and the examples about it."""
+    """An unreadable image, and the ids of the batch's examples about it."""
 
     image_id: str
     reason: str
@@ -56,11 +56,11 @@ class UnreadableImage(NamedTuple):
 
 
 def patiently(read: Callable[[], Item], faults: DataFaultsConfig) -> Item:
-    """What ``read`` returns, tried again after each pause where it raises UserError."""
+    """Call ``read``, retrying after each pause while it raises UserError."""
     for pause in faults.pauses():
         try:
             return read()
         except UserError as error:
-            log.warning("%s Tried again in %g s.", error, pause)
+            log.warning("%s Retrying in %g s.", error, pause)
             time.sleep(pause)
     return read()

@@ -1,4 +1,4 @@
-"""Batches from loader workers to the device, whatever becomes of the workers."""
+"""A data loader that survives the loss of its workers."""
 
 import atexit
 import ctypes
@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -25,43 +26,52 @@ from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.faults import DataFaultsConfig
+from lavis_ext.datasets.forks import Stacks, is_asleep, wait_for_idle_threads
 
 log = logging.getLogger(__name__)
 
 SETTLED = 100
-"""Batches after which an earlier fault of the workers counts no longer."""
+"""Batches after which an earlier loss of workers no longer counts."""
 END_SECONDS = 2.0
-"""How long a worker that is killed may take to be gone."""
+"""Seconds to wait for a killed worker to end."""
+LOOK_SECONDS = 1.0
+"""Interval between looks at the workers while a batch is awaited."""
+LOOKS = 4
+"""Looks that find a new worker asleep, after which it counts as hanging. Starting takes no wait."""
 PR_SET_PDEATHSIG = 1
-# Found before any fork: in a child, another thread's lock of the dynamic linker may never open.
+# Resolved before any fork: in a child, the dynamic linker's lock may be held by a lost thread.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class LostWorkers(Exception):
-    """Workers from which no batch will come any more. ``advice`` is for one who meets it often."""
+    """Raised for dead or stalled workers.
 
-    def __init__(self, message: str, advice: str) -> None:
+    ``advice`` is shown if it happens repeatedly. ``stacks`` says where stalled workers were.
+    """
+
+    def __init__(self, message: str, advice: str, stacks: str = "") -> None:
         super().__init__(message)
         self.advice = advice
+        self.stacks = stacks
 
 
 class Loader(Iterable[Any]):
-    """Batches of a data set, in the order of a sampler, that come whatever the workers meet.
+    """Loads batches in a sampler's order, replacing dead or stalled workers.
 
-    Where a worker dies, or no batch comes for long, new workers go on with the batch that is due.
-    So the sampler has to give the same each time, and a data set's randomness must follow what is
-    in a batch. Nothing is drawn from torch's random numbers, which a model's dropout depends on.
+    New workers continue with the next batch. So the sampler must yield the same batches on each
+    pass, and a data set's randomness may depend only on the contents of a batch. The loader doesn't
+    use torch's global generator, which dropout uses.
 
     Args:
-        dataset: a data set with ``__getitems__``, ``collater`` and ``images``, which is indexed
-            with what the sampler gives.
+        dataset: a data set with ``__getitems__``, ``collater`` and ``images``, indexed with the
+            sampler's items.
         batches: the sampler.
-        workers: processes that load, but no more than there are cores; 0 to load in this one.
+        workers: loader processes, capped at the number of cores; 0 loads in this process.
         faults: the section ``run.data_faults``.
-        persistent: whether the workers live on from one pass to the next.
+        persistent: whether to keep the workers between passes.
 
-    Iterating raises UserError for a batch that the data set could not make, and for workers that
-    die or stall again and again.
+    Iterating raises UserError for a data set's error, and for workers that die or stall
+    repeatedly.
     """
 
     def __init__(
@@ -83,8 +93,8 @@ class Loader(Iterable[Any]):
     def __iter__(self) -> Iterator[Any]:
         given, faultless, losses = 0, 0, 0
         while True:
-            workers = self._workers or _Workers(self._torch_loader(given))
-            # Those that go on in the middle have a sampler of their own, for the rest of this pass.
+            workers = self._workers or self._new_workers(given)
+            # The replacement iterates over the rest of this pass.
             self._workers = workers if self._persistent and not given else None
             try:
                 for batch in workers:
@@ -98,24 +108,28 @@ class Loader(Iterable[Any]):
                 self._workers = None
                 losses = losses + 1 if faultless < SETTLED else 1
                 faultless = 0
-                self._go_on_or_give_up(lost, losses, given)
+                self._continue_or_raise(lost, losses, given)
 
-    def _go_on_or_give_up(self, lost: LostWorkers, losses: int, given: int) -> None:
+    def _continue_or_raise(self, lost: LostWorkers, losses: int, given: int) -> None:
+        rank = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
+        if lost.stacks:
+            log.warning("%sloader workers that bring nothing:\n%s", rank, lost.stacks)
         if losses > self._faults.retries:
             times = f", {losses} times in a row" if losses > 1 else ""
             raise UserError(f"{lost}{times} (run.data_faults.retries). {lost.advice}") from None
         log.warning(
-            "%s%s; new loader workers go on with batch %d of this pass (%d of at most %d times)",
-            f"rank {distributed.rank()}: " if distributed.world_size() > 1 else "",
+            "%s%s; new loader workers continue with batch %d of this pass (%d of at most %d times)",
+            rank,
             lost,
             given + 1,
             losses,
             self._faults.retries,
         )
 
-    def _torch_loader(self, past: int) -> DataLoader[Any]:
-        """One without the batches that are ``past``."""
-        return DataLoader(
+    def _new_workers(self, past: int) -> "_Workers":
+        """Workers that load all batches after the first ``past``."""
+        settled = multiprocessing.RawArray("i", max(self._processes, 1))
+        loader = DataLoader(
             self._dataset,
             batch_sampler=_Rest(self._batches, past),
             collate_fn=self._dataset.collater,
@@ -123,13 +137,14 @@ class Loader(Iterable[Any]):
             persistent_workers=self._persistent and not past,
             pin_memory=torch.cuda.is_available(),
             timeout=self._faults.stall_seconds if self._processes else 0,
-            worker_init_fn=partial(_settle_in, os.getpid()),
+            worker_init_fn=partial(_settle_in, os.getpid(), settled),
             generator=torch.Generator(),
         )
+        return _Workers(loader, settled)
 
 
 class _Rest:
-    """A sampler's batches but for the first ones."""
+    """A sampler that skips its first batches."""
 
     def __init__(self, batches: Iterable[Any], past: int) -> None:
         self._batches = batches
@@ -140,43 +155,76 @@ class _Rest:
 
 
 class _Workers:
-    """torch's loader and the processes that it has started. Iterating raises LostWorkers."""
+    """torch's loader with its processes. Iterating raises LostWorkers.
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    Args:
+        loader: the loader.
+        settled: process ids of the workers that have started, written by them.
+    """
+
+    def __init__(self, loader: DataLoader[Any], settled: Sequence[int]) -> None:
         self._loader = loader
+        self._settled = settled
         self._iterator: Any = None
         self._processes: list[BaseProcess] = []
+        self._asleep: dict[int, int] = {}
+        self._stacks = Stacks()
         if not _started:
             atexit.register(_abandon_all)
         _started.add(self)
 
     def __iter__(self) -> Iterator[Any]:
         with self._losses_raised():
-            others = multiprocessing.active_children()
-            try:
-                self._iterator = iter(self._loader)
-            finally:
-                self._processes += set(multiprocessing.active_children()).difference(others)
+            if self._iterator is None:
+                self._start()
+            else:
+                self._wait_at_most(self._loader.timeout)  # for the workers' answers
+                iter(self._loader)
         _Deaths.heed()
-        while True:
-            with self._losses_raised():
-                batch = next(self._iterator, None)
-            if batch is None:
-                return
+        self._wait_at_most(min(LOOK_SECONDS, self._loader.timeout))
+        while (batch := self._next()) is not None:
             yield batch
 
+    def _start(self) -> None:
+        others = multiprocessing.active_children()
+        if self._loader.num_workers:
+            wait_for_idle_threads()
+        try:
+            with self._stacks.inherited():
+                self._iterator = iter(self._loader)
+        finally:
+            self._processes += set(multiprocessing.active_children()).difference(others)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if self._processes:
+            self._iterator._timeout = seconds
+
+    def _next(self) -> Any:
+        """The next batch; None at the end."""
+        asked = time.monotonic()
+        while True:
+            with self._losses_raised():
+                try:
+                    return next(self._iterator, None)
+                except RuntimeError as error:
+                    if not str(error).startswith("DataLoader timed out"):
+                        raise
+            self._check_starts()
+            if time.monotonic() - asked >= self._loader.timeout:
+                raise LostWorkers(*self._stalled())
+
     def abandon(self) -> None:
-        """Kill the processes, and let torch wait for none of them."""
+        """Kill the processes without letting torch wait for them."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join(END_SECONDS)
-        # A process that is killed may hold the locks of torch's queues, or have written half of a
-        # batch; what torch does at an iterator's end would wait for it.
+        # A killed process may hold locks of torch's queues or have written half of a batch; torch
+        # would wait for it when the iterator is deleted.
         if self._processes and self._iterator is not None:
             self._iterator._shutdown = True
             if getattr(self._iterator, "_worker_pids_set", False):
-                # torch keeps them by the iterator's address, which a later one may get.
+                # torch stores them by the iterator's id, which a later one may reuse.
                 signal_handling._remove_worker_pids(id(self._iterator))
                 self._iterator._worker_pids_set = False
             if done := getattr(self._iterator, "_pin_memory_thread_done_event", None):
@@ -184,29 +232,44 @@ class _Workers:
 
     @contextmanager
     def _losses_raised(self) -> Iterator[None]:
-        self._refuse_dead()
-        _Deaths.awaited = True
+        self._check_alive()
+        _Deaths.awaited = self._processes
         try:
             yield
         except RuntimeError as error:
-            self._refuse_dead()
-            if str(error).startswith("DataLoader timed out"):
+            self._check_alive()
+            if str(error).startswith("DataLoader timed out"):  # at the start of a pass
                 raise LostWorkers(*self._stalled()) from None
             raise
         finally:
-            _Deaths.awaited = False
+            _Deaths.awaited = ()
 
-    def _refuse_dead(self) -> None:
+    def _check_alive(self) -> None:
         for process in self._processes:
             if process.exitcode is not None:
                 raise LostWorkers(*_death(process)) from None
 
-    def _stalled(self) -> tuple[str, str]:
+    def _check_starts(self) -> None:
+        """Raise LostWorkers for a forked process that waits for a lock of a lost thread."""
+        for process in self._processes:
+            pid = process.pid or 0
+            waits = pid not in self._settled and is_asleep(pid)
+            self._asleep[pid] = self._asleep.get(pid, 0) + 1 if waits else 0
+            if self._asleep[pid] >= LOOKS:
+                raise LostWorkers(
+                    f"a new loader worker (process {pid}) hangs before its start",
+                    "Python before 3.11.10 has a fault of that kind (gh-112275); "
+                    "run.num_workers=0 loads without workers.",
+                    self._stacks.text([pid]),
+                )
+
+    def _stalled(self) -> tuple[str, str, str]:
         folder = cast(Any, self._loader.dataset).images.folder
         return (
-            f"{folder}: no batch has come from its images for {self._loader.timeout:g} s",
-            "Look whether that folder, or the one of stored features, still answers; if it is only "
-            "slow, raise run.data_faults.stall_seconds.",
+            f"{folder}: no batch of its images was loaded for {self._loader.timeout:g} s",
+            "Check whether that folder, or the one of stored features, still responds; if it is "
+            "only slow, increase run.data_faults.stall_seconds.",
+            self._stacks.text([process.pid or 0 for process in self._processes]),
         )
 
 
@@ -214,60 +277,78 @@ _started: "WeakSet[_Workers]" = WeakSet()
 
 
 def _abandon_all() -> None:
-    """Python waits at its end for workers, also for one that a network folder holds up."""
+    """Kill all workers at exit; Python would wait forever for one stuck in a network folder."""
     for workers in list(_started):
         workers.abandon()
 
 
 class _Deaths:
-    """torch raises a worker's death wherever the main thread is: in a step, in writing a state.
+    """A SIGCHLD handler that raises for a dead worker only while a batch of it is awaited.
 
-    Here it is raised where batches are waited for; elsewhere it is found out later.
+    torch's handler raises anywhere in the main thread, even in a step or while a state is written,
+    and for another loader's worker, which that loader replaces when it is used again.
     """
 
-    awaited: ClassVar[bool] = False
+    awaited: ClassVar[Sequence[BaseProcess]] = ()
 
     def __init__(self, torchs: Callable[[int, FrameType | None], Any]) -> None:
         self._torchs = torchs
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if _Deaths.awaited:
+        if any(map(_has_failed, _Deaths.awaited)):
             self._torchs(signum, frame)
 
     @classmethod
     def heed(cls) -> None:
-        """Stand before torch's handler, which it sets with its first worker."""
+        """Wrap torch's handler, which torch installs with the first worker."""
         handler = signal.getsignal(signal.SIGCHLD)
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and callable(handler) and not isinstance(handler, cls):
             signal.signal(signal.SIGCHLD, cls(handler))
 
 
+def _has_failed(process: BaseProcess) -> bool:
+    """Whether a child was killed or ended with an error; its exit code stays to be asked for.
+
+    True where unknown. A worker that ends well at the end of a pass hasn't failed.
+    """
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return True
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    try:
+        ended = os.waitid(os.P_PID, process.pid or 0, flags)
+    except ChildProcessError:  # it has been asked for
+        return process.exitcode not in (None, 0)
+    return ended is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0)
+
+
 def _death(process: BaseProcess) -> tuple[str, str]:
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     advice = {
-        -signal.SIGKILL: "A machine that runs out of memory kills so: lower run.num_workers or "
+        -signal.SIGKILL: "The machine probably ran out of memory: lower run.num_workers or "
         "run.batch_size_train, or give the job more memory.",
-        -signal.SIGBUS: "Shared memory (/dev/shm) is full, or a store of features was cut short: "
-        "lower run.num_workers, or check the stores with lavis_ext.features.extract --verify.",
-    }.get(code, "Its own message stands above; run.num_workers=0 loads without workers.")
+        -signal.SIGBUS: "Shared memory (/dev/shm) is full, or a feature store is truncated: lower "
+        "run.num_workers, or check the stores with lavis_ext.features.extract --verify.",
+    }.get(code, "See its message above; run.num_workers=0 loads without workers.")
     return f"a loader worker (process {process.pid}) {how}", advice
 
 
-def _settle_in(parent: int, worker: int) -> None:
-    """torchrun, SLURM and terminals signal all processes; batches are needed to the end.
+def _settle_in(parent: int, settled: Any, worker: int) -> None:
+    """Ignore signals to the whole process group, because batches are needed until the end.
 
-    Only the parent's SIGTERM ends a worker: Python sends it at exit, and waits. With the parent's
-    own end it is killed, whatever it is waiting for.
+    torchrun, SLURM and terminals send such signals. Only the parent's SIGTERM ends a worker; Python
+    sends it at exit. The kernel kills a worker when its parent dies, even in a blocking call.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if _prctl:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    settled[worker] = os.getpid()
 
 
 def _end_with_parent() -> None:

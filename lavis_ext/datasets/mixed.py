@@ -1,7 +1,8 @@
-"""Several data sets trained on together, by ratios."""
+"""Training on several data sets, mixed by ratios."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +13,16 @@ from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 
 
 def split_of(name: str) -> str:
-    """The split of a data set's name: ``val`` of ``val`` and of ``NAME.val``."""
+    """Split of a data set's name: ``val`` for ``val`` and for ``NAME.val``."""
     return name.rpartition(".")[2]
 
 
 class MixedDataset(Dataset[Any]):
-    """Data sets one beside the other; each batch is of one of them.
+    """Combines data sets; each batch comes from one of them.
 
     Args:
-        names: the data sets' names.
-        datasets: the data sets.
+        names: names of the data sets.
+        datasets: data sets in the same order.
     """
 
     def __init__(self, names: Sequence[str], datasets: Sequence[Any]) -> None:
@@ -35,30 +36,38 @@ class MixedDataset(Dataset[Any]):
         return sum(map(len, self.datasets))
 
     def __getitems__(self, batch: BatchRows) -> Any:
-        """Called by torch's DataLoader with what the batch sampler yields."""
+        """Called by torch's DataLoader with the batch sampler's items."""
         return self.datasets[batch.source].__getitems__(batch)
 
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Context manager in which batches have black images and no file is read."""
+        with ExitStack() as blocks:
+            for dataset in self.datasets:
+                blocks.enter_context(dataset.unread())
+            yield
+
     def collater(self, batch: Any) -> Any:
-        """The loader's collate function: batches come out of ``__getitems__`` collated."""
+        """Collate function of the loader; ``__getitems__`` already returns batches."""
         return batch
 
 
 class MixedBatches(Sampler[BatchRows]):
-    """Batches of several data sets in an order drawn anew each epoch.
+    """Batches of several data sets, shuffled each epoch.
 
-    An epoch has as many batches as the data sets have together; of them each data set gives its
-    share by ``ratios``. One that has more than its share goes on in the next epoch where it
-    stopped; one that has less is started anew, in another order. Batch and order are a function of
-    seed and epoch alone, the same in every process.
+    An epoch has as many batches as the data sets have together, divided by ``ratios``. A data set
+    with more batches than its share continues in the next epoch; one with fewer starts over in a
+    new order. Batches and their order depend only on seed and epoch, and are the same in every
+    process.
 
     Args:
-        batches: the batches of each data set.
-        ratios: the data sets' shares, in any unit; None: each once an epoch.
-        seed: the run's seed.
+        batches: batch sampler of each data set.
+        ratios: relative shares of the data sets; None reads each data set once per epoch.
+        seed: seed of the run.
 
     Attributes:
-        epoch: the epoch whose order is used.
-        start: batches at the start of the epoch that are left out.
+        epoch: the current epoch.
+        start: batches to skip at the start of the epoch.
     """
 
     def __init__(
@@ -88,13 +97,19 @@ class MixedBatches(Sampler[BatchRows]):
             yield replace(next(streams[source]), source=int(source))
 
     @property
+    def mean_size(self) -> tuple[float, float]:
+        """Mean numbers of examples and of images per process and batch."""
+        means = np.average([each.mean_size for each in self._batches], 0, weights=self._counts)
+        return float(means[0]), float(means[1])
+
+    @property
     def layout(self) -> str:
-        """A digest, equal for samplers whose batches are the same in every epoch."""
-        told = [*(each.layout for each in self._batches), *map(str, self._counts), str(self._seed)]
-        return hashlib.blake2b(" ".join(told).encode(), digest_size=16).hexdigest()
+        """Digest that is equal for samplers with the same batches in every epoch."""
+        parts = [*(each.layout for each in self._batches), *map(str, self._counts), str(self._seed)]
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
 
     def _from(self, source: int, place: int) -> Iterator[BatchRows]:
-        """The batches of a data set without end, from ``place`` on."""
+        """An endless iterator over a data set's batches, starting at ``place``."""
         batches = self._batches[source]
         batches.epoch, batches.start = divmod(place, len(batches))
         while True:

@@ -1,8 +1,8 @@
-"""Which examples go into which batch, for every epoch, process and batch.
+"""Samplers that assign examples to batches, by epoch and process.
 
-What a batch costs is mostly its images: each is encoded and fused once, for all of its examples.
-So batches have equal numbers of images, and nearly equal numbers of examples. The order is a
-function of seed and epoch alone, and every example is used exactly once an epoch.
+A batch's cost is mostly that of its images: each is encoded and fused once for all of its examples.
+So batches have equal numbers of images, and nearly equal numbers of examples. The order depends
+only on seed and epoch, and every example is used exactly once per epoch.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ NOTHING = -1
 class BatchRows:
     """One process's share of a global batch.
 
-    ``global_size`` counts the examples of all processes: losses are divided by it, so that
-    processes with unequal shares weigh each example the same. In ``training``, and only there,
-    examples may be left out.
+    ``global_size`` is the number of examples over all processes; losses are divided by it, so that
+    all examples have the same weight even in unequal shares. Examples may be skipped only in
+    ``training``.
     """
 
     rows: Rows
@@ -33,29 +33,30 @@ class BatchRows:
     global_size: int
     training: bool = False
     source: int = 0
-    """Place of the data set that ``rows`` are of, in a run with several."""
+    """Index of the data set of ``rows`` in runs with several data sets."""
 
 
 class TrainBatches(Sampler[BatchRows]):
-    """Shuffled batches of groups; a group is examples about one image, in an order drawn anew.
+    """Shuffled batches of groups; a group is shuffled examples about one image.
 
     An image with more examples than ``examples_per_image`` has several groups of nearly equal
-    size. A global batch has as many groups as make ``batch_size`` examples a process on average,
-    and a multiple of ``world_size``; wherever groups can be divided in two to that end, all batches
-    of an epoch have the same number, and all processes. Any number of processes that divides it
-    sees the same global batches.
+    size. A global batch has the number of groups that gives ``batch_size`` examples per process on
+    average, rounded to a multiple of ``world_size``. Groups are split if necessary so that, where
+    possible, all batches and processes have equally many. Any number of processes that divides this
+    number sees the same global batches.
 
     Args:
-        image_codes: integers [rows], equal for the examples about one image.
-        batch_size: examples a process, on average over an epoch's batches.
-        examples_per_image: at most so many examples about an image stand together, but no more than
-            ``batch_size``; with 1 the order is a plain shuffle.
-        seed: the run's seed.
-        rank, world_size: this process and how many there are; at most one for each row.
+        image_codes: integers [rows], equal for examples about the same image.
+        batch_size: examples per process, on average over an epoch's batches.
+        examples_per_image: maximum size of a group, capped at ``batch_size``; 1 is a plain shuffle.
+        images_per_batch: maximum number of images per process and batch, even if that makes batches
+            smaller than ``batch_size``.
+        seed: seed of the run.
+        rank, world_size: this process, and the number of processes, at most the number of rows.
 
     Attributes:
-        epoch: the epoch whose order is used.
-        start: batches at the start of the epoch that are left out.
+        epoch: the current epoch.
+        start: batches to skip at the start of the epoch.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class TrainBatches(Sampler[BatchRows]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        images_per_batch: int | None = None,
     ) -> None:
         self._image_codes = image_codes
         self._seed = seed
@@ -78,10 +80,10 @@ class TrainBatches(Sampler[BatchRows]):
         counts = counts[counts > 0]
         together = min(examples_per_image, batch_size)
         self._sizes = _in_parts(counts, -(-counts // together))
-        self._batches = self._share_out(batch_size * world_size)
+        self._batches = self._share_out(batch_size * world_size, images_per_batch)
 
     def __len__(self) -> int:
-        """Batches an epoch, the same for every process."""
+        """Batches per epoch, the same for every process."""
         return self._batches
 
     def __iter__(self) -> Iterator[BatchRows]:
@@ -102,21 +104,27 @@ class TrainBatches(Sampler[BatchRows]):
             size = int(self._sizes[groups].sum())
             yield BatchRows(np.concatenate(rows), self.epoch, size, training=True)
 
+    @property
+    def mean_size(self) -> tuple[float, float]:
+        """Mean numbers of examples and of images (groups) per process and batch."""
+        shares = self._batches * self._world_size
+        return len(self._image_codes) / shares, len(self._sizes) / shares
+
     @cached_property
     def layout(self) -> str:
-        """A digest, equal for samplers whose global batches are the same in every epoch."""
+        """Digest that is equal for samplers with the same global batches in every epoch."""
         digest = blake2b(f"{self._seed} {self._batches}".encode(), digest_size=16)
         for part in (self._image_codes, self._sizes):
             digest.update(part.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def _share_out(self, examples_a_batch: int) -> int:
-        """How many batches there are; groups are divided so that each has equally many."""
+    def _share_out(self, examples_a_batch: int, images_per_batch: int | None) -> int:
+        """Split groups so that all batches have equally many; returns the number of batches."""
         count, groups, world = len(self._image_codes), len(self._sizes), self._world_size
         wanted = examples_a_batch * groups / count
-        a_batch = world * max(1, round(wanted / world))
+        a_batch = world * max(1, min(round(wanted / world), images_per_batch or groups))
         batches = -(-groups // a_batch)
-        # Where there are few batches, each may do with fewer groups.
+        # A small number of batches may need fewer groups each.
         a_batch = world * -(-groups // (batches * world))
         lacking = batches * a_batch - groups
         if lacking > count - groups:
@@ -130,26 +138,26 @@ class TrainBatches(Sampler[BatchRows]):
         return batches
 
     def _by_image(self, random: np.random.Generator) -> Rows:
-        """All rows, those of an image beside each other in an order drawn anew."""
+        """All rows, grouped by image and shuffled within each image."""
         count = len(self._image_codes)
         if len(self._sizes) == count:  # each is a group by itself
             return np.arange(count, dtype=np.int32)
-        # Of millions of rows every array counts: they are 32 bits wide, and few at a time.
+        # For millions of rows, memory matters: few arrays at a time, of 32 bits.
         return np.lexsort((random.random(count), self._image_codes)).astype(np.int32)
 
 
 def _in_parts(sizes: Rows, parts: Rows) -> Rows:
-    """Each of ``sizes`` in so many nearly equal ``parts``, one after another."""
+    """Divide each of ``sizes`` into its number of nearly equal ``parts``, in order."""
     place = np.arange(parts.sum(), dtype=np.int32) - np.repeat(np.cumsum(parts) - parts, parts)
     larger = place < np.repeat(sizes % parts, parts)
     return np.repeat(sizes // parts, parts) + larger.astype(np.int32)
 
 
 def _dealt(items: Rows, piles: int) -> Rows:
-    """Items in order of size, dealt to and fro: one pile a column, filled up with NOTHING.
+    """Deal items, in order of size, to piles in alternating directions.
 
-    The numbers of items in two piles differ by one at most, and their sizes add up to nearly equal
-    sums.
+    Each column is a pile, padded with NOTHING. Piles differ by at most one item and have similar
+    total sizes.
     """
     deals = -(-len(items) // piles)
     grid = np.full((deals, piles), NOTHING, dtype=items.dtype)
@@ -159,13 +167,20 @@ def _dealt(items: Rows, piles: int) -> Rows:
 
 
 class EvalBatches(Sampler[BatchRows]):
-    """Every row once, over all processes, in the order of the images; nothing is padded.
+    """Yields every row once over all processes, ordered by image, without padding.
 
-    A batch ends where an image does, unless it has more than ``batch_size`` examples.
+    A batch ends at the end of an image, unless the image has more than ``batch_size`` examples. It
+    has at most ``images_per_batch`` images.
     """
 
     def __init__(
-        self, image_codes: Rows, *, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        image_codes: Rows,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        images_per_batch: int | None = None,
     ) -> None:
         order = np.argsort(image_codes, kind="stable")
         self._rows = np.array_split(order, world_size)[rank]
@@ -174,6 +189,10 @@ class EvalBatches(Sampler[BatchRows]):
         self._cuts = [0]
         while (start := self._cuts[-1]) < len(codes):
             furthest = min(start + batch_size, len(codes))
+            if images_per_batch is not None:
+                image = int(np.searchsorted(image_ends, start, side="right")) - 1
+                last = min(image + images_per_batch, len(image_ends) - 1)
+                furthest = min(furthest, int(image_ends[last]))
             end = int(image_ends[np.searchsorted(image_ends, furthest, side="right") - 1])
             self._cuts.append(end if end > start else furthest)
 

@@ -1,4 +1,4 @@
-"""Randomness that depends on what it is for, and not on batches, workers or processes."""
+"""Random seeds from labels, independent of batches, workers and processes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ import torch
 
 
 def hashed(*labels: str | int) -> bytes:
-    """64 bits for these labels, such as an image and an epoch."""
+    """64-bit hash of labels, such as an image and an epoch."""
     return hashlib.blake2b("\0".join(map(str, labels)).encode(), digest_size=8).digest()
 
 
 def seed_of(*labels: str | int) -> int:
-    """A seed of 63 bits, as torch takes them, for these labels."""
+    """63-bit seed (torch's limit) from labels."""
     return int.from_bytes(hashed(*labels), "little") >> 1
 
 
 @contextmanager
 def seeded(*labels: str | int) -> Iterator[None]:
-    """torch's random numbers on the CPU are a function of ``labels`` in the block."""
+    """Context manager that seeds torch's CPU generator by ``labels``, then restores it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*labels))
         yield

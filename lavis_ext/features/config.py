@@ -8,32 +8,42 @@ from lavis_ext.features.precision import DTYPES
 
 @dataclass
 class FeaturesConfig:
-    """Stored features in place of images and encoders."""
+    """Options of stored features, which replace images and encoders."""
 
     root: str | None = option(
         None,
-        "Folder of the stores, seen by all processes; by default beside the images.",
+        "Folder of the feature stores, visible to all processes; by default beside the images. "
+        "With several image folders, each gets a subfolder. Also an address of finished stores "
+        "(s3://, ...), which are copied once.",
     )
-    make: bool = option(False, "Make what the stores lack, then go on.")
+    cache: str | None = option(
+        None,
+        "Folder of the copies of stores at an address; by default lavis_ext/features in "
+        "XDG_CACHE_HOME or ~/.cache.",
+        may_change=True,
+    )
+    make: bool = option(False, "Extract missing features first.")
     dtype: str = option(
-        "bf16", "Numbers of the tokens; int8 has a scale per token.", choices=tuple(DTYPES)
+        "bf16",
+        "Data type of the stored tokens; int8 adds a scale per token.",
+        choices=tuple(DTYPES),
     )
     pooling: int = option(
-        1, "Side in patches of the squares whose tokens are averaged; 1 keeps all.", at_least=1
+        1, "Average the tokens of squares with this side in patches; 1 keeps all.", at_least=1
     )
     views: int = option(
         1,
-        "Stored views of each training image, one of them used an epoch; vis_processor.train must "
-        "draw at random for more than one.",
+        "Stored views of each training image, one used per epoch; more than one needs a random "
+        "vis_processor.train.",
         at_least=1,
     )
-    images_per_shard: int = option(256, "Images a file.", at_least=1)
-    batch_size: int = option(32, "Views that a process encodes at once.", at_least=1)
+    images_per_shard: int = option(256, "Images per file.", at_least=1)
+    batch_size: int = option(32, "Views per encoder batch of a process.", at_least=1)
     token_dropout: float = option(
         0.0, "Share of patch tokens set to 0 in training.", at_least=0, at_most=1
     )
     noise: float = option(
         0.0,
-        "Standard deviation of noise added in training, in root mean squares of the token.",
+        "Standard deviation of the training noise, relative to the token's root mean square.",
         at_least=0,
     )

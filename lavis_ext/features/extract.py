@@ -1,11 +1,12 @@
-"""Store what the frozen encoders give for a run's images.
+"""Store the frozen encoders' output for a run's images.
 
 python -m lavis_ext.features.extract --cfg-path train.yaml
 torchrun --nproc_per_node=2 -m lavis_ext.features.extract --cfg-path ...
 
-Takes the run's own config. What is finished stays, whatever interrupts it.
+Uses the run's config. Completed shards survive an interruption.
 """
 
+from lavis_ext import distributed
 from lavis_ext.common.errors import command
 from lavis_ext.config.loader import Config
 from lavis_ext.features.config import FeaturesConfig
@@ -16,13 +17,14 @@ from lavis_ext.runners.run_log import log
 
 @command
 def main() -> None:
-    """Make, verify or mend the stores of a run."""
-    parser = argument_parser("Store what the frozen encoders give for a run's images.")
+    """Extract, verify or repair the feature stores of a run."""
+    parser = argument_parser("Store the frozen encoders' output for a run's images.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--verify", action="store_true", help="read all shards, write nothing")
-    what.add_argument("--rebuild", action="store_true", help="make damaged shards anew")
+    what.add_argument("--rebuild", action="store_true", help="replace damaged shards")
     arguments = parser.parse_args()
-    cfg = Config(arguments)
+    with distributed.errors_once():
+        cfg = Config(arguments)
     with prepared(cfg, cfg.run.splits) as parts:
         config = cfg.run.features or FeaturesConfig()
         features = RunFeatures(config, parts.of_splits, parts.model)

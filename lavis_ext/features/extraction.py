@@ -1,12 +1,12 @@
-"""Fills stores: every image is read once, encoded by each stream that lacks it, and written.
+"""Extract features: read every image once, and encode it for each stream whose store lacks it.
 
-The images that a store lacks are cut, in the order of their ids, into shards; a process takes
-every so-manieth of them. What was finished before an interruption drops out of the list as whole
-shards, so what remains is cut as it would have been.
+Missing images are divided into shards by id; rank r of n processes takes every n-th shard. An
+interrupted extraction has whole shards only, so the rest is divided in the same way.
 """
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import room_in
-from lavis_ext.common.locks import Lock, Regularly
+from lavis_ext.common.files import free_space
+from lavis_ext.common.locks import Lock
+from lavis_ext.common.progress import ProgressLine
 from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.faults import DataFaultsConfig, patiently
 from lavis_ext.datasets.loader import Loader
@@ -30,28 +31,28 @@ from lavis_ext.distributed.peers import STORING
 from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.precision import compressed, pooled
-from lavis_ext.features.store import FeatureStore, ImageState, Shard, altered
+from lavis_ext.features.store import FeatureStore, ImageState, Shard, altered, unwritable
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
 """Bytes."""
 Images = tuple[str, ...]
-"""Ids of the images of a shard."""
+"""Image ids of a shard."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """Images and the stores that are to hold them, one for each stream.
+    """Images to encode, and a store for each stream.
 
     Attributes:
-        stores: the encoders, each with the store of its stream.
-        images: where the images are.
-        processor: RGB picture to the image of each stream.
-        wanted: ids of the images, all of which there are.
-        views: of each image.
+        stores: encoders, each with the store of its stream.
+        images: folder of the images.
+        processor: maps an RGB picture to each stream's image.
+        wanted: image ids; all of the files exist.
+        views: stored views per image.
         config: the section ``run.features``.
-        faults: the section ``run.data_faults``; whatever it says, no image is left out.
+        faults: the section ``run.data_faults``; no image is skipped here.
     """
 
     stores: Sequence[tuple[Encoder, FeatureStore]]
@@ -63,67 +64,92 @@ class Extraction:
     faults: DataFaultsConfig
 
     def run(self, device: torch.device, workers: int, *, rebuild: bool = False) -> None:
-        """Make what is missing. Entered by every process; the encoders are on ``device``.
+        """Extract missing features. Called by every process; the encoders are on ``device``.
 
-        With ``rebuild``, damaged shards are made anew. Raises UserError naming them without it,
-        for a disk that has no room, or runs full, and for images that can't be read.
+        ``rebuild`` replaces damaged shards. Raises UserError for a full disk, for unreadable images
+        and, without ``rebuild``, for damaged shards.
         """
         with ExitStack() as locks:
             lock = self._locked(locks)
+            self._check_common_folder()
             distributed.from_main_process(self._begin)
-            self._refuse_damaged(rebuild)
+            self._check_shards(rebuild)
             jobs = distributed.from_main_process(self._jobs)
             if jobs:
                 self._work(jobs, device, workers, lock)
             distributed.from_main_process(self._finish)
 
     def damaged(self) -> list[Path]:
-        """Shards whose bytes aren't what was written; all are read, a share by each process."""
+        """Shards whose bytes have changed since they were written; processes share the reading."""
         files = [path for _, store in self.stores for path in store.files()]
         mine = files[distributed.rank() :: distributed.world_size()]
         return sorted(distributed.gather([path for path in mine if altered(path)]))
 
     def _locked(self, locks: ExitStack) -> Lock | None:
-        """The locks of all stores, for the main process; the last of them is told the progress."""
+        """Lock all stores; returns the last lock in the main process, for its progress notes."""
         held: list[Lock] = []
-        line = Regularly()
 
         def take_next() -> None:
             held.append(locks.enter_context(stores[len(held)].lock()))
 
         def taken() -> bool:
             has = held[-1].taken()
-            if not has and line.due():
-                log.info("Waiting for another process: %s", held[-1].told())
+            if not has:
+                line.update(f"Waiting for another process: {held[-1].read_note()}")
             return has
 
-        # In one order, so that no two runs wait for each other.
+        # In a fixed order, so that runs can't deadlock.
         stores = sorted((store for _, store in self.stores), key=lambda each: each.folder)
-        for _ in stores:
-            distributed.from_main_process(take_next)
-            # Told to all every time, because nobody waits for longer than a group's timeout.
-            while not distributed.from_main_process(taken):
-                pass
+        with ProgressLine.logged(log) as line:
+            for _ in stores:
+                distributed.from_main_process(take_next)
+                # Each attempt is broadcast: a longer wait would exceed the process group's timeout.
+                while not distributed.from_main_process(taken):
+                    pass
         return held[-1] if held else None
+
+    def _check_common_folder(self) -> None:
+        """Raise UserError if a machine of the job doesn't see the main process's folder."""
+        if distributed.world_size() == distributed.local_world_size():
+            return
+        root = self.stores[0][1].root
+        sign = root / distributed.broadcast(f".{uuid.uuid4().hex}")
+
+        def write() -> None:
+            try:
+                sign.touch()
+            except OSError as error:
+                raise unwritable(root, error) from None
+
+        distributed.from_main_process(write)
+        (lacking,) = distributed.greatest([int(not sign.exists())])
+        if distributed.is_main_process():
+            sign.unlink()
+        if lacking:
+            raise UserError(
+                f"run.features.root: {root} isn't the same folder on all machines, so each would "
+                "have a part of the features. Set a common one, or extract on each machine by "
+                "itself, without --nnodes."
+            )
 
     def _begin(self) -> None:
         for _, store in self.stores:
             store.begin()
 
-    def _refuse_damaged(self, rebuild: bool) -> None:
+    def _check_shards(self, rebuild: bool) -> None:
         damaged = self.damaged()
         if damaged and not rebuild:
             raise UserError(damage(damaged))
 
         def remove() -> None:
             for path in damaged:
-                log.info("%s is damaged and will be made anew.", path)
+                log.info("%s is damaged and will be extracted again.", path)
                 path.unlink(missing_ok=True)
 
         distributed.from_main_process(remove)
 
     def _jobs(self) -> list[tuple[Images, list[int]]]:
-        """Images of shards to be made, each with the places of the stores that lack them."""
+        """Image ids of each missing shard, with the indices of the stores that lack them."""
         jobs: dict[Images, list[int]] = {}
         needed = 0
         for place, (_, store) in enumerate(self.stores):
@@ -132,11 +158,11 @@ class Extraction:
             size = self.config.images_per_shard
             for start in range(0, len(lacking), size):
                 jobs.setdefault(tuple(lacking[start : start + size]), []).append(place)
-        self._refuse_too_little_room(needed)
+        self._check_free_space(needed)
         return list(jobs.items())
 
     def _lacking(self, store: FeatureStore) -> set[str]:
-        """Ids that no current shard has: wanted ones, and what went with a changed or lost one."""
+        """Ids without a valid shard: wanted ones, and others of a changed or lost shard."""
         shards, _ = store.shards()
         current, had = _current(shards, self.wanted, self.images)
         index = store.index()
@@ -145,17 +171,17 @@ class Extraction:
         held = {state.image for shard in current for state in shard.images}
         return {*self.wanted, *(image for image in had if image in self.images)} - held
 
-    def _refuse_too_little_room(self, needed: int) -> None:
+    def _check_free_space(self, needed: int) -> None:
         root = self.stores[0][1].root
-        free = room_in(root)
+        free = free_space(root)
         if needed > free:
             raise UserError(
-                f"{root}: the features need {needed / GIB:.3g} GiB and there are "
-                f"{free / GIB:.3g} GiB free. Make room, name another folder with "
-                "run.features.root, or store less of them (run.features.dtype, .pooling)."
+                f"{root}: the features need {needed / GIB:.3g} GiB and "
+                f"{free / GIB:.3g} GiB are free. Free some disk space, set another folder with "
+                "run.features.root, or store smaller features (run.features.dtype, .pooling)."
             )
         if needed:
-            log.info("Storing %.3g GiB of features, of %.3g free.", needed / GIB, free / GIB)
+            log.info("storing %.3g GiB of features; %.3g GiB are free", needed / GIB, free / GIB)
 
     def _work(
         self,
@@ -164,34 +190,35 @@ class Extraction:
         workers: int,
         lock: Lock | None,
     ) -> None:
-        """This process's share of the jobs. After each, all tell each other how it went."""
+        """Process this rank's share of the jobs; all ranks exchange errors after each job."""
         rank, world = distributed.rank(), distributed.world_size()
         mine = jobs[rank::world]
         batches = self._batches([images for images, _ in mine], workers)
         total, done = sum(len(images) for images, _ in jobs), 0
-        started, line = time.monotonic(), Regularly()
-        for first in range(0, len(jobs), world):
-            distributed.at(STORING, 0)
-            fault = None
-            if first + rank < len(jobs):
-                images, places = jobs[first + rank]
-                try:
-                    self._make(images, places, batches, device)
-                except UserError as error:
-                    fault = str(error)
-            faults = [each for each in distributed.gather([fault]) if each]
-            if faults:
-                raise UserError(faults[0])
-            done += sum(len(images) for images, _ in jobs[first : first + world])
-            rate = done / (time.monotonic() - started)
-            text = (
-                f"features of {done:,} of {total:,} images stored, {rate:.3g} images/s, "
-                f"{(total - done) / rate / 60:.1f} min left"
-            )
-            if lock:
-                lock.tell(text)
-            if line.due() or done == total:
-                log.info(text)
+        started, text = time.monotonic(), ""
+        with ProgressLine.logged(log) as line:
+            for first in range(0, len(jobs), world):
+                distributed.at(STORING, 0)
+                fault = None
+                if first + rank < len(jobs):
+                    images, places = jobs[first + rank]
+                    try:
+                        self._make(images, places, batches, device)
+                    except UserError as error:
+                        fault = str(error)
+                faults = [each for each in distributed.gather([fault]) if each]
+                if faults:
+                    raise UserError(faults[0])
+                done += sum(len(images) for images, _ in jobs[first : first + world])
+                rate = done / (time.monotonic() - started)
+                text = (
+                    f"features of {done:,} of {total:,} images stored, {rate:.3g} images/s, "
+                    f"{(total - done) / rate / 60:.1f} min left"
+                )
+                if lock:
+                    lock.write_note(text)
+                line.update(text)
+        log.info(text)
 
     def _batches(self, shards: list[Images], workers: int) -> Iterator[Any]:
         size = max(1, self.config.batch_size // self.views)
@@ -210,7 +237,7 @@ class Extraction:
         batches: Iterator[Any],
         device: torch.device,
     ) -> None:
-        """Encode the images of one shard for some of the stores, and write them."""
+        """Encode one shard's images for the stores that lack them, and write the shards."""
         states: list[ImageState] = []
         parts: dict[int, list[dict[str, Tensor]]] = {place: [] for place in places}
         while len(states) < len(images):
@@ -229,7 +256,7 @@ class Extraction:
     def _encoded(
         self, encoder: Encoder, stream: str, pictures: Tensor, images: Images
     ) -> dict[str, Tensor]:
-        # Which of cuDNN's algorithms is the quickest differs from run to run, and so would bits.
+        # cuDNN's benchmarking may pick other algorithms, and thus other bits, in each run.
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
             tokens = encoder.encode(pictures).float()
         tokens = pooled(tokens, encoder.grid, self.config.pooling, encoder.prefix)
@@ -238,7 +265,7 @@ class Extraction:
         except ValueError as error:
             raise UserError(
                 f"The {stream} stream of images {images[0]} to {images[-1]} can't be stored "
-                f"({error}). Choose another run.features.dtype, or check the encoder's weights."
+                f"({error}). Set another run.features.dtype, or check the encoder's weights."
             ) from None
         return {name: tensor.cpu() for name, tensor in found.items()}
 
@@ -249,7 +276,7 @@ class Extraction:
 
 
 class _Pictures(Dataset[Any]):
-    """Batches of images as the encoders take them, read by loader workers."""
+    """Batches of processed images, read by loader workers."""
 
     def __init__(
         self,
@@ -266,20 +293,20 @@ class _Pictures(Dataset[Any]):
         self._faults = faults
 
     def __getitems__(self, place: int) -> tuple[list[ImageState], dict[str, Tensor]] | DataFault:
-        """States of the images [B], and pictures [B * views, 3, S, S] by stream."""
+        """Image states [B], and pictures [B * views, 3, S, S] by stream."""
         try:
             return patiently(lambda: self._read(self._cuts[place]), self._faults)
         except UserError as error:
             return DataFault(str(error))
 
     def collater(self, batch: Any) -> Any:
-        """The loader's collate function: batches come out of ``__getitems__`` collated."""
+        """Collate function of the loader; ``__getitems__`` already returns batches."""
         return batch
 
     def _read(self, images: Images) -> tuple[list[ImageState], dict[str, Tensor]]:
         states, pictures = [], []
         for image in images:
-            states.append(ImageState.of(image, self.images.path(image)))
+            states.append(ImageState.of(image, self.images))
             picture = self.images.read(image)
             for view in range(self._views):
                 with seeded(image, view):
@@ -290,18 +317,18 @@ class _Pictures(Dataset[Any]):
 
 
 def damage(paths: Sequence[Path]) -> str:
-    """The message that names damaged shards."""
+    """Error message that names damaged shards."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return (
-        f"{', '.join(map(str, paths[:3]))}{more}: damaged, not what was written. Make only that "
-        "anew with python -m lavis_ext.features.extract --rebuild and the run's config."
+        f"{', '.join(map(str, paths[:3]))}{more}: damaged; the checksum doesn't match. Rebuild "
+        "with python -m lavis_ext.features.extract --rebuild and the run's config."
     )
 
 
 def _current(
     shards: list[Shard], wanted: frozenset[str], images: ImageFolder
 ) -> tuple[list[Shard], set[str]]:
-    """Shards without a wanted image that has changed, and the ids of the others' images."""
+    """Valid shards, whose wanted images are unchanged, and the image ids of all others."""
     current, others = [], set()
     for shard in shards:
         if shard.current(wanted, images):

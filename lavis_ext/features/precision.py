@@ -1,4 +1,4 @@
-"""Tokens in fewer bytes: smaller numbers, and fewer of them."""
+"""Compress tokens: smaller data types and pooling."""
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,10 @@ LARGEST_INT8 = 127
 
 
 def compressed(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
-    """``tokens`` [..., C] in a dtype of ``DTYPES``, and for int8 ``scales``, float32 [...].
+    """Convert ``tokens`` [..., C] to a dtype of ``DTYPES``; int8 adds ``scales``, float32 [...].
 
-    A token is ``scale * numbers``; its scale makes its largest number 127. Raises ValueError for
-    tokens that aren't finite, or aren't any more.
+    An int8 token is ``scale * values``, scaled so that its largest magnitude is 127. Raises
+    ValueError for tokens that aren't finite before or after the conversion.
     """
     tokens = tokens.float()
     if dtype == "int8":
@@ -32,15 +32,15 @@ def compressed(tokens: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def bytes_a_token(width: int, dtype: str) -> int:
-    """Bytes of a token of ``width`` channels, with its scale."""
+    """Bytes per token of ``width`` channels, including its scale."""
     scale = torch.float32.itemsize if dtype == "int8" else 0
     return width * DTYPES[dtype].itemsize + scale
 
 
 def pooled(tokens: Tensor, grid: tuple[int, int], side: int, prefix: int) -> Tensor:
-    """Means of squares of ``side`` x ``side`` patches; the ``prefix`` tokens before them stay.
+    """Average squares of ``side`` x ``side`` patches; the first ``prefix`` tokens are kept.
 
-    ``tokens`` [B, P + h*w, C] lie row by row on ``grid`` (h, w), whose sides ``side`` divides.
+    ``tokens`` [B, P + h*w, C] are in row-major order on ``grid`` (h, w); ``side`` divides h and w.
     """
     if side == 1:
         return tokens

@@ -1,4 +1,4 @@
-"""Stored tokens as the data set reads them, in place of images."""
+"""Readers of stored tokens, used by data sets in place of images."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -22,21 +22,20 @@ from lavis_ext.features.store import METADATA, ROWS, FeatureStore, ImageState, r
 
 
 class IncompleteStore(UserError):
-    """Images of a run that a store lacks, or has in an earlier state."""
+    """Raised for a store with missing or outdated features."""
 
 
 class StoredStream:
-    """Tokens of one stream, by image.
+    """Stored tokens of one stream, by image.
 
-    Shards are mapped into memory, by each process when it first reads them; a row is copied once,
-    into its batch.
+    Each process memory-maps a shard on first use; a row is copied once, into its batch.
 
     Args:
         store: a finished store.
-        grid: rows and columns of its patches.
+        grid: rows and columns of the patches.
         prefix: tokens before the patches.
 
-    Raises UserError for a store that isn't there, and for a shard that is missing or damaged.
+    Raises UserError for a missing store, and for a missing or damaged shard.
     """
 
     def __init__(self, store: FeatureStore, grid: tuple[int, int], prefix: int) -> None:
@@ -45,7 +44,7 @@ class StoredStream:
         self.prefix = prefix
         index = store.index()
         if index is None:
-            raise IncompleteStore(f"{store.folder}: there is no finished store of features.")
+            raise IncompleteStore(f"{store.folder}: there is no complete feature store.")
         self._images = np.array(index["image"].to_pylist(), dtype=np.str_)
         shards = index["shard"].combine_chunks()
         self._names: list[str] = shards.dictionary.to_pylist()
@@ -58,8 +57,8 @@ class StoredStream:
         if outside.any():
             raise _damaged(store.folder / self._names[int(self._shards[outside.argmax()])])
 
-    def refuse_missing(self, wanted: Iterable[str], images: ImageFolder) -> None:
-        """Raise IncompleteStore for images that aren't in the store as they are now."""
+    def check_complete(self, wanted: Iterable[str], images: ImageFolder) -> None:
+        """Raise IncompleteStore for images with missing or outdated features."""
         names = np.array(sorted(wanted), dtype=np.str_)
         places = self._places(names)
         absent = names[places < 0]
@@ -67,11 +66,9 @@ class StoredStream:
             places[places >= 0]
         )
         changed = [
-            state["image"]
-            for state in states.to_pylist()
-            if not ImageState(**state).holds(images.path(state["image"]))
+            state["image"] for state in states.to_pylist() if not ImageState(**state).holds(images)
         ]
-        for kind, ids in (("lacks", absent.tolist()), ("has an earlier state of", changed)):
+        for kind, ids in (("lacks", absent.tolist()), ("is out of date for", changed)):
             if ids:
                 raise IncompleteStore(
                     f"{self.store.folder} {kind} {len(ids)} of the {len(names)} images "
@@ -79,9 +76,9 @@ class StoredStream:
                 )
 
     def read(self, images: Sequence[str], views: Sequence[int]) -> dict[str, Tensor]:
-        """``tokens`` [I, T, C] as stored, and ``scales`` [I, T] of int8.
+        """Read ``tokens`` [I, T, C] as stored and, for int8, ``scales`` [I, T].
 
-        Raises UserError for an image that the store lacks, and for tokens that were altered.
+        Raises UserError for a missing image or altered tokens.
         """
         places = self._places(np.array(images, dtype=np.str_))
         if (places < 0).any():
@@ -97,12 +94,12 @@ class StoredStream:
         return {name: torch.stack(rows) for name, rows in found.items()}
 
     def _places(self, images: np.ndarray) -> np.ndarray:
-        """Rows of the index for images, -1 for those that aren't in it."""
+        """Index rows of images, -1 for missing ones."""
         places = np.searchsorted(self._images, images).clip(max=len(self._images) - 1)
         return np.where(self._images[places] == images, places, -1)
 
     def _shard(self, number: int) -> dict[str, tuple[Any, list[int]]]:
-        """A shard's tensors by name, to be sliced, each with the checksums of its rows."""
+        """A shard's sliceable tensors by name, each with the checksums of its rows."""
         if number not in self._opened:
             path = self.store.folder / self._names[number]
             try:
@@ -113,7 +110,7 @@ class StoredStream:
                 }
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: the shard can't be read ({error}).") from None
-            except (KeyError, TypeError, AttributeError, ValueError):  # of its metadata
+            except (KeyError, TypeError, AttributeError, ValueError):  # invalid metadata
                 raise _damaged(path) from None
         return self._opened[number]
 
@@ -127,18 +124,18 @@ class StoredStream:
 
 def _damaged(shard: Path) -> UserError:
     return UserError(
-        f"{shard}: the shard is missing or damaged. Make it anew with "
+        f"{shard}: the shard is missing or damaged. Rebuild it with "
         "python -m lavis_ext.features.extract --rebuild and the run's config."
     )
 
 
 class StoredFeatures:
-    """What a data set takes in place of images.
+    """Reads images' tokens, with augmentation in training.
 
     Args:
-        streams: the streams' stores.
+        streams: the stored streams.
         config: the section ``run.features``.
-        augment: whether tokens are dropped and noise is added, as in training.
+        augment: whether to drop tokens and add noise, as in training.
     """
 
     def __init__(
@@ -152,7 +149,7 @@ class StoredFeatures:
     def read(self, images: Sequence[str], epoch: int) -> dict[str, StoredTokens]:
         """The images' tokens by stream.
 
-        View, dropped tokens and noise of an image are a function of its id and the epoch.
+        An image's id and the epoch determine its view, dropped tokens and noise.
         """
         found = {}
         for stream in self._streams:
@@ -162,7 +159,7 @@ class StoredFeatures:
         return found
 
     def blank(self, count: int) -> dict[str, StoredTokens]:
-        """As :meth:`read`, of ``count`` images: zeros."""
+        """Zeros in place of the tokens of ``count`` images."""
         found = {}
         for stream in self._streams:
             zeros = torch.zeros(stream.store.tokens, stream.store.width)
@@ -190,10 +187,10 @@ class StoredFeatures:
 
 
 class RandomFeatures:
-    """What :class:`StoredFeatures` is, but for the contents: the same tokens for every image.
+    """Replaces :class:`StoredFeatures` without stores: the same random tokens for every image.
 
     Args:
-        stores: the encoders, and the stores that they would have.
+        stores: encoders with their stores, which need not exist.
         config: the section ``run.features``.
     """
 
@@ -207,11 +204,11 @@ class RandomFeatures:
             self._streams[store.stream] = _stored(compressed(tokens, config.dtype), grid)
 
     def read(self, images: Sequence[str], epoch: int) -> dict[str, StoredTokens]:
-        """As :meth:`StoredFeatures.read`."""
+        """Like :meth:`StoredFeatures.read`."""
         return self.blank(len(images))
 
     def blank(self, count: int) -> dict[str, StoredTokens]:
-        """As :meth:`StoredFeatures.blank`, but for the zeros."""
+        """Random tokens of ``count`` images."""
         return {name: _repeated(stored, count) for name, stored in self._streams.items()}
 
 

@@ -1,35 +1,39 @@
-"""The features of a run: which images of which splits, and the stores that hold them."""
+"""Stored features of a run: its splits' images and their stores."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from lavis_ext import distributed
+from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json, room_in
+from lavis_ext.common.files import free_space, parse_json
 from lavis_ext.datasets.base import PictureDataset
 from lavis_ext.datasets.mixed import split_of
 from lavis_ext.encoders.base import Encoder
 from lavis_ext.features.config import FeaturesConfig
 from lavis_ext.features.extraction import GIB, Extraction, damage
 from lavis_ext.features.reader import IncompleteStore, RandomFeatures, StoredFeatures, StoredStream
+from lavis_ext.features.remote import RemoteStores
 from lavis_ext.features.store import FACTS, FeatureStore
 from lavis_ext.models.base import TrainableModel
+from lavis_ext.models.lora import is_lora
 
 
 @dataclass(frozen=True)
 class Alike:
-    """Splits whose images are prepared alike, and so are in the same stores."""
+    """Splits with the same image processing, which share their stores."""
 
     splits: tuple[str, ...]
     extraction: Extraction
 
     def opened(self) -> list[StoredStream]:
-        """The stores, to be read from. Raises UserError as :class:`StoredStream` does."""
+        """Open the stores. Raises UserError as :class:`StoredStream` does."""
         side = self.extraction.config.pooling
         return [
             StoredStream(store, (encoder.grid[0] // side, encoder.grid[1] // side), encoder.prefix)
@@ -38,15 +42,15 @@ class Alike:
 
 
 class RunFeatures:
-    """What a run's data sets read in place of images.
+    """Lets a run's data sets read stored features in place of images.
 
     Args:
         config: the section ``run.features``.
-        datasets: data sets by split.
-        model: a model, its parameters frozen but for what is trained.
+        datasets: the run's data sets by split.
+        model: the model, with all but its trained parameters frozen.
 
-    Raises UserError for encoders that are trained, which change what is stored, and for options
-    that don't fit them.
+    Raises UserError for trained encoders, whose output changes, and for options that the encoders
+    don't support.
     """
 
     def __init__(
@@ -56,20 +60,22 @@ class RunFeatures:
         model: TrainableModel,
     ) -> None:
         self.config = config
-        images = next(iter(datasets.values())).images
-        self._root = Path(config.root) if config.root else images.folder.parent / "features"
         self._datasets = datasets
+        self._remote: RemoteStores | None = None
+        if config.root and is_address(config.root):
+            self._remote = RemoteStores(config.root, config.cache)
+        self._roots = self._store_roots()
         self._model = model
         streams = model.streams
         if not streams:
             raise UserError(
                 f"run.features: {type(model).__name__} has no streams whose output can be stored; "
-                "leave the section out."
+                "remove the section."
             )
         for name, encoder in streams.items():
             self._check(name, encoder)
         weights = {name: encoder.fingerprint() for name, encoder in streams.items()}
-        groups: dict[tuple[Path, str], list[str]] = {}
+        groups: dict[tuple[Path | str, str], list[str]] = {}
         for split, dataset in datasets.items():
             how = json.dumps(self._prepared(split, dataset))
             groups.setdefault((dataset.images.folder, how), []).append(split)
@@ -79,19 +85,24 @@ class RunFeatures:
         ]
 
     def use(self, device: torch.device, workers: int) -> None:
-        """Let the data sets read features, made first where the config says so.
+        """Switch the data sets to stored features, extracting missing ones with ``make``.
 
-        Entered by every process. Raises UserError for stores that lack something, or of another
-        model, and as :meth:`make` does.
+        Called by every process. Raises UserError for incomplete stores, stores of another model,
+        and as :meth:`make` does.
         """
-        self._refuse_store_as_root()
-        incomplete = distributed.from_main_process(self._incomplete)
-        if incomplete and self.config.make:
+        self._check_root()
+        incomplete = self._incomplete()
+        if incomplete and (self.config.make or self._remote):
             self.make(device, workers)
-            incomplete = distributed.from_main_process(self._incomplete)
+            incomplete = self._incomplete()
+        if incomplete and self._remote:
+            raise UserError(
+                f"{incomplete} It is a copy of {self.config.root}, which is only read: extract to "
+                "a folder, and copy it there."
+            )
         if incomplete:
             raise UserError(
-                f"{incomplete} Make it with run.features.make=true, or beforehand with "
+                f"{incomplete} Create it with run.features.make=true, or beforehand with "
                 "python -m lavis_ext.features.extract and the run's config."
             )
         for group in self.groups:
@@ -102,46 +113,76 @@ class RunFeatures:
                 )
 
     def stand_in(self) -> None:
-        """Let the data sets read random tokens of the stores' shapes, to measure without stores."""
+        """Switch the data sets to random tokens of the stores' shapes, for timing."""
         for group in self.groups:
             stand_in = RandomFeatures(group.extraction.stores, self.config)
             for split in group.splits:
                 self._datasets[split].features = stand_in
 
     def make(self, device: torch.device, workers: int, *, rebuild: bool = False) -> None:
-        """Make what the stores lack; see :meth:`Extraction.run`."""
-        self._refuse_store_as_root()
+        """Extract missing features (:meth:`Extraction.run`), or copy them from an address."""
+        self._check_root()
+        if self._remote:
+            stores = [store for group in self.groups for _, store in group.extraction.stores]
+            self._remote.copy(stores, rebuild=rebuild)
+            return
         self._model.to(device).eval()
         for group in self.groups:
             group.extraction.run(device, workers, rebuild=rebuild)
 
     def verify(self) -> None:
-        """Read all shards. Raises UserError for damaged ones, and for what the stores lack.
+        """Read all shards. Raises UserError for damaged ones and for missing features.
 
-        Entered by every process.
+        Called by every process.
         """
         damaged = [path for group in self.groups for path in group.extraction.damaged()]
         if damaged:
             raise UserError(damage(damaged))
-        if incomplete := distributed.from_main_process(self._incomplete):
+        if incomplete := self._incomplete():
             raise UserError(incomplete)
 
     def size(self) -> str:
-        """What the stores take on disk when nothing is missing, and what is free, as a line."""
-        needed = sum(
-            len(group.extraction.wanted) * store.bytes_an_image
-            for group in self.groups
-            for _, store in group.extraction.stores
+        """Describe the complete stores' size on disk and the free space."""
+        needed: Counter[Path] = Counter()
+        for group in self.groups:
+            for _, store in group.extraction.stores:
+                needed[store.root] += len(group.extraction.wanted) * store.bytes_an_image
+        return "; ".join(
+            f"{size / GIB:.3g} GiB in {root}, with {free_space(root) / GIB:.3g} GiB free"
+            for root, size in needed.items()
         )
-        free = room_in(self._root)
-        return f"{needed / GIB:.3g} GiB in {self._root}, where {free / GIB:.3g} GiB are free"
+
+    def _store_roots(self) -> dict[Path | str, Path]:
+        """The stores' folder for each image folder.
+
+        Image folders with a common one get subfolders, because their image ids may be equal.
+        """
+        owners: dict[Path | str, str] = {}
+        for name, dataset in self._datasets.items():
+            owners.setdefault(dataset.images.folder, name.rpartition(".")[0] or name)
+        given = self._remote.root if self._remote else self.config.root
+        if not given and (addresses := [each for each in owners if isinstance(each, str)]):
+            raise UserError(
+                f"run.features.root: set a local folder, as the images are at {addresses[0]}."
+            )
+        roots = {each: Path(given or Path(each).parent / "features") for each in owners}
+        uses = Counter(roots.values())
+        return {
+            folder: root / owners[folder] if uses[root] > 1 else root
+            for folder, root in roots.items()
+        }
 
     def _check(self, name: str, encoder: Encoder) -> None:
         side = self.config.pooling
         if any(split_of(split) == "train" for split in self._datasets) and encoder.trained():
+            if any(is_lora(parameter) for parameter, _ in encoder.named_parameters()):
+                raise UserError(
+                    f"model.lora adapts the encoder of the {name} stream, so stored features "
+                    "would go stale. Adapt other parts, or remove run.features."
+                )
             raise UserError(
-                f"run.trainable lets the encoder of the {name} stream be trained, and "
-                "stored features would be those of its start. Freeze it, or leave run.features out."
+                f"run.trainable includes the encoder of the {name} stream, so its stored "
+                "features would go stale. Freeze it, or remove run.features."
             )
         if encoder.grid[0] % side or encoder.grid[1] % side:
             raise UserError(
@@ -150,18 +191,18 @@ class RunFeatures:
             )
 
     def _prepared(self, split: str, dataset: PictureDataset) -> dict[str, Any]:
-        """How images of a split are prepared."""
+        """Facts about a split's image processing; raises UserError if it can't be stored."""
         processor: Any = dataset.processor
         views = self.config.views if split_of(split) == "train" else 1
         if views > 1 and not getattr(processor, "random", True):
             raise UserError(
-                f"run.features.views is {views}, and vis_processor.train gives the same image "
-                "every time; let it draw at random (crop, jitter), or store one view."
+                f"run.features.views is {views}, but vis_processor.train isn't random; enable its "
+                "crop or jitter, or store one view."
             )
         if views == 1 and getattr(processor, "random", False):
             raise UserError(
-                f"The processor of split '{split}' draws at random, and one stored view would fix "
-                "what it draws; set run.features.views to more, or leave crop and jitter out."
+                f"The image processor of split '{split}' is random, but only one view would be "
+                "stored; increase run.features.views, or disable crop and jitter."
             )
         return {"processor": processor.facts(), "views": views}
 
@@ -173,8 +214,9 @@ class RunFeatures:
         weights: Mapping[str, str],
     ) -> Alike:
         datasets = [self._datasets[split] for split in splits]
+        root = self._roots[datasets[0].images.folder]
         stores = [
-            (encoder, self._store(name, encoder, weights[name], how))
+            (encoder, self._store(root, name, encoder, weights[name], how))
             for name, encoder in streams.items()
         ]
         wanted = frozenset(image for dataset in datasets for image in dataset.all_images())
@@ -190,7 +232,7 @@ class RunFeatures:
         return Alike(tuple(splits), extraction)
 
     def _store(
-        self, stream: str, encoder: Encoder, weights: str, how: dict[str, Any]
+        self, root: Path, stream: str, encoder: Encoder, weights: str, how: dict[str, Any]
     ) -> FeatureStore:
         facts = {
             "stream": stream,
@@ -200,32 +242,48 @@ class RunFeatures:
             **how,
         }
         patches = encoder.grid[0] * encoder.grid[1] // self.config.pooling**2
-        return FeatureStore(self._root, facts, patches + encoder.prefix, encoder.width)
+        return FeatureStore(root, facts, patches + encoder.prefix, encoder.width)
 
     def _incomplete(self) -> str | None:
-        """The first thing that a store lacks, as a sentence."""
+        """Message about the first incomplete store, on any machine; None if all are complete."""
+        incomplete = fault = None
+        if distributed.local_rank() == 0:
+            try:
+                incomplete = self._incomplete_here()
+            except UserError as error:
+                fault = str(error)
+        for of_rank, each in distributed.gather([(incomplete, fault)]):
+            if each is not None:
+                raise UserError(each)
+            incomplete = incomplete or of_rank
+        return incomplete
+
+    def _incomplete_here(self) -> str | None:
         for group in self.groups:
             extraction = group.extraction
             try:
                 for stream in group.opened():
-                    stream.refuse_missing(extraction.wanted, extraction.images)
+                    stream.check_complete(extraction.wanted, extraction.images)
             except IncompleteStore as error:
                 return f"{error}{self._others(extraction)}"
         return None
 
     def _others(self, extraction: Extraction) -> str:
-        """In what the stores that are there differ from those that aren't."""
-        told = ""
+        """Differences between existing stores and missing ones, for a message."""
+        differences = ""
         for _, store in extraction.stores:
             for other in sorted(store.root.glob(f"{store.stream}-*/{FACTS}")):
                 if not store.folder.exists() and (found := store.differences(_facts(other))):
-                    told += f" {other.parent} differs in {', '.join(found)}."
-        return told
+                    differences += f" {other.parent} differs in {', '.join(found)}."
+        return differences
 
-    def _refuse_store_as_root(self) -> None:
-        root = self._root
-        if not (root / FACTS).exists():
-            return
+    def _check_root(self) -> None:
+        given = self._remote.root if self._remote else self.config.root
+        for root in {*self._roots.values(), *([Path(given)] if given else [])}:
+            if (root / FACTS).exists():
+                self._reject_root(root)
+
+    def _reject_root(self, root: Path) -> NoReturn:
         facts = _facts(root / FACTS)
         for group in self.groups:
             for _, store in group.extraction.stores:
@@ -233,9 +291,9 @@ class RunFeatures:
                 if facts.get("stream") == store.stream and found:
                     raise UserError(
                         f"run.features.root: {root} is a store of other features; it differs in "
-                        f"{', '.join(found)}. Name the folder above it, where each has its own."
+                        f"{', '.join(found)}. Set it to the parent folder."
                     )
-        raise UserError(f"run.features.root: {root} is itself a store; name the folder above it.")
+        raise UserError(f"run.features.root: {root} is itself a store; set its parent folder.")
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""What lies on disk: tokens of one encoder for many images.
+"""The feature store on disk: tokens of one encoder for many images.
 
-    ROOT/STREAM-KEY.lock                    held by who writes
-    ROOT/STREAM-KEY/store.json              what the key is a hash of
-                  DIGEST.safetensors      a shard: tokens of some images, its bytes' hash its name
-                  index.arrow             where each image is
+    ROOT/STREAM-KEY.lock                    held by the writer
+    ROOT/STREAM-KEY/store.json              the facts whose hash is the key
+                  DIGEST.safetensors      a shard: tokens of some images, named by its hash
+                  index.arrow             each image's shard and row
 
-A shard appears when it is whole, and lists its images, so shards alone tell how far an extraction
-came; the index is written from them at the end. Equal images, encoder and options give equal
-files, whatever interrupted the work.
+Shards are written atomically and list their images, so they record an extraction's progress; the
+index is built from them at the end. The same images, encoder and options give identical files, with
+or without interruptions.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.features.precision import bytes_a_token
 
 FORMAT = 2
-"""To be raised with every change of what is written."""
+"""Version of the file format; increase it with every change."""
 FACTS = "store.json"
 INDEX = "index.arrow"
 SUFFIX = ".safetensors"
 METADATA = "lavis_ext"
 ROWS = "rows"
-"""In the metadata: checksums of the rows of each tensor."""
+"""Metadata key of the row checksums of each tensor."""
 INDEX_SCHEMA = pa.schema(
     [
         ("image", pa.string()),
@@ -51,59 +51,57 @@ INDEX_SCHEMA = pa.schema(
 
 
 class ImageState(NamedTuple):
-    """An image file as it was when it was encoded."""
+    """State of an image file at the time of encoding."""
 
     image: str
     size: int
     mtime_ns: int
     digest: str
-    """Hash of the file's bytes: copies of a data set have other times."""
+    """Hash of the file's bytes; unlike the time, it is the same in copies of a data set."""
 
     @classmethod
-    def of(cls, image: str, path: Path) -> "ImageState":
-        """The state of an image's file. Raises UserError for one that can't be read."""
+    def of(cls, image: str, images: ImageFolder) -> "ImageState":
+        """State of an image's file. Raises UserError if it can't be read."""
         try:
-            status = path.stat()
-            return cls(image, status.st_size, status.st_mtime_ns, file_digest(path))
+            return cls(image, *images.stamp(image), images.digest(image))
         except OSError as error:
-            raise UserError(f"{path}: the image can't be read ({error.strerror}).") from None
+            where = f"{images.folder}/{image}"
+            raise UserError(f"{where}: the image can't be read ({error.strerror}).") from None
 
-    def holds(self, path: Path) -> bool:
+    def holds(self, images: ImageFolder) -> bool:
         """Whether the file is still the same."""
-        status = path.stat()
-        if status.st_size != self.size:
+        size, mtime_ns = images.stamp(self.image)
+        if size != self.size:
             return False
-        return status.st_mtime_ns == self.mtime_ns or file_digest(path) == self.digest
+        return mtime_ns == self.mtime_ns or images.digest(self.image) == self.digest
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of tokens.
+    """A file with the tokens of some images.
 
     Attributes:
-        path: the file.
-        images: what it holds, in order.
+        path: path of the file.
+        images: states of its images, in order.
     """
 
     path: Path
     images: tuple[ImageState, ...]
 
     def current(self, wanted: frozenset[str], folder: ImageFolder) -> bool:
-        """Whether none of the ``wanted`` images has changed since."""
-        return all(
-            state.holds(folder.path(state.image)) for state in self.images if state.image in wanted
-        )
+        """Whether all ``wanted`` images are unchanged since encoding."""
+        return all(state.holds(folder) for state in self.images if state.image in wanted)
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The tokens that one encoder gave for images prepared in one way.
+    """One encoder's tokens for images with the same processing.
 
     Attributes:
         root: folder of all stores.
-        facts: what the tokens depend on, but for the images.
-        tokens: tokens of a view T.
-        width: channels of a token C.
+        facts: everything but the images that determines the tokens.
+        tokens: number of tokens T per view.
+        width: number of channels C per token.
     """
 
     root: Path
@@ -113,34 +111,34 @@ class FeatureStore:
 
     @property
     def stream(self) -> str:
-        """The stream's name."""
+        """Name of the stream."""
         return str(self.facts["stream"])
 
     @property
     def views(self) -> int:
-        """Views of each image."""
+        """Stored views per image."""
         return int(self.facts["views"])
 
     @property
     def bytes_an_image(self) -> int:
-        """Bytes that the tokens of all views of an image take."""
+        """Bytes per image, over all views."""
         return self.views * self.tokens * bytes_a_token(self.width, self.facts["dtype"])
 
     @cached_property
     def key(self) -> str:
-        """A hash of the facts."""
+        """Hash of ``facts``."""
         text = json.dumps({**self.facts, "format": FORMAT}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def folder(self) -> Path:
-        """Where this store is, or would be."""
+        """Folder of the store, which need not exist."""
         return self.root / f"{self.stream}-{self.key}"
 
     def begin(self) -> None:
-        """Make the folder, and remove what an interrupted process had written aside.
+        """Create the folder and remove an interrupted process's temporary files.
 
-        Needs the lock, and that no process is writing.
+        Requires the lock, and no process may be writing.
         """
         try:
             self.folder.mkdir(exist_ok=True)
@@ -148,21 +146,21 @@ class FeatureStore:
                 left.unlink()
             write_json(self.folder / FACTS, dict(self.facts))
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise unwritable(self.folder, error) from None
 
     def lock(self) -> Lock:
-        """The lock of who writes. Raises UserError where the folder can't be written."""
+        """Lock of the writer. Raises UserError for a read-only folder."""
         try:
             return Lock(self.folder.with_suffix(".lock"))
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise unwritable(self.folder, error) from None
 
     def write_shard(
         self, images: Sequence[ImageState], tensors: Mapping[str, torch.Tensor]
     ) -> None:
-        """Write ``tokens`` [images * views, T, C], and ``scales`` [images * views, T] of int8.
+        """Write ``tokens`` [images * views, T, C] and, for int8, ``scales`` [images * views, T].
 
-        Raises UserError where the disk is full, or can't be written.
+        Raises UserError for a full or read-only disk.
         """
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         rows = {name: [row_checksum(row) for row in tensor] for name, tensor in tensors.items()}
@@ -173,14 +171,14 @@ class FeatureStore:
             with written_aside(self.folder / f"{name}{SUFFIX}") as aside:
                 aside.write_bytes(contents)
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise unwritable(self.folder, error) from None
 
     def files(self) -> list[Path]:
-        """The shards' files, by name."""
+        """Paths of the shards, sorted by name."""
         return sorted(self.folder.glob(f"[0-9a-f]*{SUFFIX}"))
 
     def shards(self) -> tuple[list[Shard], list[Path]]:
-        """The shards, by name, and those files that are no shards of this store any more."""
+        """Shards sorted by name, and paths of files that are damaged or of another store."""
         found, damaged = [], []
         for path in self.files():
             try:
@@ -195,7 +193,7 @@ class FeatureStore:
         return found, damaged
 
     def write_index(self, shards: Iterable[Shard]) -> None:
-        """Write the index of these shards, and remove all others. Needs the lock."""
+        """Write the index of these shards and remove all others. Requires the lock."""
         rows = {
             state.image: (shard.path.name, row, state)
             for shard in shards
@@ -220,23 +218,23 @@ class FeatureStore:
             ):
                 writer.write_table(table)
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise unwritable(self.folder, error) from None
         used = {name for name, _, _ in rows.values()}
         for path in self.files():
             if path.name not in used:
                 path.unlink()
 
     def index(self) -> pa.Table | None:
-        """The index (``INDEX_SCHEMA``), by image; None where there is none, or a damaged one."""
+        """Index (``INDEX_SCHEMA``) sorted by image; None if missing or damaged."""
         try:
             index = pa.ipc.open_file(pa.memory_map(str(self.folder / INDEX))).read_all()
-            index.validate(full=True)  # Arrow believes what it maps
+            index.validate(full=True)  # Arrow doesn't check mapped files
         except (OSError, pa.ArrowException):
             return None
         return index if index.schema == INDEX_SCHEMA else None
 
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """In what a store of these ``facts`` differs from this one, as lines for a message."""
+        """Differences between a store of these ``facts`` and this one, for a message."""
         ours, theirs = _flat(self.facts), _flat(facts)
         return [
             f"{name} ({theirs.get(name)} there, {ours.get(name)} here)"
@@ -246,28 +244,30 @@ class FeatureStore:
 
 
 def file_digest(path: Path) -> str:
-    """Hash of a file's bytes. Raises OSError where it can't be read."""
+    """Hash of a file's bytes. Raises OSError for an unreadable file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def row_checksum(row: torch.Tensor) -> int:
-    """CRC-32 of a row of a shard: quick enough to be computed whenever one is read."""
+    """CRC-32 of a row of a shard, fast enough for every read."""
     return zlib.crc32(row.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def altered(shard: Path) -> bool:
-    """Whether the bytes of a shard's file are others than those that were written."""
+    """Whether a shard's bytes have changed since it was written."""
     try:
         return file_digest(shard) != shard.stem
     except OSError:
         return True
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """Error for a full or read-only disk."""
     return UserError(
-        f"{folder}: the features can't be written ({error.strerror or error}). What is finished is "
-        "kept: make room, or name another folder with run.features.root, and start again."
+        f"{folder}: the features can't be written ({error.strerror or error}). Finished shards are "
+        "kept: free some disk space, or set another folder with run.features.root (for copies from "
+        "an address, run.features.cache), and start again."
     )
 
 

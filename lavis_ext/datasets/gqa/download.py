@@ -1,4 +1,4 @@
-"""Fetch GQA from its authors' site: ``python -m lavis_ext.datasets.gqa.download OUT``.
+"""Download GQA from its authors' site: ``python -m lavis_ext.datasets.gqa.download OUT``.
 
 The files are those of the download page (https://cs.stanford.edu/people/dorarad/gqa/download.html;
 Hudson and Manning, 2019), laid out as this library reads them::
@@ -9,8 +9,8 @@ Hudson and Manning, 2019), laid out as this library reads them::
     OUT/eval/                                       with --parts eval
     OUT/downloads.json                              where each came from, its size and sha256
 
-A download that was cut off goes on where it stopped, a folder appears under its name only once it
-is complete, and a part that is complete is left alone without a look at the network.
+Interrupted downloads are resumed, a folder gets its name only once it is complete, and complete
+parts are skipped without using the network.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from lavis_ext.common.downloads import (
     ask,
     download,
     partial_of,
-    say,
+    print_stderr,
     size_of,
 )
 from lavis_ext.common.errors import UserError, command
-from lavis_ext.common.files import parse_json, room_in, write_json
+from lavis_ext.common.files import entries, free_space, parse_json, write_json
 
 BASE_URL = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 RECORDS = "downloads.json"
@@ -48,11 +48,11 @@ class Part:
     """One archive of GQA.
 
     Attributes:
-        archive: its name on the site.
-        folder: where it is unpacked, below OUT.
-        holds: a pattern that something in the folder must match.
-        growth: unpacked size over packed, estimated high; it is known once the archive is there.
-        sha256: of the archive, where one is known.
+        archive: file name on the site.
+        folder: target folder below OUT.
+        holds: glob pattern that a file in the folder must match.
+        growth: upper estimate of the unpacked size over the packed one, until it is known.
+        sha256: checksum of the archive, if known.
     """
 
     archive: str
@@ -62,8 +62,8 @@ class Part:
     sha256: str | None = None
 
 
-# GQA's authors publish no checksums. That of the images is the one that several projects have
-# reported, independently of each other, for the site's file of 21,817,965,542 bytes.
+# GQA's authors publish no checksums. That of the images was reported independently by several
+# projects for the site's file of 21,817,965,542 bytes.
 PARTS = {
     "questions": Part("questions1.2.zip", "questions", "*_questions.json", 12),
     "images": Part(
@@ -87,21 +87,21 @@ def download_gqa(
     keep_archives: bool = False,
     accept_changed: bool = False,
 ) -> None:
-    """Fetch ``parts`` of GQA, names of ``PARTS``, into ``out``.
+    """Download ``parts`` of GQA to ``out``.
 
     Args:
-        out: the folder, made if it is absent.
-        parts: what to fetch.
-        base_url: where the archives lie; a mirror, for instance.
-        keep_archives: whether to keep the archives once they are unpacked.
-        accept_changed: whether to take an archive whose sha256 is not the one expected.
+        out: target folder, created if missing.
+        parts: names in ``PARTS``.
+        base_url: URL of the site or a mirror.
+        keep_archives: whether to keep the archives after unpacking.
+        accept_changed: whether to accept an archive with an unexpected sha256.
 
-    An archive that lies in ``out`` already is used as it is, without the network.
+    An archive already in ``out`` is used without the network.
 
     Raises:
-        UserError: the site can't be reached or lacks a file, the disk is too small or can't be
-            written, an archive is damaged, of another size or sha256, or holds a path that leaves
-            its folder, or a folder is there that this function did not make.
+        UserError: for an unreachable site or missing file, a full or read-only disk, an archive
+            that is damaged, has a wrong size or sha256 or a path outside its folder, or an existing
+            folder of other origin.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def download_gqa(
             if name in remotes:
                 download(remotes[name], archive, record, lambda: _save(out, records))
             else:
-                print(f"{archive} is there already; it is used as it is.")
+                print(f"{archive} exists already and is used.")
             sha256 = _checked_sha256(archive, PARTS[name], record, accept_changed)
             size = archive.stat().st_size
             files = _unpack(archive, PARTS[name], out)
@@ -129,14 +129,14 @@ def download_gqa(
                 archive.unlink()
             print(f"{out / PARTS[name].folder}: {files:,} files.")
     except OSError as error:
-        # The network's errors have become UserErrors, so this one is the disk's.
+        # Network errors are UserErrors already, so this one is the disk's.
         raise UserError(
             f"{error.filename or out}: can't be read or written ({error.strerror or error}). "
-            "What has arrived is kept; mend it and run the same command again."
+            "Downloaded data is kept; fix this and run the same command again."
         ) from error
 
 
-# --- what is there -------------------------------------------------------------------------------
+# --- existing parts -----------------------------------------------------------------------------
 
 
 def _read_records(path: Path) -> dict[str, dict[str, Any]]:
@@ -159,19 +159,19 @@ def _save(out: Path, records: dict[str, dict[str, Any]]) -> None:
 
 def _is_complete(name: str, out: Path, records: dict[str, dict[str, Any]]) -> bool:
     folder = out / PARTS[name].folder
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not entries(folder)):
         return False
     expected = records.get(name, {}).get("files")
     if expected is None:
         raise UserError(
-            f"{folder} is there and was not made by this download. Leave the part out (--parts), "
-            "or move the folder away."
+            f"{folder} exists and wasn't created by this download. Leave the part out (--parts), "
+            "or move the folder."
         )
     found = sum(path.is_file() for path in folder.rglob("*"))
     if found < expected:
         raise UserError(
-            f"{folder}: {found:,} files, of {expected:,} that were unpacked. Delete the folder and "
-            "run again to fetch it anew."
+            f"{folder}: {found:,} of the {expected:,} unpacked files are left. Delete the folder "
+            "and run again to download it again."
         )
     print(f"{folder} is complete already: {found:,} files.")
     return True
@@ -180,7 +180,7 @@ def _is_complete(name: str, out: Path, records: dict[str, dict[str, Any]]) -> bo
 def _require_space_for(
     names: Sequence[str], remotes: dict[str, "Remote"], out: Path, keep_archives: bool
 ) -> None:
-    """All that is unpacked, and the archives that lie there at the same time."""
+    """Raise UserError for too little space for the unpacked parts and concurrent archives."""
     to_fetch = {name: remotes[name].size if name in remotes else 0 for name in names}
     packed = {name: to_fetch[name] or (out / PARTS[name].archive).stat().st_size for name in names}
     unpacked = sum(size * PARTS[name].growth for name, size in packed.items())
@@ -191,11 +191,11 @@ def _require_space_for(
 
 
 def _require_space(out: Path, needed: float, what: str) -> None:
-    free = room_in(out)
+    free = free_space(out)
     if needed > free:
         raise UserError(
             f"{out}: {what} takes {needed / GB:.1f} GB, and {free / GB:.1f} GB of the disk are "
-            "free. Make room, name a folder on another disk, or ask for fewer --parts."
+            "free. Free some disk space, use a folder on another disk, or request fewer --parts."
         )
 
 
@@ -204,14 +204,14 @@ def _require_space(out: Path, needed: float, what: str) -> None:
 
 def _checked_sha256(archive: Path, part: Part, record: dict[str, Any], accept_changed: bool) -> str:
     """The archive's sha256, compared with an earlier download's or the known one."""
-    say(f"{archive.name}: computing its sha256.")
+    print_stderr(f"{archive.name}: computing sha256.")
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     earlier = record.get("sha256")
     expected = earlier or part.sha256
     source = "an earlier download's" if earlier else "the known one"
     if expected is None:
-        print(f"{archive.name}: sha256 {found}. None is known to compare it with.")
+        print(f"{archive.name}: sha256 {found}. There is no known one to compare it with.")
     elif found == expected:
         print(f"{archive.name}: sha256 {found}, which is {source}.")
     elif accept_changed:
@@ -219,13 +219,13 @@ def _checked_sha256(archive: Path, part: Part, record: dict[str, Any], accept_ch
     else:
         raise UserError(
             f"{archive}: its sha256 is {found}; {source} is {expected}. Delete the file and run "
-            "again, or take it as a new version with --accept-changed."
+            "again, or accept it as a new version with --accept-changed."
         )
     return found
 
 
 def _unpack(archive: Path, part: Part, out: Path) -> int:
-    """Unpack into the part's folder, all or nothing. Returns the number of files."""
+    """Unpack atomically to the part's folder. Returns the number of files."""
     aside = out / f".{part.folder}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -233,19 +233,20 @@ def _unpack(archive: Path, part: Part, out: Path) -> int:
             members = _members(opened, archive)
             total = sum(member.file_size for member, _ in members)
             _require_space(out, total, f"{archive.name}, unpacked,")
-            progress, done = Progress(f"{archive.name}, unpacking", 0, total), 0
-            for member, path in members:
-                target = aside / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Reading to the end compares the member's CRC.
-                with opened.open(member) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file, CHUNK)
-                done += member.file_size
-                progress.at(done)
-            progress.end()
+            done = 0
+            with Progress(f"{archive.name}, unpacking", 0, total) as progress:
+                for member, path in members:
+                    target = aside / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    # Reading to the end compares the member's CRC.
+                    with opened.open(member) as source, target.open("wb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)
+                    done += member.file_size
+                    progress.at(done)
+                progress.end()
         if next(aside.glob(part.holds), None) is None:
             raise UserError(
-                f"{archive}: there is no {part.holds} in it, so it is not GQA's {part.folder}. "
+                f"{archive}: it has no {part.holds}, so it is not GQA's {part.folder}. "
                 "Delete it and run again."
             )
         aside.rename(out / part.folder)
@@ -259,7 +260,7 @@ def _unpack(archive: Path, part: Part, out: Path) -> int:
     ) as error:
         raise UserError(
             f"{archive} is damaged ({error or type(error).__name__}). Delete that file and run "
-            "again to fetch it anew."
+            "again to download it again."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -267,14 +268,14 @@ def _unpack(archive: Path, part: Part, out: Path) -> int:
 
 
 def _members(opened: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The archive's files and their paths in the folder, without one that all have in common."""
+    """Files of an archive with their target paths, without a common parent folder."""
     members = []
     for member in opened.infolist():
-        path = PureWindowsPath(member.filename)  # knows the separators and roots of all systems
+        path = PureWindowsPath(member.filename)  # handles separators and roots of all systems
         if path.anchor or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
             raise UserError(
-                f"{archive}: it holds '{member.filename}', which leads out of its folder. Nothing "
-                "was unpacked; delete the file, and ask where it came from."
+                f"{archive}: it has '{member.filename}', a path outside its folder. Nothing was "
+                "unpacked; delete the file, and check where it came from."
             )
         if not member.is_dir() and path.parts[0] != "__MACOSX":
             members.append((member, PurePosixPath(*path.parts)))
@@ -286,10 +287,10 @@ def _members(opened: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipIn
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fetch GQA."""
+    """Entry point."""
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.datasets.gqa.download",
-        description="Fetch GQA from its authors' site and lay it out as this library reads it.",
+        description="Download GQA from its authors' site to the layout that this library reads.",
     )
     parser.add_argument(
         "out", type=Path, nargs="?", default=Path("data/gqa"), help="folder (%(default)s)"
@@ -299,16 +300,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         choices=PARTS,
         default=NEEDED_FOR_TRAINING,
-        help="what to fetch; questions and images are what training needs, and the default",
+        help="parts to download; by default questions and images, which training needs",
     )
-    parser.add_argument("--base-url", default=BASE_URL, help="where the archives lie (%(default)s)")
+    parser.add_argument("--base-url", default=BASE_URL, help="URL of the archives (%(default)s)")
     parser.add_argument(
-        "--keep-archives", action="store_true", help="keep the archives once they are unpacked"
+        "--keep-archives", action="store_true", help="keep the archives after unpacking"
     )
     parser.add_argument(
         "--accept-changed",
         action="store_true",
-        help="take archives whose sha256 is not the known one or an earlier download's",
+        help="accept archives with another sha256 than the known one or an earlier download's",
     )
     options = parser.parse_args(argv)
     try:
@@ -320,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             accept_changed=options.accept_changed,
         )
     except KeyboardInterrupt:
-        say("\nStopped. The same command goes on from here.")
+        print_stderr("\nStopped. Run the same command to resume.")
         raise SystemExit(130) from None
 
 

@@ -1,4 +1,4 @@
-"""GQA's questions with the objects that they name."""
+"""Read GQA's questions with their annotated objects."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.pictures import image_id_of
+from lavis_ext.datasets.questions.record_files import keyed_records
+
+FORMAT = "GQA's questions, an object keyed by question id, or a list of them with `questionId`"
 
 
 @dataclass(frozen=True, slots=True)
 class GroundedQuestion:
-    """A question with GQA's annotations of it.
+    """A question with GQA's annotations.
 
-    ``spans`` are (first word, word after the last) of mentions. ``asked`` are the ids of the
-    objects that the question names, ``objects`` of those that it or its answers name.
+    ``spans`` are (first word, word after the last) of mentions. ``asked`` are ids of objects named
+    in the question, ``objects`` of those named in the question or its answers.
     """
 
     id: str
@@ -26,17 +29,17 @@ class GroundedQuestion:
 
 
 def read_grounded_questions(path: Path) -> dict[str, list[GroundedQuestion]]:
-    """GQA's questions by image id.
+    """Read GQA's questions by image id.
 
-    Raises UserError naming the file if it is missing or has no records of GQA's form.
+    Raises UserError naming the file if it is missing or isn't in GQA's format.
     """
     grouped: dict[str, list[GroundedQuestion]] = defaultdict(list)
-    for question_id, record in _records(path).items():
+    for question_id, record in keyed_records(path, "question file", FORMAT):
         try:
-            grouped[record["imageId"]].append(_grounded(question_id, record))
+            grouped[image_id_of(record["imageId"])].append(_grounded(question_id, record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{path}: question {question_id} has no annotations of GQA's form ({error!r})."
+                f"{path}: question {question_id} has no annotations in GQA's format ({error!r})."
             ) from None
     return dict(grouped)
 
@@ -55,18 +58,6 @@ def _grounded(question_id: str, record: dict[str, Any]) -> GroundedQuestion:
 
 
 def _span(key: str) -> tuple[int, int]:
-    """GQA's "3:5" or "3" as (first, after the last)."""
+    """Parse GQA's "3:5" or "3" to (first, after the last)."""
     first, _, end = key.partition(":")
     return int(first), int(end) if end else int(first) + 1
-
-
-def _records(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: the questions can't be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise UserError(f"{path}: the questions aren't JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected GQA's questions, an object keyed by question id.")
-    return content

@@ -1,8 +1,8 @@
 """Masks of the objects in scene graphs, run-length encoded, in COCO's instance format.
 
-The format is that of https://cocodataset.org/#format-data (Lin et al., ECCV 2014), so that COCO's
-own tools read mini-GQA, and masks made by others are read here: an annotation is the object of the
-scene graph that has its id, in the image whose id is its file's name.
+The format is that of https://cocodataset.org/#format-data (Lin et al., ECCV 2014), so COCO's tools
+can read mini-GQA, and masks from other sources can be read here. An annotation belongs to the
+scene graph's object with its id, in the image whose id is its file's name.
 """
 
 import json
@@ -17,15 +17,16 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json
+from lavis_ext.common.files import check_regular, parse_json, read_plain
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
+from lavis_ext.datasets.pictures import composed
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectMask:
-    """The pixels of one object as COCO's compressed run lengths, column by column."""
+    """Mask of one object as COCO's compressed, column-major run lengths."""
 
     height: int
     width: int
@@ -40,11 +41,11 @@ class ObjectMask:
 
     @property
     def encoded(self) -> dict[str, Any]:
-        """The argument that the functions of ``pycocotools.mask`` take."""
+        """Representation used by ``pycocotools.mask``."""
         return {"size": [self.height, self.width], "counts": self.counts}
 
     def decode(self) -> Mask:
-        """The mask [H, W]."""
+        """Decode to a mask [H, W]."""
         return np.asarray(run_lengths.decode(self.encoded), dtype=bool)
 
 
@@ -54,7 +55,7 @@ def write_instances(
     masks: Mapping[str, Iterable[ObjectMask]],
     categories: Iterable[str],
 ) -> None:
-    """Write the objects of scene graphs, as GQA has them, with their masks by image id."""
+    """Write the objects of GQA's scene graphs with their masks by image id."""
     category_ids = {name: number for number, name in enumerate(categories, start=1)}
     images, annotations = [], []
     for image_id, graph in graphs.items():
@@ -89,11 +90,11 @@ def write_instances(
 def read_object_masks(
     root: Path, split: str, graphs: Mapping[str, SceneGraph]
 ) -> dict[str, tuple[ObjectMask, ...]]:
-    """Masks of each image's objects, in the order of its scene graph, by image id.
+    """Read the masks of each image's objects, in scene graph order, by image id.
 
-    They are read from ``instances/{split}_instances.json`` or, in a mini-GQA of version 1, from its
-    pictures ``masks/{image id}.png``. Raises UserError naming the file that is missing, damaged, or
-    without the mask of an object.
+    The file is ``instances/{split}_instances.json`` or, in a mini-GQA of version 1, the pictures
+    ``masks/{image id}.png``. Raises UserError naming a file that is missing, damaged or lacks an
+    object's mask.
     """
     path = root / "instances" / f"{split}_instances.json"
     if not path.is_file() and (root / "masks").is_dir():
@@ -108,29 +109,31 @@ def read_object_masks(
         missing = [item.id for item in graph.objects if item.id not in of_image]
         if missing:
             raise UserError(
-                f"{path}: there is no mask of object {missing[0]} of image {image_id}. Make the "
-                "file for the scene graphs that lie beside it."
+                f"{path}: there is no mask of object {missing[0]} of image {image_id}. Create the "
+                "file for the scene graphs beside it."
             )
         masks[image_id] = tuple(of_image[item.id] for item in graph.objects)
         size = graph.height, graph.width
         if any((mask.height, mask.width) != size for mask in masks[image_id]):
             raise UserError(
-                f"{path}: a mask of image {image_id} is not of its scene graph's size, "
+                f"{path}: a mask of image {image_id} doesn't have its scene graph's size, "
                 f"{graph.width}x{graph.height} pixels."
             )
     return masks
 
 
 def _read_instances(path: Path) -> dict[str, dict[str, ObjectMask]]:
-    """Masks by image and annotation id."""
+    """Read masks by image and annotation id."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_plain(path))
     except OSError as error:
         raise UserError(f"{path}: the masks can't be read ({error.strerror}).") from None
     except ValueError as error:
         raise UserError(f"{path}: the masks aren't JSON ({error}).") from None
     try:
-        names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        names = {
+            image["id"]: composed(Path(image["file_name"]).stem) for image in content["images"]
+        }
         masks: dict[str, dict[str, ObjectMask]] = {name: {} for name in names.values()}
         annotations = list(content["annotations"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -149,7 +152,7 @@ def _read_instances(path: Path) -> dict[str, dict[str, ObjectMask]]:
 
 
 def _object_mask(segmentation: Any) -> ObjectMask:
-    """The mask of an annotation; ValueError for run lengths that aren't the image's."""
+    """Mask of an annotation. Raises ValueError for run lengths that don't fit the image."""
     if not isinstance(segmentation, dict):
         raise ValueError("a polygon; convert it with COCO.annToRLE of pycocotools")
     height, width = segmentation["size"]
@@ -157,7 +160,7 @@ def _object_mask(segmentation: Any) -> ObjectMask:
         raise ValueError(f"a size of {width}x{height} pixels")
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
-    # pycocotools takes run lengths as they come; pixels that they leave out would be arbitrary.
+    # pycocotools doesn't check run lengths; missing pixels would be arbitrary.
     if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != height * width:
         raise ValueError(f"run lengths that don't make up {width}x{height} pixels")
     encoded = run_lengths.frPyObjects({"size": [height, width], "counts": runs}, height, width)
@@ -165,10 +168,10 @@ def _object_mask(segmentation: Any) -> ObjectMask:
 
 
 def _runs(counts: str) -> list[int]:
-    """The run lengths in COCO's compressed text: 5 bits a character, the lowest first.
+    """Parse run lengths from COCO's compressed text: 5 bits per character, lowest first.
 
     From the fourth on, a number is the difference to the run before the last (pycocotools'
-    ``rleFrString``). ValueError for another text.
+    ``rleFrString``). Raises ValueError for other text.
     """
     runs: list[int] = []
     value = shift = 0
@@ -190,8 +193,9 @@ def _runs(counts: str) -> list[int]:
 
 
 def _from_picture(path: Path, count: int) -> tuple[ObjectMask, ...]:
-    """Masks of ``count`` objects from a picture of 1 + the index of the object seen, or 0."""
+    """Masks of ``count`` objects from a picture of pixels 0 or 1 + the visible object's index."""
     try:
+        check_regular(path)
         with Image.open(path, formats=["PNG"]) as image:
             indexes = np.asarray(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:

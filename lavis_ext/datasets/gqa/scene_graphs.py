@@ -4,14 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json
+from lavis_ext.datasets.pictures import image_id_of
+from lavis_ext.datasets.questions.json_records import IMAGE_IDS
+from lavis_ext.datasets.questions.record_files import keyed_records
+
+FORMAT = "GQA's scene graphs, an object keyed by image id, or a list of them with `imageId`"
 
 
 @dataclass(frozen=True, slots=True)
 class GraphObject:
     """One object. ``box`` is (x, y, width, height) in pixels of the image.
 
-    ``relations`` are (name, object id): this object is ``name`` ("above", ...) that one.
+    ``relations`` are (name, object id), such as ("above", id) if this object is above that one.
     """
 
     id: str
@@ -23,7 +27,7 @@ class GraphObject:
 
 @dataclass(frozen=True, slots=True)
 class SceneGraph:
-    """What is known of one image. ``objects`` are in the file's order; sides are in pixels."""
+    """Scene graph of an image. ``objects`` are in file order; width and height are in pixels."""
 
     width: int
     height: int
@@ -33,26 +37,19 @@ class SceneGraph:
 
 
 def read_scene_graphs(path: Path) -> dict[str, SceneGraph]:
-    """Scene graphs by image id (GQA: ``train_sceneGraphs.json``).
+    """Read scene graphs by image id (GQA: ``train_sceneGraphs.json``).
 
-    Raises UserError naming the file, and the image where there is one, for a file that is missing,
-    damaged or of another shape.
+    Raises UserError naming the file and, if known, the image, for a file that is missing, damaged
+    or of another format.
     """
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: the scene graphs can't be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise UserError(f"{path}: the scene graphs aren't JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected GQA's scene graphs, an object keyed by image id.")
     graphs = {}
-    for image_id, graph in content.items():
+    for name, graph in keyed_records(path, "file of scene graphs", FORMAT, IMAGE_IDS):
+        image_id = image_id_of(name)
         try:
             graphs[image_id] = _scene_graph(graph)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{path}: image {image_id} has no scene graph of GQA's form ({error!r})."
+                f"{path}: image {image_id} has no scene graph in GQA's format ({error!r})."
             ) from None
     return graphs
 

@@ -1,4 +1,4 @@
-"""Where the files lie that GQA's metrics need beside a split's questions."""
+"""Files beside a split's questions that GQA's metrics read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,9 @@ class ScoringFiles:
 def scoring_files(
     root: Path, split: str, choices: Mapping[str, str], scene_graphs: Mapping[str, str], where: str
 ) -> ScoringFiles:
-    """A split's files: those given for it, by split, else those of GQA's layout in ``root``.
+    """Find a split's files: the given ones, else those of GQA's layout in ``root``.
 
-    ``where`` is the key under which they are given. Raises UserError for a given file that isn't
-    there.
+    ``where`` is their config key. Raises UserError if a given file is missing.
     """
     found = {}
     for name, given in (("choices", choices), ("sceneGraphs", scene_graphs)):

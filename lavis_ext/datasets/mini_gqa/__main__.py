@@ -11,7 +11,7 @@ from lavis_ext.datasets.mini_gqa.writer import make_mini_gqa
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a mini-GQA data set and say what is in it."""
+    """Write a mini-GQA data set and print a summary."""
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.datasets.mini_gqa",
         description="Draw synthetic scenes with questions, in the formats of the GQA download.",

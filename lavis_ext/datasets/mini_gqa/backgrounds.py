@@ -1,6 +1,6 @@
 """Procedural backgrounds: five places under four kinds of weather.
 
-They are paler or duller than the objects' colors, never uniform, and hold nothing that looks like
+They are paler or duller than the objects' colors, never uniform, and contain nothing that resembles
 one of the shapes. All functions take and return float32 RGB arrays [side, side, 3] in 0..255.
 """
 
@@ -22,14 +22,14 @@ def paint_background(place: str, weather: str, side: int, rng: np.random.Generat
 
 
 def _smooth_noise(side: int, cells: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Noise in -1..1 with ``cells`` (rows, columns) of random values, [side, side, 1]."""
+    """Noise [side, side, 1] in -1..1, interpolated from ``cells`` (rows, columns) random values."""
     coarse = Image.fromarray(rng.uniform(-1, 1, cells).astype(np.float32))
     fine = coarse.resize((side, side), Image.Resampling.BICUBIC)
     return np.array(fine, dtype=np.float32)[..., None]
 
 
 def _bands(side: int, stops: list[tuple[float, RGB]]) -> Array:
-    """Vertical color gradient through ``stops`` of (height in 0..1, color)."""
+    """Vertical color gradient through ``stops``: (position from the top in 0..1, color)."""
     heights = np.linspace(0, 1, side)
     positions = [stop for stop, _ in stops]
     channels = [np.interp(heights, positions, [color[c] for _, color in stops]) for c in range(3)]
@@ -130,10 +130,10 @@ def _sunny(canvas: Array, rng: np.random.Generator) -> Array:
 
 
 def _cloudy(canvas: Array, rng: np.random.Generator) -> Array:
-    grey = canvas.mean(axis=-1, keepdims=True)
+    gray = canvas.mean(axis=-1, keepdims=True)
     clouds = _smooth_noise(len(canvas), (5, 4), rng)
     clouds *= np.linspace(1, 0, len(canvas), dtype=np.float32)[:, None, None] ** 0.7
-    return (0.5 * canvas + 0.5 * grey) * 0.88 + clouds * 50
+    return (0.5 * canvas + 0.5 * gray) * 0.88 + clouds * 50
 
 
 def _rainy(canvas: Array, rng: np.random.Generator) -> Array:

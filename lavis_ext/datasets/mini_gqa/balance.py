@@ -1,9 +1,9 @@
-"""The balanced subset: near uniform answers within each kind of question.
+"""The balanced subset: nearly uniform answers within each family of questions.
 
 GQA balances answers within its local and global groups (Hudson and Manning 2019, section 3.4).
-Here yes and no are exactly as frequent within each family of questions, and paired within local
-groups as far as they go; the two options of a choice are right equally often; the open answers of
-a family are capped at an equal share.
+Here each family of yes/no questions has as many of one as of the other, from the same local groups
+where possible; the two options of a choice are correct equally often; no answer of an open family
+exceeds an equal share.
 """
 
 import random
@@ -89,7 +89,7 @@ def select_balanced(questions: Iterable[Question], images: int, rng: random.Rand
         families[question.family].append(question)
     chosen: set[str] = set()
     for family in sorted(families):
-        members = _spread(families[family], rng)
+        members = _spread_over_images(families[family], rng)
         quota = RATES[family] * images
         kind = members[0].structural
         if kind == "query":
@@ -105,8 +105,8 @@ def select_balanced(questions: Iterable[Question], images: int, rng: random.Rand
     return chosen
 
 
-def _spread(members: Sequence[Question], rng: random.Random) -> list[Question]:
-    """Random order with every image's first question before any image's second."""
+def _spread_over_images(members: Sequence[Question], rng: random.Random) -> list[Question]:
+    """The questions in random order, with every image's first before any image's second."""
     seen: dict[str, int] = defaultdict(int)
     order = list(members)
     rng.shuffle(order)
@@ -118,7 +118,7 @@ def _spread(members: Sequence[Question], rng: random.Random) -> list[Question]:
 
 
 def _uniform(members: Sequence[Question], quota: float) -> list[Question]:
-    """Up to ``quota`` questions, no answer with more than its equal share."""
+    """Up to ``quota`` questions, with no answer above an equal share."""
     share = ceil(quota / len({question.answer for question in members} or {""}))
     taken: dict[str, int] = defaultdict(int)
     picked: list[Question] = []
@@ -140,7 +140,7 @@ def _equal(a: list[Question], b: list[Question]) -> list[Question]:
 
 
 def _pair_yes_no(members: Sequence[Question], quota: float) -> list[Question]:
-    """As many of "yes" as of "no", from the same local group as far as possible."""
+    """Equally many "yes" and "no", from the same local groups where possible."""
     groups: dict[str, tuple[list[Question], list[Question]]] = defaultdict(lambda: ([], []))
     for question in members:
         groups[question.local][question.answer == "no"].append(question)
@@ -151,7 +151,7 @@ def _pair_yes_no(members: Sequence[Question], quota: float) -> list[Question]:
         rounds += enumerate(pairs)
         for rest, side in zip(left, sides, strict=True):
             rest += side[len(pairs) :]
-    # Local groups take turns, so that no wording crowds out the others.
+    # One pair of each local group at a time, so that no group crowds out the others.
     ordered = [pair for _, pair in sorted(rounds, key=lambda entry: entry[0])]
     ordered += zip(*left, strict=False)
     return [question for pair in ordered[: _count(quota / 2)] for question in pair]

@@ -1,12 +1,18 @@
 """Questions that offer two answers (structural type ``choose``).
 
-The wrong option is drawn uniformly and the order of the two at random.
+The wrong option and the order of the two are drawn uniformly.
 """
 
 import random
 
 from lavis_ext.datasets.mini_gqa.drafts import Draft
-from lavis_ext.datasets.mini_gqa.facts import described, has, of_scene, referred, related
+from lavis_ext.datasets.mini_gqa.facts import (
+    described,
+    has,
+    related,
+    scene_known,
+    uniquely_described,
+)
 from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
 from lavis_ext.datasets.mini_gqa.scenes import Scene
 from lavis_ext.datasets.mini_gqa.vocabulary import (
@@ -18,13 +24,13 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     SCENE_VALUES,
     article,
 )
-from lavis_ext.datasets.mini_gqa.wording import Mention, Program, refer
+from lavis_ext.datasets.mini_gqa.wording import Mention, Program, referring_expression
 
 
 def two_options(
     rng: random.Random, answer: str, values: tuple[str, ...]
 ) -> tuple[tuple[str, str], int]:
-    """``answer`` and another one of ``values`` in random order, and the answer's place."""
+    """``answer`` and another of ``values`` in random order, and the answer's index."""
     wrong = rng.choice([value for value in values if value != answer])
     place = rng.randrange(2)
     return ((answer, wrong) if place == 0 else (wrong, answer)), place
@@ -33,7 +39,7 @@ def two_options(
 def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is the circle red or blue?"."""
     item = rng.choice(scene.objects)
-    reference = refer(rng, scene, item, avoid=(key,))
+    reference = referring_expression(rng, scene, item, avoid=(key,))
     if reference is None:
         return None
     options, place = two_options(rng, item.value(key), OBJECT_VALUES[key])
@@ -53,8 +59,8 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         group=key,
         local=f"10c-{reference.noun}_{key}",
         valid=options,
-        tells=referred(item, reference) | has(item, key),
-        enough=[described(item, reference) | has(item, key)],
+        implied=uniquely_described(item, reference) | has(item, key),
+        sufficient=[described(item, reference) | has(item, key)],
         option=place,
     )
 
@@ -63,7 +69,7 @@ def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is the circle at the left or at the right of the picture?"."""
     item = rng.choice(scene.objects)
     actual = scene.position(item, key)
-    reference = refer(rng, scene, item)
+    reference = referring_expression(rng, scene, item)
     if actual is None or reference is None:
         return None
     options, place = two_options(rng, actual, POSITION_VALUES[key])
@@ -82,8 +88,8 @@ def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         subject=key,
         local=f"10c-{reference.noun}_{key}",
         valid=options,
-        tells=referred(item, reference) | has(item, key),
-        enough=[described(item, reference) | has(item, key)],
+        implied=uniquely_described(item, reference) | has(item, key),
+        sufficient=[described(item, reference) | has(item, key)],
         option=place,
     )
 
@@ -91,7 +97,7 @@ def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
 def name(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is the red shape a circle or a star?"."""
     item = rng.choice(scene.objects)
-    reference = refer(rng, scene, item, avoid=("name",))
+    reference = referring_expression(rng, scene, item, avoid=("name",))
     if reference is None or not reference.adjectives:
         return None
     values = CATEGORY_NAMES.get(reference.noun, OBJECT_VALUES["name"])
@@ -115,8 +121,8 @@ def name(rng: random.Random, scene: Scene) -> Draft | None:
         group=reference.noun,
         local=f"11c-{reference.noun}",
         valid=options,
-        tells=known | referred(item, reference),
-        enough=[known],
+        implied=known | uniquely_described(item, reference),
+        sufficient=[known],
         option=place,
         answer_id=item.id,
     )
@@ -126,7 +132,10 @@ def relation(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is the circle to the left or to the right of the star?"; answers left, right, ..."""
     item, anchor = rng.sample(scene.objects, 2)
     actual = rng.choice(RELATIONS)
-    subject, reference = refer(rng, scene, item), refer(rng, scene, anchor)
+    subject, reference = (
+        referring_expression(rng, scene, item),
+        referring_expression(rng, scene, anchor),
+    )
     if subject is None or reference is None or not scene.relation(item, actual, anchor):
         return None
     options, place = two_options(rng, actual, (actual, OPPOSITE[actual]))
@@ -147,13 +156,13 @@ def relation(rng: random.Random, scene: Scene) -> Draft | None:
         subject="horizontal" if actual in short else "vertical",
         local=f"13-{reference.noun}_{subject.noun}",
         valid=answers,
-        tells=known | referred(item, subject) | referred(anchor, reference),
-        enough=[known],
+        implied=known | uniquely_described(item, subject) | uniquely_described(anchor, reference),
+        sufficient=[known],
         option=place,
     )
 
 
-def of_the_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+def scene_property(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is it a beach or a street?", "Is it rainy or sunny?"."""
     actual = scene.place if key == "place" else scene.weather
     options, place = two_options(rng, actual, SCENE_VALUES[key])
@@ -177,7 +186,7 @@ def of_the_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         group=key,
         local=f"02c-{key}",
         valid=options,
-        tells=of_scene(key),
-        enough=[of_scene(key)],
+        implied=scene_known(key),
+        sufficient=[scene_known(key)],
         option=place,
     )

@@ -1,4 +1,4 @@
-"""What a template knows about a question before it is worded."""
+"""Questions drawn from templates, before they are worded."""
 
 import random
 from collections.abc import Callable
@@ -14,19 +14,19 @@ class Draft:
     """One question about one scene.
 
     Attributes:
-        wordings: templates that ask the same, for ``wording.fill`` with ``mentions``.
+        wordings: equivalent templates, for ``wording.fill`` with ``mentions``.
         full_answer: template of the answer as a sentence, filled likewise.
         kind: GQA's types: (structural, semantic, detailed).
-        local: GQA's local group, a name for "the same question about other images".
+        local: GQA's local group, shared by the same question about other images.
         group: GQA's global group, or None.
-        subject: the attribute type or noun that tells families of one detailed type apart.
-        valid: the answers that fit the question.
-        plausible: those that can be true in this world.
-        tells: what is known once the answer is.
-        enough: sets of atoms, each enough to know the answer.
-        option: for a choice, the place (0 or 1) of the answer among the options.
-        answer_id: the object that the answer names.
-        family: the detailed type and ``subject``, within which answers are balanced.
+        subject: attribute type or noun that distinguishes families of one detailed type.
+        valid: GQA's valid answers, of the right kind for the question.
+        plausible: GQA's plausible answers, possible in this world.
+        implied: facts that follow from the answer.
+        sufficient: sets of atoms, each sufficient to know the answer.
+        option: index (0 or 1) of the answer among the options of a choice.
+        answer_id: id of the object that the answer names.
+        family: the detailed type and ``subject``; answers are balanced within it.
     """
 
     wordings: tuple[str, ...]
@@ -37,8 +37,8 @@ class Draft:
     kind: tuple[str, str, str]
     local: str
     valid: tuple[str, ...]
-    tells: Facts
-    enough: list[Facts]
+    implied: Facts
+    sufficient: list[Facts]
     subject: str = ""
     group: str | None = None
     plausible: tuple[str, ...] = ()
@@ -51,11 +51,11 @@ class Draft:
         self.family = self.kind[2] + (f".{self.subject}" if self.subject else "")
 
 
-# A template draws one question, or None where the scene has no place for it.
 TemplateFunction = Callable[[random.Random, Scene], Draft | None]
+"""Draws one question about a scene; None if the draw doesn't suit the scene."""
 YES_NO = ("yes", "no")
 
 
-def yes(truth: bool) -> str:
+def yes_or_no(truth: bool) -> str:
     """The answer "yes" or "no"."""
     return "yes" if truth else "no"

@@ -1,31 +1,37 @@
-"""Whether something exists in the scene, alone or in a relation (structural type ``verify``).
+"""Questions about existence in the scene, alone or in a relation (structural type ``verify``).
 
-The answer is drawn first and the words second, so that every wording is as often true as false.
+The answer is drawn before the words, so every wording is true as often as false.
 """
 
 import random
 
-from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes
+from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes_or_no
 from lavis_ext.datasets.mini_gqa.facts import (
     Facts,
     described,
     has,
     none_of,
-    referred,
     related,
-    show_existence,
+    sufficient_for_existence,
+    uniquely_described,
 )
 from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
 from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, OBJECT_VALUES, OPPOSITE, RELATIONS
-from lavis_ext.datasets.mini_gqa.wording import Description, Mention, Program, describe, refer
+from lavis_ext.datasets.mini_gqa.wording import (
+    Description,
+    Mention,
+    Program,
+    describe,
+    referring_expression,
+)
 
 
-def imagine(
+def draw_description(
     rng: random.Random, scene: Scene, present: bool, keys: tuple[str, ...], noun_key: str
 ) -> Description | None:
-    """A description by ``keys`` and a noun that fits something, or nothing, in the scene.
+    """Draw a description by ``keys`` and a noun, of a ``present`` or an absent object.
 
-    Both are drawn uniformly over the words; None where the draw fails.
+    Absent ones are drawn uniformly over words; None after too many failed draws.
     """
     if present:
         return describe(rng.choice(scene.objects), keys, noun_key)
@@ -37,38 +43,40 @@ def imagine(
     return None
 
 
-def fitting(scene: Scene, description: Description) -> list[SceneObject]:
-    """The objects that fit ``description``."""
+def matching_objects(scene: Scene, description: Description) -> list[SceneObject]:
+    """The objects that ``description`` is true of."""
     return [item for item in scene.objects if description.matches(item)]
 
 
-def shown(scene: Scene, description: Description) -> list[SceneObject]:
-    """What GQA annotates at ``select``: what fits, else what has at least the noun."""
-    return fitting(scene, description) or fitting(scene, Description(description.noun))
+def selected_objects(scene: Scene, description: Description) -> list[SceneObject]:
+    """The objects that GQA annotates at ``select``: matching ones, else all with that noun."""
+    return matching_objects(scene, description) or matching_objects(
+        scene, Description(description.noun)
+    )
 
 
-def tell_existence(scene: Scene, description: Description) -> Facts:
-    """What is known once it is known whether something fits ``description``."""
-    found = fitting(scene, description)
+def existence_facts(scene: Scene, description: Description) -> Facts:
+    """Facts that follow from whether an object matches ``description``."""
+    found = matching_objects(scene, description)
     if not found:
         return none_of(description)
     return frozenset().union(*(described(item, description) for item in found))
 
 
 def first_mention(scene: Scene, description: Description) -> Mention:
-    """The words of ``description``, standing for the first object that fits, if any."""
-    found = fitting(scene, description)
+    """A mention of the first object that matches ``description``, or of none."""
+    found = matching_objects(scene, description)
     return description.mention(found[0] if found else None)
 
 
 def exist(rng: random.Random, scene: Scene, keys: tuple[str, ...], noun_key: str) -> Draft | None:
     """Ask "Is there a circle?", "Is there a red circle?"."""
-    description = imagine(rng, scene, rng.random() < 0.5, keys, noun_key)
+    description = draw_description(rng, scene, rng.random() < 0.5, keys, noun_key)
     if description is None:
         return None
-    truth = bool(fitting(scene, description))
+    truth = bool(matching_objects(scene, description))
     program = Program()
-    program.add("exist", "?", program.select(description, shown(scene, description)))
+    program.add("exist", "?", program.select(description, selected_objects(scene, description)))
     values = "_".join((description.noun, *description.adjectives))
     return Draft(
         wordings=(
@@ -78,15 +86,15 @@ def exist(rng: random.Random, scene: Scene, keys: tuple[str, ...], noun_key: str
             "Does the image show {a0}?",
         ),
         mentions=(first_mention(scene, description),),
-        answer=yes(truth),
+        answer=yes_or_no(truth),
         full_answer="Yes, there is {a0}." if truth else "No, there is no {0}.",
         program=program,
         kind=("verify", "obj", "existAttr" if keys else "exist"),
         subject=noun_key,
         local=f"{'04' if keys else '03'}-{values}",
         valid=YES_NO,
-        tells=tell_existence(scene, description),
-        enough=show_existence(scene, description),
+        implied=existence_facts(scene, description),
+        sufficient=sufficient_for_existence(scene, description),
     )
 
 
@@ -110,7 +118,7 @@ def exist_not(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is there a circle that is not red?", where there is a circle."""
     item = rng.choice(scene.objects)
     noun, key = Description(item.name), rng.choice(("color", "pattern", "size"))
-    same = fitting(scene, noun)
+    same = matching_objects(scene, noun)
     if rng.random() < 0.5:
         value = rng.choice([v for v in OBJECT_VALUES[key] if v != item.value(key)])
     else:
@@ -128,7 +136,7 @@ def exist_not(rng: random.Random, scene: Scene) -> Draft | None:
             f"Do you see {{a0}} that is not {value}?",
         ),
         mentions=(noun.mention((other or same)[0]),),
-        answer=yes(bool(other)),
+        answer=yes_or_no(bool(other)),
         full_answer=f"Yes, there is {{a0}} that is not {value}."
         if other
         else f"No, there is {{a0}} but it is {value}.",
@@ -137,16 +145,16 @@ def exist_not(rng: random.Random, scene: Scene) -> Draft | None:
         subject=key,
         local=f"04-{noun.noun}_n#{value}",
         valid=YES_NO,
-        tells=frozenset().union(*(described(o, noun) for o in same))
+        implied=frozenset().union(*(described(o, noun) for o in same))
         | (frozenset() if other else has(item, key)),
-        enough=known or [referred(item, noun) | has(item, key)],
+        sufficient=known or [uniquely_described(item, noun) | has(item, key)],
     )
 
 
 def exist_related(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is there a red shape above the star?"."""
     anchor = rng.choice(scene.objects)
-    reference = refer(rng, scene, anchor)
+    reference = referring_expression(rng, scene, anchor)
     relation = rng.choice(RELATIONS)
     keys, noun_key = rng.choice((((), "name"), (("color",), "any"), ((), "name")))
     wanted = rng.random() < 0.5
@@ -171,24 +179,26 @@ def exist_related(rng: random.Random, scene: Scene) -> Draft | None:
     program.add("exist", "?", program.filter(step, description))
     place = described(anchor, reference)
     if found:
-        enough = [
+        sufficient = [
             described(item, description) | related(item, relation, anchor) | place for item in found
         ]
     elif len(candidates) == 1:
         only, opposite = candidates[0], OPPOSITE[relation]
-        enough = [referred(only, description) | related(only, opposite, anchor) | place]
+        sufficient = [
+            uniquely_described(only, description) | related(only, opposite, anchor) | place
+        ]
     else:
-        enough = [] if candidates else show_existence(scene, description)
-    tells = referred(anchor, reference)
+        sufficient = [] if candidates else sufficient_for_existence(scene, description)
+    implied = uniquely_described(anchor, reference)
     if len(found) == 1:
-        tells |= described(found[0], description) | related(found[0], relation, anchor)
+        implied |= described(found[0], description) | related(found[0], relation, anchor)
     return Draft(
         wordings=(
             f"Is there {{a0}} {relation} the {{1}}?",
             f"Do you see {{a0}} {relation} the {{1}}?",
         ),
         mentions=(description.mention(found[0] if found else None), reference.mention(anchor)),
-        answer=yes(truth),
+        answer=yes_or_no(truth),
         full_answer=f"Yes, there is {{a0}} {relation} the {{1}}."
         if truth
         else f"No, there is no {{0}} {relation} the {{1}}.",
@@ -196,6 +206,6 @@ def exist_related(rng: random.Random, scene: Scene) -> Draft | None:
         kind=("verify", "rel", "existRelS"),
         local=f"13-{reference.noun}_{description.words}",
         valid=YES_NO,
-        tells=tells,
-        enough=enough,
+        implied=implied,
+        sufficient=sufficient,
     )

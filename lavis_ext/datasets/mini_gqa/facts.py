@@ -1,8 +1,8 @@
-"""What an answered question tells about its scene, as sets of atoms.
+"""Facts about a scene that follow from an answered question, as sets of atoms.
 
-Question A entails question B of the same image if the atoms that A's answer tells include one of
-the sets of atoms that are enough to answer B (GQA's ``entailed``; Hudson and Manning 2019, section
-3.5). Sets are sound and not complete: an entailment that they miss is left out of the data.
+Question A entails question B of the same image if the atoms implied by A's answer include one of
+the sets of atoms that are sufficient to answer B (GQA's ``entailed``; Hudson and Manning 2019,
+section 3.5). The sets are sound but incomplete, so some entailments are missing from the data.
 """
 
 from collections.abc import Iterable
@@ -17,77 +17,79 @@ Facts = frozenset[Atom]
 
 
 def has(item: SceneObject, *keys: str) -> Facts:
-    """The values of the attribute types ``keys`` of ``item`` are known."""
+    """Known values of the attribute types ``keys`` of ``item``."""
     known = {("has", item.id, key) for key in keys}
     return frozenset(known | {("has", item.id, "category") for key in keys if key == "name"})
 
 
 def described(item: SceneObject, description: Description) -> Facts:
-    """``description`` is known to be true of ``item``."""
+    """``description`` is true of ``item``."""
     return has(item, *(KEY_OF[value] for value in description.values))
 
 
-def referred(item: SceneObject, description: Description) -> Facts:
-    """``described``, and ``item`` is known to be the only such object ("the red circle")."""
+def uniquely_described(item: SceneObject, description: Description) -> Facts:
+    """``description`` is true of ``item`` alone ("the red circle")."""
     return described(item, description) | {("only", item.id, description.values)}
 
 
 def is_not(item: SceneObject, value: str) -> Facts:
-    """``item`` is known not to be ``value``."""
+    """``item`` isn't ``value``."""
     return frozenset({("not", item.id, value)})
 
 
 def none_of(description: Description) -> Facts:
-    """There is known to be nothing that fits ``description``."""
+    """``description`` is true of no object."""
     return frozenset({("none", description.values)})
 
 
 def related(subject: SceneObject, relation: str, anchor: SceneObject) -> Facts:
-    """``subject`` is known to be ``relation`` ("above", ...) ``anchor``."""
+    """``subject`` is ``relation`` ("above", ...) ``anchor``."""
     if relation in ("to the right of", "below"):
         subject, relation, anchor = anchor, OPPOSITE[relation], subject
     return frozenset({("related", subject.id, relation, anchor.id)})
 
 
 def compared(a: SceneObject, b: SceneObject, key: str) -> Facts:
-    """Whether ``a`` and ``b`` have the same value of type ``key`` is known."""
+    """Known result of comparing the values of type ``key`` of ``a`` and ``b``."""
     return frozenset({("compared", key, frozenset({a.id, b.id}))})
 
 
-def of_scene(key: str) -> Facts:
-    """The place or the weather is known."""
+def scene_known(key: str) -> Facts:
+    """Known place or weather."""
     return frozenset({("scene", key)})
 
 
 def scene_is_not(key: str, value: str) -> Facts:
-    """The place or the weather is known not to be ``value``."""
+    """The place or the weather isn't ``value``."""
     return frozenset({("scene not", key, value)})
 
 
-def show_existence(scene: Scene, description: Description) -> list[Facts]:
-    """Sets of atoms, each enough to know whether something fits ``description``."""
+def sufficient_for_existence(scene: Scene, description: Description) -> list[Facts]:
+    """Sets of atoms, each sufficient to decide whether an object matches ``description``."""
     found = [item for item in scene.objects if description.matches(item)]
     if found:
         return [described(item, description) for item in found]
-    enough: list[Facts] = []
+    sufficient: list[Facts] = []
     wider = set(description.values) | {
         CATEGORY_OF[value] for value in description.values if value in CATEGORY_OF
     }
     for values in _subsets(sorted(wider)):
-        enough.append(frozenset({("none", values)}))
-        fitting = [
+        sufficient.append(frozenset({("none", values)}))
+        matching = [
             item
             for item in scene.objects
             if all(item.value(KEY_OF[value]) == value for value in values)
         ]
-        if len(fitting) == 1:
+        if len(matching) == 1:
             # The only circle is blue, so no circle is red.
-            enough += [
-                frozenset({("only", fitting[0].id, values), ("has", fitting[0].id, KEY_OF[value])})
+            sufficient += [
+                frozenset(
+                    {("only", matching[0].id, values), ("has", matching[0].id, KEY_OF[value])}
+                )
                 for value in description.values
-                if fitting[0].value(KEY_OF[value]) != value
+                if matching[0].value(KEY_OF[value]) != value
             ]
-    return enough
+    return sufficient
 
 
 def _subsets(values: Iterable[str]) -> Iterable[frozenset[str]]:

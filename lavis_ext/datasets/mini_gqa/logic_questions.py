@@ -1,14 +1,14 @@
-"""Questions that join two facts: ``logical`` (or, and) and ``compare`` (same, different)."""
+"""Questions that combine two facts: ``logical`` (or, and) and ``compare`` (same, different)."""
 
 import random
 
-from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes
+from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes_or_no
 from lavis_ext.datasets.mini_gqa.existence_questions import (
+    draw_description,
+    existence_facts,
     first_mention,
-    fitting,
-    imagine,
-    shown,
-    tell_existence,
+    matching_objects,
+    selected_objects,
 )
 from lavis_ext.datasets.mini_gqa.facts import (
     Facts,
@@ -16,12 +16,12 @@ from lavis_ext.datasets.mini_gqa.facts import (
     described,
     has,
     is_not,
-    referred,
-    show_existence,
+    sufficient_for_existence,
+    uniquely_described,
 )
 from lavis_ext.datasets.mini_gqa.scenes import Scene
 from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES
-from lavis_ext.datasets.mini_gqa.wording import Program, refer
+from lavis_ext.datasets.mini_gqa.wording import Program, referring_expression
 
 
 def exist_both(
@@ -30,29 +30,33 @@ def exist_both(
     """Ask "Is there a circle or a star?" (``or``), "Are there a circle and a star?" (``and``)."""
     wanted = rng.random() < 0.5
     if (operation == "or") == wanted:
-        # Half of these have both parts true (``or``) or false (``and``), half one of them.
+        # In half of these both parts are true (``or``) or false (``and``), in half only one is.
         parts = rng.choice(((True, False), (False, True), (wanted, wanted), (wanted, wanted)))
     else:
         parts = (wanted, wanted)
-    pair = [imagine(rng, scene, part, keys, "name") for part in parts]
+    pair = [draw_description(rng, scene, part, keys, "name") for part in parts]
     first, second = pair
-    # Words that occur twice would be commoner among things that are absent.
+    # A word in both would be more frequent among absent objects.
     if first is None or second is None or first.values & second.values:
         return None
-    found = [fitting(scene, description) for description in (first, second)]
+    found = [matching_objects(scene, description) for description in (first, second)]
     program = Program()
     steps = [
-        program.add("exist", "?", program.select(description, shown(scene, description)))
+        program.add("exist", "?", program.select(description, selected_objects(scene, description)))
         for description in (first, second)
     ]
     program.add(operation, "", *steps)
-    shows = [show_existence(scene, description) for description in (first, second)]
-    tells_all = tell_existence(scene, first) | tell_existence(scene, second)
-    tells: Facts
+    sufficient_for = [
+        sufficient_for_existence(scene, description) for description in (first, second)
+    ]
+    both_facts = existence_facts(scene, first) | existence_facts(scene, second)
+    implied: Facts
     if operation == "or":
         truth = any(found)
-        tells = frozenset() if truth else tells_all
-        decisive = [facts for one, show in zip(found, shows, strict=True) if one for facts in show]
+        implied = frozenset() if truth else both_facts
+        decisive = [
+            facts for one, sets in zip(found, sufficient_for, strict=True) if one for facts in sets
+        ]
         wordings: tuple[str, ...] = (
             "Is there {a0} or {a1}?",
             "Is there either {a0} or {a1} in the picture?",
@@ -62,9 +66,12 @@ def exist_both(
         full = f"Yes, there is {{a{present}}}." if truth else "No, there is no {0} and no {1}."
     else:
         truth = all(found)
-        tells = tells_all if truth else frozenset()
+        implied = both_facts if truth else frozenset()
         decisive = [
-            facts for one, show in zip(found, shows, strict=True) if not one for facts in show
+            facts
+            for one, sets in zip(found, sufficient_for, strict=True)
+            if not one
+            for facts in sets
         ]
         wordings = (
             "Are there both {a0} and {a1}?",
@@ -73,20 +80,20 @@ def exist_both(
         )
         absent = 1 if found[0] else 0
         full = "Yes, there are {a0} and {a1}." if truth else f"No, there is no {{{absent}}}."
-    both = [a | b for a in shows[0] for b in shows[1]]
+    both = [a | b for a in sufficient_for[0] for b in sufficient_for[1]]
     detailed = f"exist{'Attr' if keys else ''}{operation.title()}"
     nouns = "_".join(sorted((first.words, second.words)))
     return Draft(
         wordings=wordings,
         mentions=(first_mention(scene, first), first_mention(scene, second)),
-        answer=yes(truth),
+        answer=yes_or_no(truth),
         full_answer=full,
         program=program,
         kind=("logical", "obj", detailed),
         local=f"09{detailed}-{nouns}",
         valid=YES_NO,
-        tells=tells,
-        enough=decisive or both,
+        implied=implied,
+        sufficient=decisive or both,
     )
 
 
@@ -94,7 +101,7 @@ def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Are the circle and the star both red?"."""
     key = rng.choice(("color", "pattern", "size"))
     items = rng.sample(scene.objects, 2)
-    references = [refer(rng, scene, item, avoid=(key,)) for item in items]
+    references = [referring_expression(rng, scene, item, avoid=(key,)) for item in items]
     first, second = references
     if first is None or second is None:
         return None
@@ -107,19 +114,19 @@ def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
     ]
     program.add("and", "", *steps)
     places = [described(items[0], first), described(items[1], second)]
-    tells = referred(items[0], first) | referred(items[1], second)
+    implied = uniquely_described(items[0], first) | uniquely_described(items[1], second)
     if all(states):
-        tells |= has(items[0], key) | has(items[1], key)
-        enough = [places[0] | places[1] | has(items[0], key) | has(items[1], key)]
+        implied |= has(items[0], key) | has(items[1], key)
+        sufficient = [places[0] | places[1] | has(items[0], key) | has(items[1], key)]
     else:
         wrong = [index for index in (0, 1) if not states[index]]
-        enough = [places[i] | has(items[i], key) for i in wrong]
-        enough += [places[i] | is_not(items[i], value) for i in wrong]
+        sufficient = [places[i] | has(items[i], key) for i in wrong]
+        sufficient += [places[i] | is_not(items[i], value) for i in wrong]
     off = 0 if not states[0] else 1
     return Draft(
         wordings=(f"Are the {{0}} and the {{1}} both {value}?",),
         mentions=(first.mention(items[0]), second.mention(items[1])),
-        answer=yes(all(states)),
+        answer=yes_or_no(all(states)),
         full_answer=f"Yes, both the {{0}} and the {{1}} are {value}."
         if all(states)
         else f"No, the {{{off}}} is {items[off].value(key)}.",
@@ -128,8 +135,8 @@ def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
         subject=key,
         local=f"09verifyAttrAnd-{'_'.join(sorted((first.noun, second.noun)))}",
         valid=YES_NO,
-        tells=tells,
-        enough=enough,
+        implied=implied,
+        sufficient=sufficient,
     )
 
 
@@ -148,10 +155,13 @@ def compare(rng: random.Random, scene: Scene, operation: str) -> Draft | None:
     if not pairs:
         return None
     a, b = pairs[0]
-    first, second = refer(rng, scene, a, avoid=(key,)), refer(rng, scene, b, avoid=(key,))
+    first, second = (
+        referring_expression(rng, scene, a, avoid=(key,)),
+        referring_expression(rng, scene, b, avoid=(key,)),
+    )
     if first is None or second is None:
         return None
-    truth = equal == (operation == "same")
+    answer = yes_or_no(equal == (operation == "same"))
     program = Program()
     steps = (program.select(first, [a]), program.select(second, [b]))
     program.add(f"{operation} {key}", "", *steps)
@@ -169,15 +179,15 @@ def compare(rng: random.Random, scene: Scene, operation: str) -> Draft | None:
     return Draft(
         wordings=wordings,
         mentions=(first.mention(a), second.mention(b)),
-        answer=yes(truth),
-        full_answer=f"{yes(truth).title()}, both the {{0}} and the {{1}} are {a.value(key)}."
+        answer=answer,
+        full_answer=f"{answer.title()}, both the {{0}} and the {{1}} are {a.value(key)}."
         if equal
-        else f"{yes(truth).title()}, the {{0}} is {a.value(key)} and the {{1}} is {b.value(key)}.",
+        else f"{answer.title()}, the {{0}} is {a.value(key)} and the {{1}} is {b.value(key)}.",
         program=program,
         kind=("compare", "attr", f"two{operation.title()}"),
         subject=key,
         local=f"09{operation[:4]}-{'_'.join(sorted((first.noun, second.noun)))}",
         valid=YES_NO,
-        tells=referred(a, first) | referred(b, second) | compared(a, b, key),
-        enough=[places | has(a, key) | has(b, key), places | compared(a, b, key)],
+        implied=uniquely_described(a, first) | uniquely_described(b, second) | compared(a, b, key),
+        sufficient=[places | has(a, key) | has(b, key), places | compared(a, b, key)],
     )

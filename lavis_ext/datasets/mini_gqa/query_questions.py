@@ -3,7 +3,13 @@
 import random
 
 from lavis_ext.datasets.mini_gqa.drafts import Draft
-from lavis_ext.datasets.mini_gqa.facts import described, has, of_scene, referred, related
+from lavis_ext.datasets.mini_gqa.facts import (
+    described,
+    has,
+    related,
+    scene_known,
+    uniquely_described,
+)
 from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
 from lavis_ext.datasets.mini_gqa.vocabulary import (
     ANY_SHAPE,
@@ -14,7 +20,13 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     SCENE_VALUES,
     article,
 )
-from lavis_ext.datasets.mini_gqa.wording import Description, Mention, Program, describe, refer
+from lavis_ext.datasets.mini_gqa.wording import (
+    Description,
+    Mention,
+    Program,
+    describe,
+    referring_expression,
+)
 
 ATTRIBUTE_WORDINGS = {
     ("directWhich", "color"): ("What color is the {0}?", "Which color does the {0} have?"),
@@ -38,7 +50,7 @@ SCENE_WORDINGS = {
 
 
 def place_phrase(place: str) -> str:
-    """The scene of a place: "at the beach", "in a forest"."""
+    """A place with its preposition: "at the beach", "in a forest"."""
     return {"beach": "at the beach", "sea": "at sea", "street": "on a street"}.get(
         place, f"in {article(place)} {place}"
     )
@@ -47,7 +59,7 @@ def place_phrase(place: str) -> str:
 def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "What color is the circle?"."""
     item = rng.choice(scene.objects)
-    reference = refer(rng, scene, item, avoid=(key,))
+    reference = referring_expression(rng, scene, item, avoid=(key,))
     if reference is None:
         return None
     detailed = rng.choice(("directWhich", "directOf"))
@@ -65,14 +77,14 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         group=key,
         local=f"10q-{reference.noun}_{key}",
         valid=OBJECT_VALUES[key],
-        tells=referred(item, reference) | known,
-        enough=[described(item, reference) | known],
+        implied=uniquely_described(item, reference) | known,
+        sufficient=[described(item, reference) | known],
     )
 
 
 def related_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "What color is the circle to the left of the large square?"."""
-    found = pick_related(rng, scene, rng.choice(("name", "category", "any")))
+    found = draw_related_pair(rng, scene, rng.choice(("name", "category", "any")))
     if found is None:
         return None
     item, relation, anchor, reference, noun = found
@@ -101,8 +113,8 @@ def related_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | Non
         group=key,
         local=f"10q-{noun.noun}_{key}",
         valid=OBJECT_VALUES[key],
-        tells=known | referred(anchor, reference),
-        enough=[known],
+        implied=known | uniquely_described(anchor, reference),
+        sufficient=[known],
     )
 
 
@@ -110,7 +122,7 @@ def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "On which side of the picture is the circle?"."""
     item = rng.choice(scene.objects)
     value = scene.position(item, key)
-    reference = refer(rng, scene, item)
+    reference = referring_expression(rng, scene, item)
     if value is None or reference is None:
         return None
     program = Program()
@@ -125,15 +137,15 @@ def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         subject=key,
         local=f"10q-{reference.noun}_{key}",
         valid=POSITION_VALUES[key],
-        tells=referred(item, reference) | has(item, key),
-        enough=[described(item, reference) | has(item, key)],
+        implied=uniquely_described(item, reference) | has(item, key),
+        sufficient=[described(item, reference) | has(item, key)],
     )
 
 
 def name_by_attribute(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "What is the red shape called?", "What is the striped angular shape?"."""
     item = rng.choice(scene.objects)
-    reference = refer(rng, scene, item, avoid=("name",))
+    reference = referring_expression(rng, scene, item, avoid=("name",))
     if reference is None or not reference.adjectives:
         return None
     return _name_draft(
@@ -203,15 +215,15 @@ def _name_draft(
         local=local,
         valid=OBJECT_VALUES["name"],
         plausible=CATEGORY_NAMES.get(reference.noun, OBJECT_VALUES["name"]),
-        tells=known | referred(item, reference),
-        enough=[known],
+        implied=known | uniquely_described(item, reference),
+        sufficient=[known],
         answer_id=item.id,
     )
 
 
 def name_by_relation(rng: random.Random, scene: Scene, noun_key: str) -> Draft | None:
     """Ask "What is above the star?" (``any``), "What is the curved shape above the star?"."""
-    found = pick_related(rng, scene, noun_key)
+    found = draw_related_pair(rng, scene, noun_key)
     if found is None:
         return None
     item, relation, anchor, reference, noun = found
@@ -248,13 +260,13 @@ def name_by_relation(rng: random.Random, scene: Scene, noun_key: str) -> Draft |
         local=f"{14 if noun_key == 'any' else 15}-{reference.noun}_{relation},s",
         valid=OBJECT_VALUES["name"],
         plausible=CATEGORY_NAMES.get(noun.noun, OBJECT_VALUES["name"]),
-        tells=known | referred(anchor, reference),
-        enough=[known],
+        implied=known | uniquely_described(anchor, reference),
+        sufficient=[known],
         answer_id=item.id,
     )
 
 
-def of_the_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
+def scene_property(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Which place is it?", "How is the weather?"."""
     value = scene.place if key == "place" else scene.weather
     program = Program()
@@ -271,23 +283,24 @@ def of_the_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         group=key,
         local=f"02q-{key}",
         valid=SCENE_VALUES[key],
-        tells=of_scene(key),
-        enough=[of_scene(key)],
+        implied=scene_known(key),
+        sufficient=[scene_known(key)],
     )
 
 
-def pick_related(
+def draw_related_pair(
     rng: random.Random, scene: Scene, noun_key: str
 ) -> tuple[SceneObject, str, SceneObject, Description, Description] | None:
-    """An object that alone of its noun stands in a relation to another, uniquely named one.
+    """Draw an object and its relation to an anchor that no other object of its noun has.
 
     Returns:
-        (object, relation, anchor, the anchor's description, the object's noun), or None.
+        (object, relation, anchor, the anchor's referring expression, the object's noun), or None if
+        the draw isn't unique.
     """
     item, anchor = rng.sample(scene.objects, 2)
     relation = rng.choice(RELATIONS)
     noun = Description(ANY_SHAPE if noun_key == "any" else item.value(noun_key))
-    reference = refer(rng, scene, anchor)
+    reference = referring_expression(rng, scene, anchor)
     others = [o for o in scene.objects if o not in (item, anchor) and noun.matches(o)]
     if (
         reference is None

@@ -21,7 +21,7 @@ from lavis_ext.datasets.mini_gqa.wording import fill
 
 PARAPHRASE_RATE = 0.15
 
-# How often each template is tried on a scene. About one try in five finds no place in it.
+# Number of draws of each template for a scene. About one draw in five doesn't suit it.
 TEMPLATES: tuple[tuple[TemplateFunction, int], ...] = (
     (partial(query_questions.attribute, key="color"), 3),
     (partial(query_questions.attribute, key="pattern"), 2),
@@ -35,8 +35,8 @@ TEMPLATES: tuple[tuple[TemplateFunction, int], ...] = (
     (query_questions.name_in_category, 1),
     (partial(query_questions.name_by_relation, noun_key="any"), 5),
     (partial(query_questions.name_by_relation, noun_key="category"), 3),
-    (partial(query_questions.of_the_scene, key="place"), 1),
-    (partial(query_questions.of_the_scene, key="weather"), 1),
+    (partial(query_questions.scene_property, key="place"), 1),
+    (partial(query_questions.scene_property, key="weather"), 1),
     (partial(existence_questions.exist, keys=(), noun_key="name"), 2),
     (partial(existence_questions.exist, keys=("color",), noun_key="name"), 2),
     (partial(existence_questions.exist, keys=("color",), noun_key="any"), 1),
@@ -67,14 +67,14 @@ TEMPLATES: tuple[tuple[TemplateFunction, int], ...] = (
     (partial(choose_questions.position, key="vposition"), 1),
     (choose_questions.relation, 2),
     (choose_questions.name, 1),
-    (partial(choose_questions.of_the_scene, key="place"), 1),
-    (partial(choose_questions.of_the_scene, key="weather"), 1),
+    (partial(choose_questions.scene_property, key="place"), 1),
+    (partial(choose_questions.scene_property, key="weather"), 1),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the balance and the answer choices need to know of a worded question."""
+    """The part of a worded question that balancing and answer choices need (see ``Draft``)."""
 
     id: str
     image_id: str
@@ -87,10 +87,10 @@ class Question:
     plausible: tuple[str, ...]
 
 
-def ask(rng: random.Random, scene: Scene) -> list[tuple[Question, dict[str, Any]]]:
-    """All questions of ``scene``, each with its GQA record, ``isBalanced`` still false.
+def generate_questions(rng: random.Random, scene: Scene) -> list[tuple[Question, dict[str, Any]]]:
+    """Draw the questions of a scene, each with its GQA record, in which ``isBalanced`` is false.
 
-    Question ids are the image's id with two more digits.
+    A question's id is the image's id and two more digits.
     """
     worded: dict[str, tuple[Draft, str]] = {}
     for template, tries in TEMPLATES:
@@ -105,7 +105,7 @@ def ask(rng: random.Random, scene: Scene) -> list[tuple[Question, dict[str, Any]
     rng.shuffle(asked)
     records = [_record(scene, draft, wording) for draft, wording in asked]
     ids = [f"{scene.image_id}{number:02d}" for number in range(len(asked))]
-    _link(ids, records, [draft for draft, _ in asked])
+    _add_entailments(ids, records, [draft for draft, _ in asked])
     questions = [
         Question(
             id=question_id,
@@ -124,7 +124,7 @@ def ask(rng: random.Random, scene: Scene) -> list[tuple[Question, dict[str, Any]
 
 
 def _record(scene: Scene, draft: Draft, wording: str) -> dict[str, Any]:
-    """The GQA record but for ``entailed`` and ``equivalent``."""
+    """The GQA record without ``entailed`` and ``equivalent``."""
     text, spans = fill(wording, draft.mentions)
     full_answer, full_spans = fill(draft.full_answer, draft.mentions)
     structural, semantic, detailed = draft.kind
@@ -146,18 +146,20 @@ def _record(scene: Scene, draft: Draft, wording: str) -> dict[str, Any]:
     }
 
 
-def _link(ids: Sequence[str], records: list[dict[str, Any]], drafts: Sequence[Draft]) -> None:
+def _add_entailments(
+    ids: Sequence[str], records: list[dict[str, Any]], drafts: Sequence[Draft]
+) -> None:
     """Fill ``equivalent`` (same program) and ``entailed`` of the questions of one image."""
     same: dict[str, list[str]] = defaultdict(list)
     answered_by: dict[Facts, set[int]] = defaultdict(set)
     for number, (record, draft) in enumerate(zip(records, drafts, strict=True)):
         same[record["semanticStr"]].append(ids[number])
-        for facts in draft.enough:
+        for facts in draft.sufficient:
             answered_by[facts].add(number)
     for number, (record, draft) in enumerate(zip(records, drafts, strict=True)):
         follow: set[int] = set()
         for facts, numbers in answered_by.items():
-            if facts <= draft.tells:
+            if facts <= draft.implied:
                 follow |= numbers
         equivalent = same[record["semanticStr"]]
         entailed = {ids[other] for other in follow}.union(equivalent) - {ids[number]}

@@ -81,12 +81,12 @@ def _sprite(item: SceneObject, side: int) -> tuple[Array, Array, Array]:
 
 
 def _texture(item: SceneObject, n: int, unit: float) -> Array:
-    """The object's color and pattern on an [n, n, 3] supersampled square, pattern axes turned."""
+    """The object's color and rotated pattern, float32 [n, n, 3], supersampled."""
     base = np.array(COLORS[item.color], np.float32)
     if item.pattern == "plain":
         return np.broadcast_to(base, (n, n, 3))
-    # The pattern's second color is a darker or paler shade of the first, so that the color of the
-    # whole stays plain to see; white and black move less, or they would meet in grey.
+    # The pattern's second color is a darker or paler shade of the first, so that the object's color
+    # stays obvious; white and black change less, or both would look gray.
     if item.color in ("white", "black"):
         second = base * 0.58 if item.color == "white" else base * 0.52 + 255 * 0.48
     elif base @ LUMINANCE > 125:
@@ -145,7 +145,7 @@ def _contours(name: str) -> tuple[Array, ...]:
         y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
         return (np.stack([x, -y - 2.5], axis=-1) / 16,)
     if name == "crescent":
-        # The unit disc less a disc of radius 0.82 whose centre is 0.55 to the right.
+        # The unit disc minus a disc of radius 0.82, centered 0.55 to the right.
         inner, shift = 0.82, 0.55
         tip = (1 - inner**2 + shift**2) / (2 * shift)
         outer_tip, inner_tip = math.acos(tip), math.acos((tip - shift) / inner)

@@ -1,7 +1,7 @@
 """Random scenes of flat shapes, their spatial relations and their GQA scene graphs.
 
-Every attribute is drawn independently and uniformly, so that the words of a question tell nothing
-about its answer. Lengths are in pixels of a 128-pixel image and scale with the image side.
+Every attribute is drawn independently and uniformly, so the words of a question don't reveal its
+answer. Lengths are in pixels of a 128-pixel image and scale with the image side.
 """
 
 import math
@@ -21,10 +21,10 @@ REFERENCE_SIDE = 128
 OBJECT_COUNTS = (2, 3, 4, 5, 6)
 OBJECT_COUNT_WEIGHTS = (2, 4, 5, 4, 3)
 RADII = {"small": (10.5, 12.0), "large": (17.5, 21.0)}
-# A relation holds from the first distance of the centres on and fails from the second down; in
-# between it is left out of the scene graph, and no question depends on it.
+# Centers at least the first distance apart are in a relation, those at most the second apart are
+# not; in between, scene graph and questions leave the relation out.
 RELATION_HOLDS, RELATION_FAILS = 18.0, -4.0
-# A position ("on the left") is named only outside this middle band, in parts of the side.
+# Objects in this middle band have no position ("left"), as a share of the side.
 MIDDLE_BAND = (0.40, 0.60)
 
 Box = tuple[int, int, int, int]
@@ -51,7 +51,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A place, its weather and two to six objects, the later ones drawn over the earlier ones."""
+    """A place, its weather and two to six objects in drawing order."""
 
     image_id: str
     side: int
@@ -60,7 +60,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
     def relation(self, subject: SceneObject, name: str, anchor: SceneObject) -> bool | None:
-        """Whether ``subject`` is ``name`` ("above", ...) ``anchor``; None if it is too close."""
+        """Whether ``subject`` is ``name`` ("above", ...) ``anchor``; None if ambiguous."""
         distance = {
             "to the left of": anchor.x - subject.x,
             "to the right of": subject.x - anchor.x,
@@ -73,7 +73,7 @@ class Scene:
         return False if distance <= RELATION_FAILS * scale else None
 
     def position(self, item: SceneObject, key: str) -> str | None:
-        """``left``/``right`` (``hposition``) or ``top``/``bottom``; None near the middle."""
+        """``left`` or ``right`` (``hposition``), ``top`` or ``bottom``; None near the middle."""
         names = ("left", "right") if key == "hposition" else ("top", "bottom")
         part = (item.x if key == "hposition" else item.y) / self.side
         if MIDDLE_BAND[0] < part < MIDDLE_BAND[1]:
@@ -115,7 +115,7 @@ def sample_scene(rng: random.Random, image_index: int, side: int) -> Scene:
 def _layout(
     rng: random.Random, sizes: Sequence[str]
 ) -> list[tuple[str, float, float, float]] | None:
-    """Place one disc per size, (size, x, y, radius), or None if they don't fit at random."""
+    """Draw a disc (size, x, y, radius) of each size; None after too many failed draws."""
     placed: list[tuple[str, float, float, float]] = []
     for size in sizes:
         radius = rng.uniform(*RADII[size])
@@ -123,7 +123,7 @@ def _layout(
         for _ in range(40):
             x = rng.uniform(margin, REFERENCE_SIDE - margin)
             y = rng.uniform(margin, REFERENCE_SIDE - margin)
-            # Corners reach 1.12 radii: neighbours may overlap slightly, each stays visible.
+            # Corners extend to 1.12 radii, so neighbors may overlap slightly.
             if all(math.hypot(x - a, y - b) >= radius + r for _, a, b, r in placed):
                 placed.append((size, x, y, radius))
                 break
@@ -133,7 +133,7 @@ def _layout(
 
 
 def scene_graph(scene: Scene, boxes: Sequence[Box]) -> dict[str, Any]:
-    """The scene in GQA's scene graph format; ``boxes`` are (x, y, w, h) of what is visible."""
+    """The scene in GQA's scene graph format; ``boxes`` are (x, y, w, h) of the visible parts."""
     return {
         "width": scene.side,
         "height": scene.side,

@@ -1,19 +1,19 @@
-"""Facts about known objects and the scene, answered by yes or no (structural type ``verify``).
+"""Yes/no questions about known objects and the scene (structural type ``verify``).
 
-The answer is drawn first and the words second, so that every wording is as often true as false.
+The answer is drawn before the words, so every wording is true as often as false.
 """
 
 import random
 
-from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes
+from lavis_ext.datasets.mini_gqa.drafts import YES_NO, Draft, yes_or_no
 from lavis_ext.datasets.mini_gqa.facts import (
     described,
     has,
     is_not,
-    of_scene,
-    referred,
     related,
     scene_is_not,
+    scene_known,
+    uniquely_described,
 )
 from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
 from lavis_ext.datasets.mini_gqa.scenes import Scene
@@ -24,13 +24,13 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     RELATIONS,
     SCENE_VALUES,
 )
-from lavis_ext.datasets.mini_gqa.wording import Program, refer
+from lavis_ext.datasets.mini_gqa.wording import Program, referring_expression
 
 
 def verify_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is the circle red?"."""
     item = rng.choice(scene.objects)
-    reference = refer(rng, scene, item, avoid=(key,))
+    reference = referring_expression(rng, scene, item, avoid=(key,))
     if reference is None:
         return None
     truth = rng.random() < 0.5
@@ -43,7 +43,7 @@ def verify_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None
     return Draft(
         wordings=(f"Is the {{0}} {value}?", f"Does the {{0}} look {value}?"),
         mentions=(reference.mention(item),),
-        answer=yes(truth),
+        answer=yes_or_no(truth),
         full_answer=f"Yes, the {{0}} is {value}."
         if truth
         else f"No, the {{0}} is {item.value(key)}.",
@@ -52,8 +52,9 @@ def verify_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None
         subject=key,
         local=f"06-{reference.noun}_{value}",
         valid=YES_NO,
-        tells=referred(item, reference) | (has(item, key) if truth else is_not(item, value)),
-        enough=[place | has(item, key)] + ([] if truth else [place | is_not(item, value)]),
+        implied=uniquely_described(item, reference)
+        | (has(item, key) if truth else is_not(item, value)),
+        sufficient=[place | has(item, key)] + ([] if truth else [place | is_not(item, value)]),
     )
 
 
@@ -61,25 +62,26 @@ def verify_position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is the circle on the left side of the picture?"."""
     item = rng.choice(scene.objects)
     actual = scene.position(item, key)
-    reference = refer(rng, scene, item)
+    reference = referring_expression(rng, scene, item)
     if actual is None or reference is None:
         return None
     value = rng.choice(POSITION_VALUES[key])
+    answer = yes_or_no(value == actual)
     program = Program()
     program.add(f"verify {key}", value, program.select(reference, [item]))
     return Draft(
         wordings=(f"Is the {{0}} at the {value} of the picture?", f"Is the {{0}} at the {value}?"),
         mentions=(reference.mention(item),),
-        answer=yes(value == actual),
-        full_answer=f"{yes(value == actual).title()}, the {{0}} is at the {actual} of the picture.",
+        answer=answer,
+        full_answer=f"{answer.title()}, the {{0}} is at the {actual} of the picture.",
         program=program,
         kind=("verify", "attr", "positionVerify"),
         subject=key,
         local=f"06-{reference.noun}_{value}",
         valid=YES_NO,
-        # With two positions, either answer tells the position.
-        tells=referred(item, reference) | has(item, key),
-        enough=[described(item, reference) | has(item, key)],
+        # There are two positions, so "no" implies the other.
+        implied=uniquely_described(item, reference) | has(item, key),
+        sufficient=[described(item, reference) | has(item, key)],
     )
 
 
@@ -89,7 +91,10 @@ def verify_relation(rng: random.Random, scene: Scene) -> Draft | None:
     relation = rng.choice(RELATIONS)
     truth = bool(scene.relation(item, relation, anchor))
     actual = relation if truth else OPPOSITE[relation]
-    subject, reference = refer(rng, scene, item), refer(rng, scene, anchor)
+    subject, reference = (
+        referring_expression(rng, scene, item),
+        referring_expression(rng, scene, anchor),
+    )
     if subject is None or reference is None or not scene.relation(item, actual, anchor):
         return None
     program = Program()
@@ -99,16 +104,16 @@ def verify_relation(rng: random.Random, scene: Scene) -> Draft | None:
     return Draft(
         wordings=(f"Is the {{0}} {relation} the {{1}}?",),
         mentions=(subject.mention(item), reference.mention(anchor)),
-        answer=yes(truth),
-        full_answer=f"{yes(truth).title()}, the {{0}} is {actual} the {{1}}.",
+        answer=yes_or_no(truth),
+        full_answer=f"{yes_or_no(truth).title()}, the {{0}} is {actual} the {{1}}.",
         program=program,
         kind=("verify", "rel", "relVerify"),
         local=f"13-{reference.noun}_{subject.noun}",
         valid=YES_NO,
-        tells=referred(item, subject)
-        | referred(anchor, reference)
+        implied=uniquely_described(item, subject)
+        | uniquely_described(anchor, reference)
         | (related(item, relation, anchor) if truth else frozenset()),
-        enough=[place | related(item, actual, anchor)],
+        sufficient=[place | related(item, actual, anchor)],
     )
 
 
@@ -129,12 +134,12 @@ def verify_scene(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     return Draft(
         wordings=wordings,
         mentions=(),
-        answer=yes(truth),
-        full_answer=f"{yes(truth).title()}, it is {actual_phrase}.",
+        answer=yes_or_no(truth),
+        full_answer=f"{yes_or_no(truth).title()}, it is {actual_phrase}.",
         program=program,
         kind=("verify", "global", f"{key}Verify"),
         local=f"02v-{key}_{value}",
         valid=YES_NO,
-        tells=of_scene(key) if truth else scene_is_not(key, value),
-        enough=[of_scene(key)] + ([] if truth else [scene_is_not(key, value)]),
+        implied=scene_known(key) if truth else scene_is_not(key, value),
+        sufficient=[scene_known(key)] + ([] if truth else [scene_is_not(key, value)]),
     )

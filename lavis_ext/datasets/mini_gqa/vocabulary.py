@@ -1,4 +1,4 @@
-"""The words of the mini-GQA world: what can be drawn, and therefore asked and answered."""
+"""The words of mini-GQA's scenes, questions and answers."""
 
 from typing import Final
 
@@ -22,7 +22,7 @@ COLORS: Final[dict[str, tuple[int, int, int]]] = {
     "black": (26, 26, 30),
 }
 
-# What an object or a scene can be asked about, by GQA's name of the attribute type.
+# Attribute types that questions ask for, by GQA's name, with their values.
 OBJECT_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "name": tuple(CATEGORY_OF),
     "category": tuple(CATEGORY_NAMES),
@@ -41,6 +41,8 @@ SCENE_VALUES: Final[dict[str, tuple[str, ...]]] = {
 KEY_OF: Final[dict[str, str]] = {
     value: key for key, values in OBJECT_VALUES.items() for value in values
 }
+ADJECTIVE_ORDER: Final = ("size", "pattern", "color")
+"""English order: "a large striped red circle"."""
 
 RELATIONS: Final = ("to the left of", "to the right of", "above", "below")
 OPPOSITE: Final[dict[str, str]] = {

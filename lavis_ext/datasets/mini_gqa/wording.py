@@ -8,17 +8,20 @@ from itertools import combinations
 from typing import Any
 
 from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
-from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, CATEGORY_OF, KEY_OF, article
-
-# English order: "a large striped red circle".
-ADJECTIVE_ORDER = ("size", "pattern", "color")
+from lavis_ext.datasets.mini_gqa.vocabulary import (
+    ADJECTIVE_ORDER,
+    ANY_SHAPE,
+    CATEGORY_OF,
+    KEY_OF,
+    article,
+)
 
 _SLOT = re.compile(r"(\{a?\d\})(\W*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Words of a question or answer that stand for an object, or for none that exists."""
+    """Words of a question or answer for an object; ``object_id`` is None for an absent one."""
 
     words: str
     object_id: str | None = None
@@ -33,12 +36,12 @@ class Description:
 
     @property
     def words(self) -> str:
-        """The description as it is written, without an article."""
+        """The words without an article."""
         return " ".join((*self.adjectives, self.noun))
 
     @property
     def values(self) -> frozenset[str]:
-        """The attribute values that the words assert; "shape" asserts none."""
+        """The attribute values in the words; "shape" is none."""
         named = () if self.noun == ANY_SHAPE else (self.noun,)
         return frozenset((*self.adjectives, *named))
 
@@ -49,7 +52,7 @@ class Description:
         return all(item.value(KEY_OF[value]) == value for value in self.adjectives)
 
     def mention(self, item: SceneObject | None = None) -> Mention:
-        """The words, standing for ``item``."""
+        """The words as a mention of ``item``, or of an absent object."""
         return Mention(self.words, item.id if item else None)
 
 
@@ -59,12 +62,12 @@ def describe(item: SceneObject, keys: Sequence[str], noun_key: str = "name") -> 
     return Description(ANY_SHAPE if noun_key == "any" else item.value(noun_key), adjectives)
 
 
-def refer(
+def referring_expression(
     rng: random.Random, scene: Scene, item: SceneObject, avoid: Collection[str] = ()
 ) -> Description | None:
-    """A description that is true of ``item`` alone and says nothing of the types ``avoid``.
+    """A description that is true of ``item`` alone, without the attribute types ``avoid``.
 
-    The fewest adjectives that do it; None where two do not.
+    It has the fewest adjectives possible; None if two aren't sufficient.
     """
     nouns = [key for key in ("name", "category", "any") if key not in avoid]
     if "name" in avoid:
@@ -74,7 +77,7 @@ def refer(
     for count in (0, 1, 2):
         for chosen in combinations(keys, count):
             for noun in nouns:
-                # Prefer "the red circle" to "the red shape" where the name may be said.
+                # Prefer "the red circle" to "the red shape" if the name isn't avoided.
                 if noun != "name" and "name" not in avoid and count < 2 and rng.random() < 0.6:
                     continue
                 description = describe(item, chosen, noun)
@@ -90,23 +93,26 @@ class Program:
     steps: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
 
     def add(self, operation: str, argument: str, *dependencies: int) -> int:
-        """Append a step; returns its index."""
+        """Append a step and return its index."""
         self.steps.append((operation, argument, dependencies))
         return len(self.steps) - 1
 
     def select(self, description: Description, found: Sequence[SceneObject]) -> int:
-        """Steps that select what ``description`` names; ``found`` are the objects annotated."""
+        """Append the steps that select ``description``, and return the last one's index.
+
+        ``found`` are the annotated objects.
+        """
         ids = ",".join(item.id for item in found) or "-"
         return self.filter(self.add("select", f"{description.noun} ({ids})"), description)
 
     def filter(self, step: int, description: Description) -> int:
-        """Steps that keep what has the adjectives of ``description``."""
+        """Append filters by the adjectives of ``description``, and return the last step's index."""
         for value in description.adjectives:
             step = self.add(f"filter {KEY_OF[value]}", value, step)
         return step
 
     def semantic(self) -> list[dict[str, Any]]:
-        """The steps as GQA writes them."""
+        """The steps in GQA's format."""
         return [
             {"operation": operation, "dependencies": list(dependencies), "argument": argument}
             for operation, argument, dependencies in self.steps
@@ -124,7 +130,7 @@ def fill(template: str, mentions: Sequence[Mention]) -> tuple[str, dict[str, str
     """Put ``mentions`` into ``{0}`` (bare) or ``{a0}`` (with a or an) of ``template``.
 
     Returns:
-        The sentence, and GQA's annotations of it: word index, or "start:end", to object id.
+        The sentence, and GQA's annotations of it: object ids by word index or "start:end".
     """
     words: list[str] = []
     spans: dict[str, str] = {}

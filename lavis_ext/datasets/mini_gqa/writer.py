@@ -1,4 +1,4 @@
-"""Writing a mini-GQA data set in the layout and formats of the GQA download."""
+"""Write a mini-GQA data set in the layout and formats of the GQA download."""
 
 import json
 import logging
@@ -15,18 +15,18 @@ import numpy as np
 from PIL import Image
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json
+from lavis_ext.common.files import entries, parse_json
 from lavis_ext.datasets.gqa.object_masks import ObjectMask, write_instances
 from lavis_ext.datasets.mini_gqa.balance import select_balanced
-from lavis_ext.datasets.mini_gqa.questions import Question, ask
+from lavis_ext.datasets.mini_gqa.questions import Question, generate_questions
 from lavis_ext.datasets.mini_gqa.rendering import render, visible_boxes
 from lavis_ext.datasets.mini_gqa.scenes import sample_scene, scene_graph
 from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF
 
-# To be raised with every change of the files that the same arguments give.
 GENERATOR_VERSION = 2
+"""Increased with every change of the files that the same arguments give."""
 READABLE_VERSIONS = (1, 2)
-"""Version 1 differs in its masks alone, pictures ``masks/<imageId>.png``, which are still read."""
+"""Version 1 differs only in its masks, pictures ``masks/<imageId>.png``, which are still read."""
 SPLITS = ("train", "val", "testdev")
 MIN_IMAGES, MAX_IMAGES = 10, 100_000
 MIN_SIDE, MAX_SIDE = 96, 1024
@@ -38,11 +38,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MiniGqaSummary:
-    """What is in the folder.
+    """Contents of a data set.
 
     Attributes:
-        out: the folder.
-        created: False where a complete set of the same arguments was there already.
+        out: folder of the data set.
+        created: False if a complete data set of the same arguments existed.
         counts: for each split, the number of ``images``, ``all`` and ``balanced`` questions.
     """
 
@@ -54,18 +54,23 @@ class MiniGqaSummary:
 def make_mini_gqa(
     out: Path | str, *, images: int = 4000, seed: int = 0, image_size: int = 128
 ) -> MiniGqaSummary:
-    """Draw ``images`` scenes of ``image_size`` pixels a side and write them, with questions.
+    """Draw scenes with questions and write them to a folder.
 
-    Written are ``questions/{split}_{all,balanced}_questions.json``, ``images/<imageId>.jpg``,
+    The files are ``questions/{split}_{all,balanced}_questions.json``, ``images/<imageId>.jpg``,
     ``sceneGraphs/{split}_sceneGraphs.json``, ``choices/{split}_choices.json`` (for the GQA
     authors' evaluation), ``instances/{split}_instances.json`` (COCO's format, with the objects'
     masks) and ``metadata.json``. The same arguments give the same bytes.
 
-    The folder appears under its name only once it is complete. A complete one of the same
-    arguments is left as it is.
+    The folder is renamed into place when complete. A complete one of the same arguments is kept.
+
+    Args:
+        out: folder to write; absent or empty.
+        images: number of scenes, a tenth each for ``val`` and ``testdev``.
+        seed: seed of scenes, questions and splits.
+        image_size: side of the images in pixels.
 
     Raises:
-        UserError: an argument is out of range, or ``out`` cannot be written or holds other files.
+        UserError: an argument is out of range, or ``out`` can't be written or has other files.
     """
     out = Path(out)
     for name, value, low, high in (
@@ -93,7 +98,7 @@ def make_mini_gqa(
             counts = _write(folder, images, seed, image_size)
             (folder / METADATA).write_text(json.dumps(arguments | {"counts": counts}, indent=2))
     except OSError as error:
-        # Somebody else may have finished the same set meanwhile.
+        # Another process may have finished the same data set meanwhile.
         existing = _existing(out, arguments)
         if existing is not None:
             return existing
@@ -105,9 +110,12 @@ def make_mini_gqa(
 
 
 def _existing(out: Path, arguments: dict[str, Any]) -> MiniGqaSummary | None:
-    """The summary of a complete set at ``out``; None where there is nothing."""
+    """The summary of a complete data set at ``out``; None if the folder is absent or empty.
+
+    Raises UserError for other contents.
+    """
     try:
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if not out.exists() or (out.is_dir() and not entries(out)):
             return None
     except OSError as error:
         raise UserError(
@@ -167,10 +175,10 @@ def _write_split(
     graphs: dict[str, Any] = {}
     masks: dict[str, list[ObjectMask]] = {}
     questions: list[Question] = []
-    # Which records are balanced is known only at the end of the split; until then they wait on
-    # disk, a line each, because a gigabyte of them would wait in memory.
-    waiting = folder / f"{split}.jsonl"
-    with waiting.open("w") as lines:
+    # The balanced subset is known only at the end of the split. Until then records are kept on
+    # disk, one a line, because they would take a gigabyte of memory.
+    pending = folder / f"{split}.jsonl"
+    with pending.open("w") as lines:
         for done, index in enumerate(indices):
             if done % 500 == 0:
                 _log.info("%s: %d of %d images", split, done, len(indices))
@@ -180,14 +188,16 @@ def _write_split(
             count = len(scene.objects)
             graphs[scene.image_id] = scene_graph(scene, visible_boxes(indexes, count))
             masks[scene.image_id] = [ObjectMask.of(indexes == 1 + n) for n in range(count)]
-            for question, record in ask(random.Random(f"{seed} questions {index}"), scene):
+            for question, record in generate_questions(
+                random.Random(f"{seed} questions {index}"), scene
+            ):
                 questions.append(question)
                 lines.write(json.dumps(record) + "\n")
 
     balanced = select_balanced(questions, len(indices), random.Random(f"{seed} balance {split}"))
-    with waiting.open() as lines:
+    with pending.open() as lines:
         _write_questions(folder / "questions", split, zip(questions, lines, strict=True), balanced)
-    waiting.unlink()
+    pending.unlink()
     with _JsonObject(folder / "choices" / f"{split}_choices.json") as choices:
         for question in questions:
             answers = {"valid": question.valid, "plausible": question.plausible}
@@ -214,14 +224,14 @@ def _write_questions(
 
 
 class _JsonObject:
-    """A JSON object written member by member, one a line, without holding it in memory."""
+    """Writes a JSON object member by member, one a line, without keeping it in memory."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w")
         self._separator = "{"
 
     def add(self, key: str, text: str) -> None:
-        """Write the member ``key`` with the value that is the JSON ``text``."""
+        """Write the member ``key`` with a value in JSON."""
         self._file.write(f"{self._separator}{json.dumps(key)}: {text}")
         self._separator = ",\n"
 

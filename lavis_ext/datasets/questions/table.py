@@ -1,4 +1,4 @@
-"""The questions of a split as columns, over a file that is mapped into memory."""
+"""A split's questions as columns of a memory-mapped file."""
 
 import json
 import mmap
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lavis_ext.common.errors import UserError, shortened
+from lavis_ext.datasets.samples import SampleSize
 
 SCHEMA = pa.schema(
     [
@@ -25,38 +26,37 @@ SCHEMA = pa.schema(
         ("detailed", pa.string()),
     ]
 )
-"""Columns of a question table; ``answer`` and the three types are null where a record has none."""
+"""Columns of a question table; ``answer`` and the three types may be null."""
 
 CODES = ("question_code", "record")
-"""Columns of a store that follow those, and ``form``: numbers below that of its rows."""
+"""A store's columns after ``form``: integers below its number of rows."""
 CONTENTS = b"contents"
-"""Key of the schema's metadata under which a store has the names and sizes of its files."""
+"""Schema metadata key of the question files' names and digests."""
 LEADING_WORDS_OF_A_FORM = 3
 UNBALANCED = r'"isBalanced"\s*:\s*false'
-"""In the text of a record. Quotes inside a JSON string are escaped, so it matches no string."""
+"""Pattern in a record's JSON text; its quotes keep it from matching inside JSON strings."""
 
 Codes = npt.NDArray[np.int32]
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class QuestionStore:
-    """The two Arrow files that question files have been converted to, opened.
+    """The two opened Arrow files of converted question files.
 
     Args:
-        questions: the rows: ``SCHEMA`` (what repeats is dictionary-encoded), ``question_code``,
-            ``form`` and ``record``, the place of the row's record in ``records``.
-        records: the records as they stand in the question files, compressed. Nothing of it is
-            read before a record is asked for.
+        questions: rows with ``SCHEMA`` (repeated values dictionary-encoded), ``question_code``,
+            ``form`` and ``record``, the row's index in ``records``.
+        records: original records, compressed and read on demand.
 
-    Each is a file, which is mapped into memory and which pickling names alone, or a buffer.
-    Raises UserError for a file that is gone, and pyarrow.ArrowInvalid for one that is damaged.
+    Both are buffers, or files that are memory-mapped and pickled as paths. Raises UserError for a
+    missing file, and pyarrow.ArrowInvalid for a damaged one.
     """
 
     def __init__(self, questions: Path | pa.Buffer, records: Path | pa.Buffer) -> None:
         self._questions = questions
         self._records = records
         self._mapped, buffer = _mapped(questions)
-        # At once: it is removed when somebody converts a later state of the question files.
+        # Mapped now, because converting a later version of the question files removes it.
         self._records_buffer = _mapped(records)[1]
         self.table: pa.Table = pa.ipc.open_file(buffer).read_all()
         self._batch: tuple[int, pa.Array] = (-1, pa.array([], pa.string()))
@@ -65,17 +65,17 @@ class QuestionStore:
         return QuestionStore, (self._questions, self._records)
 
     def check(self) -> None:
-        """Raise pyarrow.ArrowException for rows that would be read from outside of the file.
+        """Raise pyarrow.ArrowException for offsets and codes out of range.
 
-        Arrow believes what it maps; a bit that flipped on the disk would end the process.
+        Arrow doesn't check mapped files; a flipped bit could crash the process.
         """
         self.table.validate(full=True)
         if self.table.schema.names != [*SCHEMA.names, "form", *CODES]:
-            raise pa.ArrowInvalid("other columns than a store has")
+            raise pa.ArrowInvalid("not the columns of a store")
         for name in CODES:
             ends = pc.min_max(self.table[name])
             if len(self.table) and not 0 <= ends["min"].as_py() <= ends["max"].as_py() < len(self):
-                raise pa.ArrowInvalid(f"a {name} that there isn't")
+                raise pa.ArrowInvalid(f"a {name} out of range")
         self.release()
 
     def __len__(self) -> int:
@@ -83,12 +83,12 @@ class QuestionStore:
 
     @property
     def contents(self) -> bytes:
-        """Equal for stores of the same files, on whatever machine and at whatever time."""
+        """Identifier of the question files' contents, independent of machine and time."""
         contents: bytes = self.table.schema.metadata[CONTENTS]
         return contents
 
     def record(self, place: int) -> dict[str, Any]:
-        """The record at ``place``. Records that follow each other are read quickest in order."""
+        """The record at ``place``. Sequential reads are fastest."""
         try:
             size = self._records_a_batch
             if self._batch[0] != place // size:
@@ -99,21 +99,21 @@ class QuestionStore:
         except (pa.ArrowException, OSError, ValueError, IndexError, ZeroDivisionError) as error:
             raise UserError(
                 f"{self._records}: the converted questions are damaged ({shortened(str(error))}). "
-                "Remove the file; it is made again."
+                "Remove the file; it will be recreated."
             ) from None
         return record
 
     def matching(self, pattern: str) -> npt.NDArray[np.bool_]:
-        """Whether the text of each record matches the regular expression, bool [records]."""
+        """Whether each record's JSON text matches a regular expression, bool [records]."""
         batches = (self._reader.get_batch(n) for n in range(self._reader.num_record_batches))
         return np.concatenate(
             [np.asarray(pc.match_substring_regex(batch.column(0), pattern)) for batch in batches]
         )
 
     def release(self) -> None:
-        """Let go of the pages that reading has mapped; they stay in the system's file cache.
+        """Unmap the pages read so far; they stay in the file cache.
 
-        Rows are read in random order, so without this a process would come to hold the whole file.
+        Otherwise random reads would gradually map the whole file.
         """
         if self._mapped is not None:
             self._mapped.madvise(mmap.MADV_DONTNEED)
@@ -124,7 +124,7 @@ class QuestionStore:
 
     @cached_property
     def _records_a_batch(self) -> int:
-        """All but the last have as many as the first."""
+        """Records per batch; the last one may be smaller."""
         return self._reader.get_batch(0).num_rows
 
 
@@ -136,25 +136,25 @@ def _mapped(place: Path | pa.Buffer) -> tuple[mmap.mmap | None, pa.Buffer]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise UserError(
-            f"{place}: the converted questions are gone, as they are when the question files "
-            "change. Start the run again."
+            f"{place}: the converted questions are gone, probably because the question files "
+            "changed. Start the run again."
         ) from None
-    except ValueError:  # Python's word for a file of no bytes
+    except ValueError:  # raised for empty files
         raise pa.ArrowInvalid(f"{place} is empty") from None
     return mapped, pa.py_buffer(mapped)
 
 
 @dataclass(frozen=True)
 class QuestionTable:
-    """The questions of one split, one row each, in the order of their files.
+    """Questions of one split, one per row, in file order.
 
     Attributes:
-        data: the columns of ``SCHEMA``, as texts or dictionary-encoded (all chunks with one
-            dictionary). The columns of a store that follow them are used if they are there.
-        store: what the rows have been read from, if anything.
+        data: columns of ``SCHEMA``, as texts or dictionary-encoded (all chunks with one
+            dictionary). A store's additional columns are used if present.
+        store: source of the rows; None for a table in memory.
 
-    Rows are addressed by number. A table that has a store is pickled as the store's place and its
-    rows' numbers, so loader workers share its pages, whether they are forked or spawned.
+    Rows are addressed by number. A table with a store is pickled as path and row numbers, so loader
+    workers, forked or spawned, share its pages.
     """
 
     data: pa.Table
@@ -185,21 +185,21 @@ class QuestionTable:
         return value
 
     def structure(self, row: int) -> dict[str, Any]:
-        """The whole record of ``row`` as it stands in its file.
+        """Original record of ``row``.
 
         GQA's have ``semantic`` (the program), ``semanticStr``, ``entailed``, ``equivalent``,
         ``annotations``, ``types``, ``groups``, ``fullAnswer`` and ``isBalanced`` besides the
-        table's columns; other people's data may lack any of them.
+        table's columns; other data may lack any of them.
         """
         return self._stored().record(int(self.codes("record")[row]))
 
     def balanced(self) -> npt.NDArray[np.int64]:
-        """The rows of the balanced subset: all whose record doesn't say that it is outside."""
+        """Rows of the balanced subset: all without ``"isBalanced": false``."""
         outside = self._stored().matching(UNBALANCED)
         return np.flatnonzero(~outside[self.codes("record")])
 
     def texts(self, rows: npt.ArrayLike, *columns: str) -> list[list[Any]]:
-        """For each of ``columns``, its values (text or None) in these rows, in this order."""
+        """Values (text or None) of each of ``columns`` in these rows, in this order."""
         return [column.to_pylist() for column in self._taken(list(columns), rows).columns]
 
     def take(self, rows: npt.ArrayLike) -> "QuestionTable":
@@ -208,7 +208,7 @@ class QuestionTable:
 
     def _taken(self, columns: list[str], rows: npt.ArrayLike) -> pa.Table:
         places = np.asarray(rows, dtype=np.int64)
-        # Arrow's own take joins all chunks of a text column first, the whole of it for one batch.
+        # Arrow's take would first concatenate all chunks of a text column.
         chunk = np.searchsorted(self._starts, places, side="right") - 1
         by_chunk = np.argsort(chunk, kind="stable")
         used, first = np.unique(chunk[by_chunk], return_index=True)
@@ -225,27 +225,29 @@ class QuestionTable:
             taken = taken.combine_chunks().take(pa.array(back))
         return taken
 
-    def sample(self, size: int | None, seed: int) -> "QuestionTable":
-        """``size`` rows drawn without replacement, in file order; all of them if there are fewer.
+    def sample(self, size: SampleSize | int | float | None, seed: int) -> "QuestionTable":
+        """A seeded sample of the rows, in file order; all rows if there are fewer.
 
-        GQA's files are sorted by image, so a subset that begins at the top would see few images.
+        GQA's files are sorted by image, so the first rows would be of related images. A number
+        means ``SampleSize(number)``.
         """
-        if size is None or size >= len(self):
+        wanted = SampleSize.of(size)
+        if wanted is None:
             return self
-        rows = np.random.default_rng(seed).choice(len(self), size=size, replace=False)
-        return self.take(np.sort(rows))
+        rows = wanted.rows(self.codes("image_id"), seed)
+        return self if len(rows) == len(self) else self.take(rows)
 
     def encoded(self, column: str) -> tuple[Codes, list[str]]:
-        """``column`` as :meth:`codes`, and the text that each code stands for.
+        """:meth:`codes` of ``column``, and the text of each code.
 
-        A code may stand for a text that no row of this table has.
+        Some codes may be absent from this table's rows.
         """
         return self.codes(column), _dictionary(self._coded(column))
 
     def codes(self, column: str) -> Codes:
         """``column`` as integers [rows]: equal values have equal codes, null is -1.
 
-        All calls share one array, which can't be written to.
+        All calls share one read-only array.
         """
         if column not in self._codes:
             self._codes[column] = _joined(self._coded(column))
@@ -253,7 +255,7 @@ class QuestionTable:
         return self._codes[column]
 
     def values(self, column: str) -> list[str]:
-        """The distinct values of ``column``, but for null."""
+        """The distinct values of ``column``, without null."""
         coded = self._coded(column)
         values = _dictionary(coded)
         present = np.zeros(len(values), bool)
@@ -263,23 +265,23 @@ class QuestionTable:
         return [values[place] for place in np.flatnonzero(present)]
 
     def question_codes(self) -> Codes:
-        """Integers [rows], equal where the questions are, without regard to case and spaces.
+        """Integers [rows], equal for questions that are equal up to case and spaces.
 
-        Those of a store come from a hash of 64 bits: among 14 million different questions it makes
-        two equal once in some 180,000 data sets, which keeps a mismatched question from one image.
+        In a store they come from a 64-bit hash. Among 14 million questions a collision occurs once
+        in about 180,000 data sets, and only excludes a mismatched question for one image.
         """
         return self.codes("question_code")
 
     def forms(self) -> pa.ChunkedArray:
-        """The form of each question [rows]: GQA's detailed type, if any, and its first three words.
+        """Form of each question [rows]: GQA's detailed type, if any, and its first three words.
 
         Questions of one form ask for the same kind of answer ("directOf what color is"), so the
-        form alone gives a baseline and, for mismatched questions, a hard choice.
+        form alone gives a baseline, and hard mismatched questions.
         """
         return self._column("form")
 
     def form_codes(self) -> Codes:
-        """The form of each question as integers [rows]."""
+        """Form of each question as integers [rows]."""
         return self.codes("form")
 
     def _stored(self) -> QuestionStore:
@@ -290,7 +292,7 @@ class QuestionTable:
     def _column(self, name: str) -> pa.ChunkedArray:
         if name in self.data.column_names:
             return self.data[name]
-        questions = plain(self.data["question"])  # of a table that comes from no store
+        questions = plain(self.data["question"])  # for a table without a store
         return questions if name == "question_code" else forms(questions, self.data["detailed"])
 
     def _coded(self, name: str) -> pa.ChunkedArray:
@@ -312,7 +314,7 @@ class QuestionTable:
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:
-        """The number of each chunk's first row."""
+        """First row number of each chunk."""
         return np.cumsum([0, *(chunk.num_rows for chunk in self._chunks[:-1])], dtype=np.int64)
 
 
@@ -322,13 +324,13 @@ def _of_records(store: QuestionStore, records: Codes | None) -> QuestionTable:
 
 
 def plain(questions: Texts) -> Texts:
-    """Texts in lower case, with single spaces between the words alone."""
+    """Texts in lower case with normalized spaces."""
     single_spaced = pc.replace_substring_regex(pc.utf8_lower(questions), r"\s+", " ")
     return pc.utf8_trim_whitespace(single_spaced)
 
 
 def forms(plain_questions: Texts, detailed: Texts) -> Texts:
-    """The forms of plain questions (see :meth:`QuestionTable.forms`) with these detailed types."""
+    """Forms of plain questions (see :meth:`QuestionTable.forms`) with these detailed types."""
     words = pc.split_pattern(plain_questions, " ")
     leading = pc.binary_join(pc.list_slice(words, 0, LEADING_WORDS_OF_A_FORM), " ")
     return pc.binary_join_element_wise(pc.coalesce(detailed, ""), leading, " ")

@@ -1,13 +1,12 @@
-"""From question files to the two Arrow files of a question store.
+"""Convert question files to the two Arrow files of a question store.
 
-Memory stays bounded: rows leave it in batches of ``ROWS_A_BATCH``, and what is kept for all of them
-is two hashes of 64 bits, the distinct images, answers, types and forms. What is known only at the
-end, that no id stands twice and which questions are equal, takes a second pass over the rows.
+Memory is bounded: rows are written in batches of ``ROWS_A_BATCH``. Only two 64-bit hashes per row
+and the distinct images, answers, types and forms are kept. A second pass over the rows finds
+repeated ids and equal questions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -17,40 +16,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lavis_ext.common.errors import UserError, listed
-from lavis_ext.datasets.gqa.json_records import RecordFile
-from lavis_ext.datasets.gqa.question_records import Row, read_rows
-from lavis_ext.datasets.gqa.question_table import CONTENTS, SCHEMA, Codes, forms, plain
+from lavis_ext.common.grouping import grouped
+from lavis_ext.datasets.questions.files import QuestionFiles, Row
+from lavis_ext.datasets.questions.table import CONTENTS, SCHEMA, Codes, forms, plain
 
 ROWS_A_BATCH = 2**15
 ROWS_AT_ONCE = 2**9
-"""A divisor of ``ROWS_A_BATCH``."""
+"""Rows transposed at a time; a divisor of ``ROWS_A_BATCH``."""
 BATCHES_A_CHUNK = 2**4
-"""Batches of ``rows`` in one of ``questions``: rows from all over are quicker from fewer chunks."""
+"""Batches of ``rows`` per batch of ``questions``: random access is faster with fewer chunks."""
 RECORDS_A_BATCH = 2**11
-"""Records that are compressed together, and decompressed for one of them: some 2 MB."""
+"""Records per compressed block, about 2 MB, which is decompressed to read one of them."""
 CODED = ("image_id", "answer", "structural", "semantic", "detailed", "form")
-"""Columns of few distinct values."""
+"""Columns with few distinct values."""
 RECORDS_SCHEMA = pa.schema([("record", pa.string())])
 
 Hashes = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
-"""Called with the records and the bytes that have been read."""
+"""Callback with the numbers of records and bytes read so far."""
 Stamp = tuple[str, int, int]
-"""A file's name, its size in bytes and the time of its last change in nanoseconds."""
+"""A file's name, size in bytes and modification time in nanoseconds."""
 
 
 class Place(Protocol):
-    """Where the files of a store are written: a folder, or memory."""
+    """Destination of a store's files: a folder or memory."""
 
     def create(self, name: str) -> pa.NativeFile:
-        """A new file to write to."""
+        """Create a file for writing."""
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file that has been written, to read from."""
+        """Open a written file for reading."""
 
 
 def stamps(files: Sequence[Path]) -> tuple[Stamp, ...]:
-    """What tells these files from later states of them. Raises UserError for one that is gone."""
+    """Sizes and times that identify the files' versions. Raises UserError for a missing file."""
     found = []
     for file in files:
         try:
@@ -64,34 +63,34 @@ def stamps(files: Sequence[Path]) -> tuple[Stamp, ...]:
 
 
 def convert(
-    files: Sequence[Path],
-    source: Path,
+    source: QuestionFiles,
     before: tuple[Stamp, ...],
     place: Place,
     progress: Progress,
 ) -> None:
-    """Write ``questions`` and ``records`` (see ``QuestionStore``) of these files to ``place``.
+    """Write ``questions`` and ``records`` (see ``QuestionStore``) of ``source`` to ``place``.
 
-    A third file, ``rows``, is of no use afterwards.
+    A third file, ``rows``, is temporary.
 
     Args:
-        files: the question files, in order.
-        source: one of them or their folder, for messages.
-        before: the files' ``stamps`` as they must stay.
-        place: where to write.
+        source: the question files.
+        before: the files' ``stamps``, which must not change.
+        place: destination.
         progress: called after each batch.
 
-    Raises UserError for a file that is damaged or changes meanwhile, a record without what a row
-    needs, and a question id that stands twice in ``source``.
+    Raises UserError for a file that is damaged or changes during the conversion, an incomplete
+    record, and a repeated question id in ``source``.
     """
     conversion = _Conversion(place)
     try:
-        conversion.write_rows(files, progress)
+        conversion.write_rows(source, progress)
     except UserError:
-        _refuse_changed(before, files)  # else what is wrong may never have stood in the file
+        _check_unchanged(before, source.files)  # a change may be the cause of the error
         raise
-    _refuse_changed(before, files)
-    conversion.refuse_repeated(source)
+    _check_unchanged(before, source.files)
+    if not conversion.rows:
+        raise UserError(f"{source.named}: it has no question about an image.")
+    conversion.check_unique_ids(source.named)
     conversion.write_questions()
 
 
@@ -103,11 +102,15 @@ class _Conversion:
         self._questions: list[Hashes] = []
         self._contents: list[tuple[str, str]] = []
 
-    def write_rows(self, files: Sequence[Path], progress: Progress) -> None:
-        """The first pass: ``rows``, with codes for what has few values, and ``records``."""
-        readers = [RecordFile(path) for path in files]
-        rows = chain.from_iterable(map(read_rows, readers))
-        # The fastest of zstd's levels: records are alike, and come out several times smaller.
+    @property
+    def rows(self) -> int:
+        """Number of written rows."""
+        return sum(map(len, self._ids))
+
+    def write_rows(self, source: QuestionFiles, progress: Progress) -> None:
+        """First pass: write ``rows``, with codes in the columns of ``CODED``, and ``records``."""
+        rows, readers = source.read()
+        # zstd's fastest level still shrinks similar records several times.
         compressed = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
         done = 0
         with (
@@ -136,8 +139,8 @@ class _Conversion:
             columns[name] = coder.encode(columns[name])
         return pa.record_batch(columns)
 
-    def refuse_repeated(self, source: Path) -> None:
-        """Raise UserError naming the ids that stand more than once in ``rows``."""
+    def check_unique_ids(self, source: Path) -> None:
+        """Raise UserError naming the repeated ids of ``rows``."""
         hashes = np.concatenate(self._ids)
         self._ids.clear()
         ordered = np.sort(hashes)
@@ -155,12 +158,12 @@ class _Conversion:
         repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(repeated):
             raise UserError(
-                f"{source}: {len(repeated)} question ids stand more than once "
-                f"({listed(repeated.to_pylist())}); each must be of one record."
+                f"{source}: {len(repeated)} question ids occur more than once "
+                f"({listed(repeated.to_pylist())}); ids must be unique."
             )
 
     def write_questions(self) -> None:
-        """The second pass: ``rows`` with the texts of their codes, equal questions, and numbers."""
+        """Second pass: write ``questions``: texts for codes, question codes, and row numbers."""
         question_codes = _codes_in_order(np.concatenate(self._questions))
         self._questions.clear()
         texts = {name: coder.texts() for name, coder in self._coders.items()}
@@ -196,22 +199,22 @@ class _Coder:
         self._codes: dict[str, int] = {}
 
     def encode(self, column: pa.Array) -> pa.Array:
-        """The texts' codes, int32; null stays null."""
+        """Codes of the texts, int32; null stays null."""
         encoded = column.dictionary_encode()
         codes = self._codes
         distinct = [codes.setdefault(text, len(codes)) for text in encoded.dictionary.to_pylist()]
         return pa.array(distinct, pa.int32()).take(encoded.indices)
 
     def texts(self) -> pa.Array:
-        """The texts by code."""
+        """Texts by code."""
         return pa.array(self._codes, pa.string())
 
 
 def _columns(rows: Iterator[Row]) -> Iterator[list[list[str | None]]]:
-    """The rows as columns, ``ROWS_A_BATCH`` at a time."""
+    """Transpose rows to columns, ``ROWS_A_BATCH`` at a time."""
     columns: list[list[str | None]] = []
-    # Tuples that live on keep Python's collector of cycles busy, for a seventh of the time; few do.
-    while some := list(islice(rows, ROWS_AT_ONCE)):
+    # Keep few long-lived tuples: garbage collection of many would take a seventh of the time.
+    for some in grouped(rows, ROWS_AT_ONCE):
         columns = columns or [[] for _ in some[0]]
         for column, part in zip(columns, zip(*some, strict=True), strict=True):
             column.extend(part)
@@ -235,7 +238,7 @@ def _written(
         yield writer
 
 
-def _refuse_changed(before: tuple[Stamp, ...], files: Sequence[Path]) -> None:
+def _check_unchanged(before: tuple[Stamp, ...], files: Sequence[Path]) -> None:
     for file, then, now in zip(files, before, stamps(files), strict=True):
         if then != now:
             raise UserError(
@@ -245,12 +248,12 @@ def _refuse_changed(before: tuple[Stamp, ...], files: Sequence[Path]) -> None:
 
 
 def _hashes(texts: Sequence[str | None]) -> Hashes:
-    """Python's hash of 64 bits; another run gives others, so they never leave the conversion."""
+    """Python's 64-bit hashes; they differ between processes, so they are never written."""
     return np.fromiter(map(hash, texts), np.int64, len(texts))
 
 
 def _codes_in_order(hashes: Hashes) -> Codes:
-    """Equal numbers for equal hashes, in the order of their first appearance."""
+    """Number hashes in the order of their first appearance."""
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     numbers = np.empty(len(first), np.int32)
     numbers[np.argsort(first)] = np.arange(len(first), dtype=np.int32)

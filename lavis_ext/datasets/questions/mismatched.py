@@ -1,8 +1,7 @@
-"""Mismatched questions: for each question, others that don't belong to its image.
+"""Mismatched questions: for each question, others about other images.
 
-Without them, matched pairs alone bring the loss to 0 in a few steps (docs/traps.md, 1). Draws are
-seeded by run seed, question id and epoch, so neither the batch size nor the number of processes
-changes them.
+With matched pairs only, the loss falls to 0 in a few steps (docs/traps.md, 1). Draws are seeded by
+run seed, question id and epoch, so they don't depend on batch size or number of processes.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import hashlib
 import numpy as np
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa.question_table import Codes, QuestionTable
+from lavis_ext.datasets.questions.table import Codes, QuestionTable
 
 QUICK_DRAWS = 32
 
@@ -19,13 +18,13 @@ class MismatchedQuestions:
     """Draws mismatched questions from the whole split.
 
     Args:
-        table: the questions of the split.
-        count: how many to draw for each question.
-        hard: draw questions of the same form (see ``QuestionTable.forms``) about other images; of
-            any form where the split has none.
-        seed: the run's seed.
+        table: questions of the split.
+        count: mismatched questions per question.
+        hard: draw questions of the same form (see ``QuestionTable.forms``) about other images, or
+            of any form if the split has none.
+        seed: seed of the run.
 
-    Raises UserError for a split that holds no mismatched question for one of its images.
+    Raises UserError for an image without a mismatched question in the split.
     """
 
     def __init__(self, table: QuestionTable, *, count: int, hard: bool, seed: int) -> None:
@@ -35,15 +34,15 @@ class MismatchedQuestions:
         self._text = table.question_codes()
         self._image = table.codes("image_id")
         self._rows_by_image = _Groups(self._image)
-        self._refuse_without_mismatch()
+        self._check_each_has_mismatch()
         self._form = table.form_codes() if hard else None
         self._rows_by_form = _Groups(self._form) if self._form is not None else None
 
     def draw(self, row: int, epoch: int) -> list[int]:
-        """``count`` rows whose questions don't belong to the image of ``row``.
+        """Draw ``count`` rows with questions about images other than that of ``row``.
 
-        None of them is ``row`` itself, has the text of a question asked about the same image, or
-        belongs to that image; their texts differ from each other while the split has enough.
+        Their texts differ from all questions about that image and, if the split has enough, from
+        each other.
         """
         random = self._generator(row, epoch)
         own_texts = self._text[self._rows_by_image.of(self._image[row])]
@@ -81,22 +80,24 @@ class MismatchedQuestions:
         taken: Codes,
         random: np.random.Generator,
     ) -> int | None:
-        """One of ``rows``, or of all, that fits; None where none does."""
+        """Draw a suitable row from ``rows``, or from all rows; None if there is none."""
         count = len(self._text) if rows is None else len(rows)
         for place in random.integers(count, size=QUICK_DRAWS):
             candidate = int(place if rows is None else rows[place])
             if self._fits(candidate, row, taken):
                 return candidate
-        # Rare: rows so few or so uniform that most of them don't qualify.
+        # Rare: so few or so similar rows that most are unsuitable.
         if rows is None:
             rows = np.arange(count, dtype=np.int32)
         other_image = self._image[rows] != self._image[row]
         fitting = rows[other_image & ~np.isin(self._text[rows], taken)]
         return int(random.choice(fitting)) if len(fitting) else None
 
-    def _refuse_without_mismatch(self) -> None:
-        """An image has no mismatched question if every text of the split is asked about it."""
-        present = np.zeros(self._text.max(initial=-1) + 1, bool)  # np.unique would take far more
+    def _check_each_has_mismatch(self) -> None:
+        """Raise UserError for an image about which every text of the split is asked."""
+        present = np.zeros(
+            self._text.max(initial=-1) + 1, bool
+        )  # np.unique would take far more memory
         present[self._text] = True
         texts = np.count_nonzero(present)
         questions = np.bincount(self._image)
@@ -116,7 +117,7 @@ class MismatchedQuestions:
 
 
 class _Groups:
-    """Rows by code, without a Python list for each code."""
+    """Rows by code, without a Python list per code."""
 
     def __init__(self, codes: Codes) -> None:
         self._order = np.argsort(codes, kind="stable").astype(np.int32)

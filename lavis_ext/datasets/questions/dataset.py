@@ -1,0 +1,103 @@
+"""The data set of a split's questions and images, in batches that share images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lavis_ext.datasets.base import Batch, PictureDataset
+from lavis_ext.datasets.pictures import ImageFolder
+from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.table import Codes, QuestionTable
+from lavis_ext.datasets.samplers import Rows
+
+
+class QuestionBatch(Batch, total=False):
+    """A batch of Q questions about I images, with K mismatched questions for each question.
+
+    Answering needs only ``images``, ``image_index``, ``text_input`` and ``ids``; the rest is for
+    training and scoring.
+    """
+
+    image_index: torch.Tensor
+    """int64 [Q], index of each question's image; always on the host."""
+    text_input: list[str]
+    """Questions [Q]."""
+    mismatched_input: list[str]
+    """Questions about other images [Q * K]; those of question q start at q * K."""
+    answer: list[str | None]
+    """Answers [Q]."""
+
+
+class QuestionDataset(PictureDataset):
+    """One split. Indexed with ``BatchRows``, it returns that batch as :class:`QuestionBatch`.
+
+    Args:
+        table: questions of the split.
+        images: folder of their images.
+        processor: maps an RGB picture to each stream's image.
+        text_processor: maps a question to the model's input text.
+        mismatched: draws mismatched questions; None for none.
+    """
+
+    noun = "questions"
+    # On the GPU, packing questions by it would force a synchronization.
+    on_host = ("image_index",)
+
+    def __init__(
+        self,
+        table: QuestionTable,
+        images: ImageFolder,
+        *,
+        processor: Callable[[Image.Image], dict[str, torch.Tensor]],
+        text_processor: Callable[[str], str],
+        mismatched: MismatchedQuestions | None = None,
+    ) -> None:
+        super().__init__(images, processor)
+        self.table = table
+        self.text_processor = text_processor
+        self.mismatched = mismatched
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def image_codes(self) -> Codes:
+        """Integers [rows], equal for questions about the same image."""
+        return self.table.codes("image_id")
+
+    def all_images(self) -> set[str]:
+        """Ids of all images of the split."""
+        return set(self.table.values("image_id"))
+
+    def image_ids(self, rows: Rows) -> list[str]:
+        """Image id of each row."""
+        (found,) = self.table.texts(rows, "image_id")
+        return found
+
+    def ids(self, rows: Rows) -> list[str]:
+        """Question id of each row."""
+        (found,) = self.table.texts(rows, "question_id")
+        return found
+
+    def compared(self, rows: Rows) -> Sequence[Sequence[str | None]]:
+        """Question ids, image ids, questions and answers of these rows."""
+        return self.table.texts(rows, "question_id", "image_id", "question", "answer")
+
+    def fields(self, rows: Rows, image_index: list[int], epoch: int) -> dict[str, Any]:
+        """Questions, mismatched questions and answers."""
+        questions, answers = self.table.texts(rows, "question", "answer")
+        drawn = [r for row in rows for r in self._mismatched_rows(int(row), epoch)]
+        (mismatched,) = self.table.texts(drawn, "question")
+        return {
+            "image_index": torch.tensor(image_index),
+            "text_input": self._processed(questions),
+            "mismatched_input": self._processed(mismatched),
+            "answer": answers,
+        }
+
+    def _processed(self, questions: Sequence[str]) -> list[str]:
+        return [self.text_processor(question) for question in questions]
+
+    def _mismatched_rows(self, row: int, epoch: int) -> list[int]:
+        return self.mismatched.draw(row, epoch) if self.mismatched else []
