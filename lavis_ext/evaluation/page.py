@@ -1,4 +1,4 @@
-"""A page addressed in pixels, and texts that fit the room they have on it."""
+"""A page addressed in pixels, with text fitted to its space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 from lavis_ext.common.files import written_aside
 
 if TYPE_CHECKING:
-    # At run time matplotlib is imported where it is used: few programs draw.
+    # Imported on first use, because few programs need matplotlib.
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 100
 POINT = DPI / 72
-"""Pixels of a point, the unit of font sizes."""
+"""Pixels per point, the unit of font sizes."""
 
 
 @dataclass(frozen=True)
 class Font:
-    """Size in points, the distance between lines in pixels, and weight."""
+    """Size in points, line spacing in pixels, and weight."""
 
     size: float
     pitch: int
@@ -26,7 +26,7 @@ class Font:
 
 
 class Lettering:
-    """Measures texts and breaks them into lines."""
+    """Measures text and breaks it into lines."""
 
     def __init__(self) -> None:
         from matplotlib.backends.backend_agg import RendererAgg
@@ -36,12 +36,12 @@ class Lettering:
         self._properties = FontProperties
 
     def width(self, text: str, font: Font) -> float:
-        """Pixels that ``text`` takes in a line."""
+        """Width of ``text`` in pixels."""
         properties = self._properties(size=font.size, weight=font.weight)
         return self._renderer.get_text_width_height_descent(text, properties, False)[0]
 
     def wrapped(self, text: str, font: Font, width: float, lines: int) -> list[str]:
-        """``text`` in at most ``lines`` lines of ``width`` pixels; what is left out ends in …."""
+        """Break ``text`` into up to ``lines`` lines of ``width`` pixels; longer text ends in …."""
         broken = [""]
         for word in text.split():
             longer = f"{broken[-1]} {word}".strip()
@@ -78,9 +78,9 @@ class Page:
         self.lettering = lettering
 
     def write(
-        self, x: float, y: float, text: str, font: Font, colour: str = "black", align: str = "left"
+        self, x: float, y: float, text: str, font: Font, color: str = "black", align: str = "left"
     ) -> None:
-        """One line of text; ``y`` is the middle of the line, or nearly, whatever its letters."""
+        """Write a line of text, vertically centered at about ``y``."""
         baseline = y + 0.36 * font.size * POINT  # half the height of a capital letter
         self.figure.text(
             x / self.width,
@@ -88,14 +88,14 @@ class Page:
             text,
             size=font.size,
             weight=font.weight,
-            color=colour,
+            color=color,
             ha=align,
             va="baseline",
             parse_math=False,
         )
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        """Empty axes, in which both coordinates run from 0 at the top left to 1."""
+        """Empty axes with coordinates from (0, 0) at the top left to (1, 1)."""
         bottom = self.height - top - height
         axes = self.figure.add_axes(
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -107,6 +107,6 @@ class Page:
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write a page's ``figure`` in its own size. Raises OSError where that can't be done."""
+    """Write a page's ``figure`` in its size. Raises OSError if it can't be written."""
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=DPI)

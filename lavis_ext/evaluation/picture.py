@@ -1,4 +1,4 @@
-"""One picture of how questions about an image were answered: heat, points, masks and captions."""
+"""Draw how questions about an image were answered: heat, points, masks and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lavis_ext.evaluation.answered import Answered, share_of_maximum
 from lavis_ext.evaluation.page import Font, Lettering, Page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 
 # Lengths are pixels. This width fits on a laptop's screen.
 WIDTH = 1400
@@ -26,14 +25,14 @@ TALLEST_PANEL = 420
 NARROWEST_PANEL = 180
 SHORTEST_ROW = 190
 WIDE = 1.8
-"""Width over height above which the four panels of a question stand in two rows."""
+"""Aspect ratio above which the four panels of a question take two rows."""
 QUESTION_LINES = 2
 CAPTION_LINES = 3
 
-# Its brightness rises evenly, so that it is read without telling colours apart.
-HEAT_COLOURS = "inferno"
+# Its brightness increases evenly, so that it is readable without color vision.
+HEAT_COLORS = "inferno"
 HEAT_OPACITY = 0.65
-OUTLINE = "#56B4E9"  # the sky blue of Okabe and Ito's palette, which no colour of the heat is
+OUTLINE = "#56B4E9"  # sky blue of Okabe and Ito's palette, unlike all heat colors
 FAINT = "#555555"
 
 TITLE = Font(13, 24, "bold")
@@ -43,25 +42,22 @@ LABEL = Font(9.5, 21)
 CAPTION = Font(9.5, 17)
 
 
-def answer_figure(
-    image: Image.Image, title: str, questions: Sequence[str], output: "PipelineOutput"
-) -> "Figure":
+def answer_figure(image: Image.Image, title: str, answered: Sequence[Answered]) -> "Figure":
     """A row of panels for each question: image, raw heat, points and mask, refined heat, captions.
 
     Args:
-        image: the picture that was asked about, RGB, of any size and shape.
-        title: what to call it.
-        questions: the questions that ``output`` answers, in its order.
-        output: of ``PnpVqaFusion.answer``.
+        image: RGB picture of any size and shape.
+        title: title of the picture.
+        answered: the questions about it.
 
     Returns:
-        A figure 1400 pixels wide, as high as it takes, drawn without matplotlib's global state.
+        A figure of 1400 pixels width and the required height, without matplotlib's global state.
     """
     layout = _Layout.of(image)
     lettering = Lettering()
     wrapped = [
-        lettering.wrapped(question, QUESTION, WIDTH - 2 * MARGIN, QUESTION_LINES)
-        for question in questions
+        lettering.wrapped(each.question, QUESTION, WIDTH - 2 * MARGIN, QUESTION_LINES)
+        for each in answered
     ]
     heights = [layout.row_height(len(lines)) for lines in wrapped]
     page = Page(WIDTH, HEADER + sum(heights), lettering)
@@ -69,15 +65,15 @@ def answer_figure(
     small = image.copy()
     small.thumbnail((2 * layout.panel_width, 2 * layout.panel_height))
     top = HEADER
-    for index, (lines, height) in enumerate(zip(wrapped, heights, strict=True)):
-        _draw_row(page, layout, top, lines, small, _Row.of(output, index))
+    for each, lines, height in zip(answered, wrapped, heights, strict=True):
+        _draw_row(page, layout, top, lines, small, each)
         top += height
     return page.figure
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the parts of a row stand. All panels have the shape of the image."""
+    """Positions of a row's parts. All panels have the shape of the image."""
 
     columns: int
     slot_width: int
@@ -90,13 +86,13 @@ class _Layout:
         columns = 2 if shape > WIDE else 4
         room = (WIDTH - 2 * MARGIN - CAPTIONS - columns * GAP) // columns
         width = min(room, TALLEST_PANEL * shape)
-        # A line's height at least, for an image that is a line itself.
+        # At least a line's height, for extremely wide images.
         panel = max(1, round(width)), max(8, round(width / shape))
         return cls(columns, max(panel[0], min(room, NARROWEST_PANEL)), *panel)
 
     @property
     def panels_height(self) -> int:
-        """Of all four, with the labels above them."""
+        """Height of the four panels with their labels."""
         return max(SHORTEST_ROW, 4 // self.columns * (LABEL.pitch + self.panel_height + GAP) - GAP)
 
     @property
@@ -112,39 +108,6 @@ class _Layout:
         row, column = divmod(number, self.columns)
         left = MARGIN + column * (self.slot_width + GAP)
         return left, top + row * (LABEL.pitch + self.panel_height + GAP)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What a question's row shows, as arrays; points are (x, y) in shares of the image's sides."""
-
-    answer: str
-    captions: list[str]
-    matching: float
-    heat: npt.NDArray[np.floating]
-    refined: npt.NDArray[np.floating]
-    mask: npt.NDArray[np.bool_]
-    points: npt.NDArray[np.floating]
-
-    @classmethod
-    def of(cls, output: "PipelineOutput", index: int) -> "_Row":
-        height, width = output.image_size
-        points = output.points[index][output.labels[index] == 1]
-        return cls(
-            answer=output.answers[index],
-            captions=output.captions[index],
-            matching=float(output.matching[index]),
-            heat=_share_of_maximum(output.heat[index].reshape(output.grid)),
-            refined=_share_of_maximum(output.refined[index]),
-            mask=output.masks[index].cpu().numpy(),
-            points=points.float().cpu().numpy() / (width, height),
-        )
-
-
-def _share_of_maximum(heat: Any) -> npt.NDArray[np.floating]:
-    values = heat.detach().float().cpu().numpy()
-    hottest = values.max()
-    return values / hottest if hottest > 0 else np.zeros_like(values)
 
 
 def _draw_header(page: Page, title: str) -> None:
@@ -164,7 +127,7 @@ def _draw_header(page: Page, title: str) -> None:
     page.write(WIDTH - MARGIN, middle, most, LABEL, align="right")
     bar = WIDTH - MARGIN - page.lettering.width(most, LABEL) - 8 - length
     page.axes(bar, middle - 7, length, 14).imshow(
-        np.linspace(0, 1, 256)[None], cmap=HEAT_COLOURS, aspect="auto", extent=(0, 1, 1, 0)
+        np.linspace(0, 1, 256)[None], cmap=HEAT_COLORS, aspect="auto", extent=(0, 1, 1, 0)
     )
     page.write(bar - 8, middle, "no heat", LABEL, align="right")
     meaning = "heat: how much a place speaks for the question belonging to this picture"
@@ -177,7 +140,7 @@ def _draw_row(
     top: int,
     question: Sequence[str],
     image: Image.Image,
-    row: _Row,
+    row: Answered,
 ) -> None:
     _draw_rule(page, top)
     middle = top + GAP + QUESTION.pitch // 2
@@ -191,35 +154,28 @@ def _draw_row(
     page.write(MARGIN, middle, answer[0], ANSWER)
     top = middle + ANSWER.pitch // 2 + GAP // 2
 
-    hot, pointed = bool(row.heat.any()), len(row.points) > 0
     pixels, gray = np.asarray(image), np.asarray(image.convert("L"))
-    labels = (
-        "picture",
-        "raw heat" if hot else "raw heat: none",
-        "points and mask" if pointed else "no points, no mask",
-        "refined heat" if pointed else "refined heat: as raw",
-    )
     panels = []
-    for number, label in enumerate(labels):
+    for number, label in enumerate(row.labels):
         left, label_top = layout.slot(number, top)
         page.write(left, label_top + LABEL.pitch // 2 - 1, label, LABEL, FAINT)
         panel_top = label_top + LABEL.pitch
         panels.append(page.axes(left, panel_top, layout.panel_width, layout.panel_height))
     picture, raw, masked, refined = panels
     _draw_image(picture, pixels)
-    _draw_heat(raw, gray, row.heat)
+    _draw_heat(raw, gray, share_of_maximum(row.heat))
     _draw_points(raw, row.points)
     _draw_image(masked, pixels)
-    if pointed:
+    if row.mask.any():
         masked.imshow(
             np.dstack([np.ones((*row.mask.shape, 3)), 0.6 * ~row.mask]),
             aspect="auto",
             extent=(0, 1, 1, 0),
         )
-        _draw_outline(masked, row.mask)
-        _draw_points(masked, row.points)
-    _draw_heat(refined, gray, row.refined)
-    _draw_outline(refined, row.mask)
+        _draw_outline(masked, row)
+    _draw_points(masked, row.points)
+    _draw_heat(refined, gray, share_of_maximum(row.refined))
+    _draw_outline(refined, row)
     _draw_captions(page, layout.captions_left, top, layout.panels_height, row.captions)
 
 
@@ -233,15 +189,15 @@ def _draw_image(axes: "Axes", pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _draw_heat(axes: "Axes", gray: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> None:
-    """The heat over the image in faint gray, so that every colour, dark or bright, means heat."""
+    """Draw heat over the image in faint gray, so that all colors mean heat."""
     _draw_image(axes, (gray // 2 + 64).astype(np.uint8))
     axes.imshow(
         heat,
-        cmap=HEAT_COLOURS,
+        cmap=HEAT_COLORS,
         vmin=0,
         vmax=1,
         alpha=HEAT_OPACITY,
-        interpolation="nearest",  # the cells are what was measured
+        interpolation="nearest",  # show the measured cells
         aspect="auto",
         extent=(0, 1, 1, 0),
     )
@@ -258,18 +214,13 @@ def _draw_line(axes: "Axes", x: Any, y: Any) -> None:
     axes.plot(x, y, color=OUTLINE, linewidth=1.8)
 
 
-def _draw_outline(axes: "Axes", mask: npt.NDArray[np.bool_]) -> None:
-    if not mask.any():
-        return
-    # A frame of nothing closes the outlines of masks that reach the image's edge.
-    framed = np.pad(mask, 1)
-    y, x = ((np.arange(-1, side + 1) + 0.5) / side for side in mask.shape)
-    for colour, width in (("black", 3.4), (OUTLINE, 1.8)):
-        axes.contour(x.clip(0, 1), y.clip(0, 1), framed, [0.5], colors=colour, linewidths=width)
+def _draw_outline(axes: "Axes", row: Answered) -> None:
+    for line in row.outlines():
+        _draw_line(axes, *line.T)
 
 
 def _draw_captions(page: Page, left: int, top: int, height: int, captions: Sequence[str]) -> None:
-    """As many captions as there is room for, and how many more there are."""
+    """Draw the captions that fit, and the number of omitted ones."""
     count = len(captions)
     label = f"{count} caption{'s' if count != 1 else ''}"
     page.write(left, top + LABEL.pitch // 2 - 1, label, LABEL, FAINT)
@@ -281,7 +232,7 @@ def _draw_captions(page: Page, left: int, top: int, height: int, captions: Seque
             caption, CAPTION, WIDTH - MARGIN - left - indent, CAPTION_LINES
         )
         last = number == count - 1
-        if len(lines) + (not last) > room:  # a line is kept for how many are left out
+        if len(lines) + (not last) > room:  # reserve a line for the number of omitted ones
             page.write(left, middle, f"and {count - number} more", CAPTION, FAINT)
             return
         page.write(left, middle, "•", CAPTION)

@@ -1,4 +1,4 @@
-"""The best weights of a run on their way to the disk, and back to a run that goes on."""
+"""Save the best weights of a run, and restore them in a resumed run."""
 
 import os
 import shutil
@@ -13,19 +13,19 @@ from lavis_ext.runners.state import best_steps
 
 
 class BestWeights:
-    """The file ``NAME_best.safetensors`` of a run, for its main process.
+    """Manages ``NAME_best.safetensors`` of a run, in its main process.
 
-    A state goes with the best weights as of its step. Those that a kept state needs outlast better
-    ones, as ``NAME_best_stepSTEP.safetensors``, until it is removed.
+    Each state belongs with the best weights as of its step. Once better weights replace them, they
+    are kept in ``NAME_best_stepSTEP.safetensors`` until no remaining state needs them.
 
     Args:
-        folder: the run's folder.
-        name: the model's ``weights_name``.
-        key: the config's key for such a file, for errors.
+        folder: the folder of the run.
+        name: ``weights_name`` of the model.
+        key: config key of such a file, for error messages.
 
     Attributes:
-        path: the file.
-        step: the step that the best weights are of; None before there are any.
+        path: path of the file.
+        step: step of the best weights; None before the first validation.
     """
 
     def __init__(self, folder: Path, name: str, key: str) -> None:
@@ -38,7 +38,7 @@ class BestWeights:
         self._retries = Retries()
 
     def take(self, weights: TrainedWeights) -> None:
-        """Write better weights or, where they can't be written, keep a copy of them in memory."""
+        """Write better weights or, if that fails, keep a copy of them in memory."""
         self.step = weights.step
         self._waiting = weights
         self._try()
@@ -46,51 +46,53 @@ class BestWeights:
             on_host = {name: t.detach().cpu().clone() for name, t in weights.state.items()}
             self._waiting = replace(weights, state=on_host)
 
-    def try_again(self) -> None:
-        """Try to write what couldn't be written, if a pause has passed since."""
+    def retry(self) -> None:
+        """Retry a failed write once its pause has passed."""
         if self._retries.due:
             self._try()
 
     def write(self) -> None:
-        """Write what waits to be written. Raises OSError where it can't be."""
+        """Write pending weights. Raises OSError if it fails."""
         if self._waiting is None:
             return
         if self._written is not None and self._written != self._waiting.step:
-            self._set_aside(self._written)
+            self._keep_earlier(self._written)
         self._waiting.save(self.path)
         self._written, self._waiting = self._waiting.step, None
-        self._retries.worked(f"{self.path} can be written again; it has step {self._written}")
+        self._retries.worked(
+            f"{self.path} is writable again and has the weights of step {self._written}"
+        )
 
     def tidy(self) -> None:
-        """Remove earlier weights that no kept state needs."""
+        """Remove earlier weights that no remaining state needs."""
         needed = best_steps(self.path.parent) - {self._written}
         names = {self._file_of(step).name for step in needed if step is not None}
         for path in self.path.parent.glob(f"{self._earlier}*"):
             if path.name not in names:
                 path.unlink()
 
-    def go_on(self, step: int | None) -> None:
-        """Restore the best weights recorded in a state, which are of ``step``.
+    def restore(self, step: int | None) -> None:
+        """Restore the best weights recorded in a state, those of ``step``.
 
-        Raises UserError where they aren't in the folder, or are damaged.
+        Raises UserError if they are missing or damaged.
         """
         self.step = self._written = step
         if step is not None:
-            self._put_back(step)
+            self._restore_file(step)
         self.tidy()
 
-    def _put_back(self, step: int) -> None:
+    def _restore_file(self, step: int) -> None:
         if (earlier := self._file_of(step)).is_file():
             earlier.replace(self.path)
         if not self.path.is_file():
             raise UserError(
-                f"run.resume: {self.path}, the best weights of the run, is missing; put it back."
+                f"run.resume: {self.path}, the run's best weights, is missing; restore that file."
             )
         found = TrainedWeights.load(self.path, key=self._key).step
         if found != step:
             raise UserError(
-                f"run.resume: {self.path} holds weights of step {found}, and the best of the run "
-                f"as it was saved are of step {step}; put these back."
+                f"run.resume: {self.path} has the weights of step {found}, but the state's best "
+                f"weights are of step {step}; restore that file."
             )
 
     def _try(self) -> None:
@@ -99,15 +101,15 @@ class BestWeights:
         except OSError as error:
             self._retries.failed(
                 unwritable(self.path, error),
-                "These best weights are kept in memory, no state of the run is saved without them, "
-                "and training goes on and tries again.",
+                "The best weights are kept in memory and no state is saved without them; training "
+                "continues and retries.",
             )
 
     def _file_of(self, step: int) -> Path:
         return self.path.with_name(f"{self._earlier}{step:08d}.safetensors")
 
-    def _set_aside(self, step: int) -> None:
-        """Give weights that a state needs a second name, which stays when the first is taken."""
+    def _keep_earlier(self, step: int) -> None:
+        """Link weights that a state still needs to a name that later ones don't overwrite."""
         earlier = self._file_of(step)
         if earlier.exists() or step not in best_steps(self.path.parent):
             return

@@ -1,4 +1,4 @@
-"""The disk space that a run needs, known before it starts."""
+"""Disk space needed by a run, checked before it starts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from torch import Tensor
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import room_in, size_in_words
+from lavis_ext.common.files import free_space, size_in_words
 from lavis_ext.models.base import TrainableModel
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.state import KEPT, state_paths
 
 MOMENTS = 2
-"""AdamW's, each as large as what it is of."""
+"""AdamW's two moments, each the size of its parameter."""
 RANK_BYTES = 2**15
-"""Random states of a process."""
+"""Size of a process's random states."""
 FACTS_BYTES = 2**16
-"""Config, versions, names of tensors, and the small files beside the states."""
+"""Size of config, versions, tensor names and the small files beside the states."""
 
 
 @dataclass(frozen=True)
 class DiskBudget:
-    """Bytes that a run's files take. ``str()`` says it in words.
+    """Size of a run's files in bytes; ``str()`` describes them.
 
     Attributes:
         state: bytes of a state.
         weights: bytes of a file of weights.
-        epochs: files of weights that ``run.save_freq`` keeps.
+        epochs: number of weights files kept by ``run.save_freq``.
     """
 
     state: int
@@ -37,7 +37,7 @@ class DiskBudget:
 
     @classmethod
     def of(cls, model: TrainableModel, plan: TrainingPlan) -> "DiskBudget":
-        """The budget of a run of this plan; ``model`` is frozen but for what is trained."""
+        """The budget of a run; only the trained parameters of ``model`` are unfrozen."""
         trained = [p for p in model.parameters() if p.requires_grad]
         changing = [
             buffer
@@ -45,7 +45,7 @@ class DiskBudget:
             if any(p.requires_grad for p in module.parameters())
             for buffer in module.buffers(recurse=False)
         ]
-        epochs = plan.steps // plan.steps_an_epoch
+        epochs = plan.steps // plan.steps_per_epoch
         return cls(
             state=(1 + MOMENTS) * _bytes(trained)
             + _bytes(changing)
@@ -57,26 +57,31 @@ class DiskBudget:
 
     @property
     def needed(self) -> int:
-        """Bytes of all files when the next state is written beside those that are kept.
+        """Bytes of all files while the next state is written beside the kept ones.
 
-        Each kept state has best weights, at worst of its own.
+        At worst, each kept state has its own file of best weights.
         """
         return (KEPT + 1) * (self.state + self.weights) + self.epochs * self.weights
 
-    def check(self, folder: Path, weights_name: str) -> None:
-        """Raise UserError if the run's files don't fit beside ``folder``'s, or what it is made in.
+    @property
+    def kept(self) -> int:
+        """Bytes that a finished run leaves: its states, best weights and epochs' weights."""
+        return KEPT * self.state + (1 + self.epochs) * self.weights
 
-        What the run has there already, because it goes on, is not needed once more.
+    def check(self, folder: Path, weights_name: str) -> None:
+        """Raise UserError if the disk of ``folder`` lacks space for the run's files.
+
+        Files already there from a resumed run are subtracted.
         """
         there = [*state_paths(folder), *folder.glob(f"{weights_name}_*.safetensors")]
-        needed, free = self.needed - sum(path.stat().st_size for path in there), room_in(folder)
+        needed, free = self.needed - sum(path.stat().st_size for path in there), free_space(folder)
         if needed <= free:
             return
         fewer = ", set run.save_freq higher" if self.epochs else ""
         raise UserError(
             f"{folder}: the run's files need {size_in_words(needed)} more ({self}), and "
-            f"{size_in_words(free)} are free. Make room{fewer}, or name a folder on another disk "
-            "with run.output_dir."
+            f"{size_in_words(free)} are free. Free some disk space{fewer}, or set a folder on "
+            "another disk with run.output_dir."
         )
 
     def __str__(self) -> str:

@@ -5,48 +5,60 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from lavis_ext import distributed
-from lavis_ext.common.files import room_in, size_in_words
+from lavis_ext.checkpoints.needs import check_needs
+from lavis_ext.common.files import free_space, size_in_words
+from lavis_ext.common.grouping import grouped
+from lavis_ext.common.tables import facts
 from lavis_ext.config.loader import Config
-from lavis_ext.config.renamed import told
+from lavis_ext.config.renamed import renamed_line
 from lavis_ext.datasets.base import to_device
 from lavis_ext.datasets.loader import Loader
 from lavis_ext.distributed.peers import COMPUTING
 from lavis_ext.features.run_features import RunFeatures
-from lavis_ext.models.base import TrainableModel
-from lavis_ext.runners.config import RunConfig
+from lavis_ext.runners.config import AUTO, RunConfig
 from lavis_ext.runners.disk_budget import DiskBudget
 from lavis_ext.runners.flops import BatchFlops, count_flops
-from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode, trained_patterns
+from lavis_ext.runners.freezing import parts_table
 from lavis_ext.runners.launch import Prepared, prepared, stem
-from lavis_ext.runners.plan import TRAINING, TrainingPlan
+from lavis_ext.runners.memory import (
+    GIB,
+    REMEDIES,
+    StepMemory,
+    fit_memory,
+    free_bytes,
+    model_on_meta,
+)
+from lavis_ext.runners.plan import LABEL_WIDTH, TRAINING, TrainingPlan
+from lavis_ext.runners.progress import duration
 from lavis_ext.runners.resuming import expected_folder
-from lavis_ext.runners.run_log import duration, log
-from lavis_ext.runners.trainer import Stepper, grouped
+from lavis_ext.runners.run_log import log
+from lavis_ext.runners.trainer import Stepper, placed
 
+Fact = tuple[str, str]
+"""A label and a text; an empty label continues the previous fact."""
 UNSETTLED = 1
-"""The first step makes the optimizer's state, and waits for workers that have just started."""
+"""Warm-up steps: the first allocates the optimizer's state and waits for new loader workers."""
 UNSETTLED_COMPILED = 2
-"""Programs are made in the first, and sometimes in the second."""
+"""Warm-up steps with ``run.compile``, which compiles in the first and sometimes the second."""
 
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """Steps as they were timed; what the first ones had to prepare is left out of the rates.
+    """Timed steps; the first ones, with their one-time work, are left out of the rates.
 
     Attributes:
-        seconds: of each step, waiting for its batches and copying them counted in.
-        waiting: seconds of it in which no batch was ready.
-        examples: in the step, over all processes.
-        unsettled: how many of the first steps don't count, for all that are made only once.
-        peak_bytes: the most memory held: a GPU's, or this process's.
+        seconds: duration of each step, including waiting for and copying its batches.
+        waiting: the part of ``seconds`` in which no batch was ready.
+        examples: number of examples of each step, over all processes.
+        unsettled: number of first steps left out because of one-time work.
+        peak_bytes: peak memory of the GPU or, on a CPU, of this process.
     """
 
     seconds: tuple[float, ...]
@@ -57,7 +69,7 @@ class MeasuredSteps:
 
     @property
     def rates(self) -> list[float]:
-        """Examples a second, of each step that counts."""
+        """Examples per second of each counted step."""
         pairs = zip(self.examples, self.seconds, strict=True)
         return [examples / seconds for examples, seconds in pairs][self.unsettled :]
 
@@ -68,7 +80,7 @@ class MeasuredSteps:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time in which no batch was ready, 0 to 1."""
+        """Share of the time in which no batch was ready, in [0, 1]."""
         return sum(self.waiting[self.unsettled :]) / sum(self.seconds[self.unsettled :])
 
 
@@ -83,9 +95,9 @@ def measure_steps(
     at_least: int = 1,
     at_most: int | None = None,
 ) -> MeasuredSteps:
-    """Take steps until ``budget`` seconds are over, and ``at_least`` so many, or ``at_most``.
+    """Time between ``at_least`` and ``at_most`` steps, for about ``budget`` seconds.
 
-    Entered by every process. ``stepper`` is one ``for_timing``.
+    Called by every process. ``stepper`` comes from ``Stepper.for_timing``.
     """
     unsettled = UNSETTLED_COMPILED if run.compile else UNSETTLED
     if run.compile:
@@ -137,117 +149,130 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 SECONDS = 20.0
-"""Of measuring; a step that takes longer is finished."""
+"""Time budget of the measurement in seconds; a step in progress is completed."""
 STEPS = 20
-"""Measured at most."""
-GIB = 2**30
-OPTIMIZER_COPIES = 3
-"""Of what is trained, beside itself: gradient, and AdamW's two moments."""
+"""Maximum number of measured steps."""
 
 
-def run_costs(plan: TrainingPlan, parts: Prepared, on_meta: Any) -> Iterator[str]:
-    """Lines on the cost of a run, as they become known. Entered by every process.
+def run_costs(plan: TrainingPlan, parts: Prepared, on_meta: Any) -> Iterator[Fact]:
+    """Yield a run's costs as they are measured. Called by every process.
 
     Args:
         plan: the run's plan.
-        parts: its data, and its model on the device that it will train on.
-        on_meta: the model on the device ``meta``, to be counted.
+        parts: its data, and its model on the training device.
+        on_meta: the model on the ``meta`` device, for counting FLOPs.
     """
     batch = next(iter(plan.batches))
     dataset = parts.datasets[TRAINING]
     flops = count_flops(on_meta, dataset.__getitems__(batch), dataset.on_host)
     yield from _flops_lines(flops)
-    needed = step_bytes(parts.model, flops)
-    free = free_bytes() if parts.device.type == "cpu" else None
+    needed, free = StepMemory.of(parts.model, flops.activation_bytes), free_bytes(parts.device)
     yield (
-        f"memory     about {needed / GIB:.3g} GiB a process for weights, optimizer and "
-        "activations, in float32" + (f"; {free / GIB:.3g} GiB are free" if free is not None else "")
+        "memory",
+        f"about {needed.total / GIB:.3g} GiB per process for weights, optimizer and activations "
+        "in float32" + (f"; {free / GIB:.3g} GiB are free" if free is not None else ""),
     )
-    if distributed.from_main_process(lambda: free is not None and needed > free):
-        yield f"measured   {TOO_LARGE}"
+    for run in smaller_runs(plan.run):
+        taken = TrainingPlan.of(run, parts.datasets)
+        share = taken.batches.mean_size[1] / plan.batches.mean_size[1]
+        step = replace(needed, activations=int(share * needed.activations))
+        lacking = free is not None and step.to_come(run, parts.device) > free
+        if any(distributed.gather([lacking])):
+            continue
+        try:
+            measured = _measured(taken, parts)
+        except torch.OutOfMemoryError:
+            if distributed.world_size() > 1:  # the others are in the middle of the step
+                yield "measured", f"nothing: {TOO_LARGE}. {REMEDIES}"
+                return
+            continue
+        if run is not plan.run:
+            size = f"{taken.batches.mean_size[0]:,.0f} {plan.noun}"
+            yield "", f"{TOO_LARGE}; a batch of {size} does, and is measured. {REMEDIES}"
+        yield from _time_lines(plan, measured, flops, parts)
         return
-    try:
-        measured = measure_steps(
-            plan.run,
-            Stepper.for_timing(parts.task, parts.model, plan.run, parts.device),
-            parts.datasets[TRAINING],
-            plan.batches,
-            parts.device,
-            budget=SECONDS,
-            at_most=STEPS,
-        )
-    except torch.OutOfMemoryError:
-        yield f"measured   {TOO_LARGE}"
-        return
-    yield from _time_lines(plan, measured, flops, parts.device)
+    yield "measured", f"nothing: {TOO_LARGE}, not even one about a single image. {REMEDIES}"
 
 
-TOO_LARGE = (
-    "nothing: a batch doesn't fit into memory. Halve run.batch_size_train and double "
-    "run.accum_grad_iters, or set model.fusion.recompute_activations."
-)
+TOO_LARGE = "a batch doesn't fit into memory"
 
 
-def step_bytes(model: torch.nn.Module, flops: BatchFlops) -> int:
-    """Bytes that a step holds: parameters, what is kept of those that are trained, activations."""
-    parameters = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-    return flops.activation_bytes + sum(
-        size * (1 + OPTIMIZER_COPIES * trained) for size, trained in parameters
+def smaller_runs(run: RunConfig) -> Iterator[RunConfig]:
+    """Yield ``run``, then runs of half the batch and so on, down to one image a batch.
+
+    Their steps have one batch: in time, accumulated batches cost what single ones do.
+    """
+    yield run
+    size = run.examples_per_batch
+    while size > run.examples_per_image:
+        size = max(size // 2, run.examples_per_image)
+        yield replace(run, batch_size_train=size, accum_grad_iters=1)
+    if run.images_per_batch != 1:
+        yield replace(run, batch_size_train=size, accum_grad_iters=1, images_per_batch=1)
+
+
+def _measured(plan: TrainingPlan, parts: Prepared) -> MeasuredSteps:
+    return measure_steps(
+        plan.run,
+        Stepper.for_timing(parts.task, parts.model, plan.run, parts.device),
+        parts.datasets[TRAINING],
+        plan.batches,
+        parts.device,
+        budget=SECONDS,
+        at_most=STEPS,
     )
 
 
-def free_bytes() -> int | None:
-    """Memory that programs can still have, where the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kib = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)}
-    return 1024 * int(kib["MemAvailable"]) if "MemAvailable" in kib else None
-
-
-def _flops_lines(flops: BatchFlops) -> Iterator[str]:
+def _flops_lines(flops: BatchFlops) -> Iterator[Fact]:
     for name, passes in (("an image", flops.image), ("an example", flops.example)):
         encoders = f" ({_shown(flops.encoders)} of it encoders)" if flops.encoders else ""
         yield (
-            f"FLOPs      {name} {_shown(passes.both)}: forward {_shown(passes.forward)}"
-            f"{encoders if name == 'an image' else ''}, backward {_shown(passes.backward)}"
+            "FLOPs" if name == "an image" else "",
+            f"{name} {_shown(passes.both)}: forward {_shown(passes.forward)}"
+            f"{encoders if name == 'an image' else ''}, backward {_shown(passes.backward)}",
         )
     yield (
-        f"           an example with its share of the image {_shown(flops.an_example)}, at "
-        f"{flops.examples / flops.images:.3g} examples an image"
+        "",
+        f"an example with its share of the image {_shown(flops.an_example)}, at "
+        f"{flops.examples / flops.images:.3g} examples per image",
     )
 
 
 def _time_lines(
-    plan: TrainingPlan, measured: MeasuredSteps, flops: BatchFlops, device: torch.device
-) -> Iterator[str]:
+    plan: TrainingPlan, measured: MeasuredSteps, flops: BatchFlops, parts: Prepared
+) -> Iterator[Fact]:
+    device = parts.device
     counted = measured.seconds[measured.unsettled :]
     threads = f" with {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
     speed = f", {_shown(measured.rate * flops.an_example)}/s"
-    fed = (
-        "random tokens in place of features" if plan.run.features else "images read as in training"
+    fed = "images read as in training"
+    if parts.task.made_up:
+        fed = "black images, so without the time of reading images"
+    if plan.run.features:
+        fed = "random tokens in place of features"
+    yield (
+        "measured",
+        f"{len(counted)} step(s) after {measured.unsettled} for warm-up, on {device}"
+        f"{threads}, {distributed.world_size()} process(es); random weights, {fed}",
     )
     yield (
-        f"measured   {len(counted)} step(s) after {measured.unsettled} to warm up, on {device}"
-        f"{threads}, {distributed.world_size()} process(es); random weights, {fed}"
-    )
-    yield (
-        f"           {statistics.median(counted):.3g} s a step ({min(counted):.3g} to "
+        "",
+        f"{statistics.median(counted):.3g} s per step ({min(counted):.3g} to "
         f"{max(counted):.3g}), {measured.rate:.3g} {plan.noun}/s{speed}, "
         f"{100 * measured.waiting_share:.0f} % waiting for data, "
-        f"{measured.peak_bytes / GIB:.3g} GiB at most"
+        f"{measured.peak_bytes / GIB:.3g} GiB at peak",
     )
-    epoch = plan.examples[TRAINING] / measured.rate
-    training = epoch * plan.steps / plan.steps_an_epoch
+    epoch = plan.examples_per_epoch / measured.rate
+    training = epoch * plan.steps / plan.steps_per_epoch
     forward = sum(
         times * flops.evaluation(plan.images[split], plan.examples[split])
         for split, times in plan.evaluations.items()
     )
     evaluating = forward / (measured.rate * flops.an_example)
     yield (
-        f"time       {duration(epoch)} an epoch, {duration(training + evaluating)} the run; "
-        f"{duration(evaluating)} of it evaluations, reckoned from their FLOPs"
+        "time",
+        f"{duration(epoch)} per epoch, {duration(training + evaluating)} for the run; "
+        f"{duration(evaluating)} of it for evaluations, estimated from their FLOPs",
     )
 
 
@@ -257,32 +282,50 @@ def _shown(flops: float) -> str:
 
 
 def describe(cfg: Config, splits: Sequence[str]) -> None:
-    """Log the resolved config, the plan of a training run, and what it will cost here.
+    """Log the resolved config, the plan of a training run and its cost on this machine.
 
-    Entered by every process. A few steps are taken with random weights; no weights are fetched, and
-    nothing is left of it.
+    Called by every process. A few steps run with random weights; nothing is downloaded or
+    left on disk. Data sets that aren't there yet are made up if their size is known.
+
+    Raises UserError at the end, after the plan, for files that the run lacks.
     """
     with prepared(cfg, splits, load_weights=False) as parts:
+        for name in sorted(parts.task.made_up):
+            log.info(
+                "datasets.%s isn't on this machine: made-up questions, as many as published, and "
+                "black images stand in for it",
+                name,
+            )
         if cfg.renamed:
-            log.info(told(cfg.renamed))
-        plan = TrainingPlan.of(cfg.run, parts.datasets)
-        log.info("%s\n%s\n\n%s", OmegaConf.to_yaml(cfg.config), parts_table(parts.model), plan)
-        budget, folder = DiskBudget.of(parts.model, plan), expected_folder(cfg.run, stem(cfg))
-        log.info(
-            "disk       %s for %s; %s are free in %s",
-            size_in_words(budget.needed),
-            budget,
-            size_in_words(room_in(folder)),
-            folder,
-        )
+            log.info(renamed_line(cfg.renamed))
         if cfg.run.features is not None:
             features = RunFeatures(cfg.run.features, parts.of_splits, parts.model)
-            log.info("features   %s", features.size())
             features.stand_in()
-        with torch.device("meta"):
-            on_meta: TrainableModel = parts.task.build_model(cfg, load_weights=False)
-        freeze_all_but(on_meta, trained_patterns(on_meta, cfg.run.trainable))
-        train_mode(on_meta)
-        parts.model.to(parts.device)
-        for line in run_costs(plan, parts, on_meta):
-            log.info(line)
+        if cfg.run.batch_size_train == AUTO:
+            fit_memory(cfg, parts, stem(cfg))
+        plan = TrainingPlan.of(cfg.run, parts.datasets)
+        log.info(
+            "%s\n%s\n\n%s", OmegaConf.to_yaml(cfg.config), parts_table(parts.model), plan.facts()
+        )
+        for warning in plan.warnings:
+            log.warning(warning)
+        budget = DiskBudget.of(parts.model, plan)
+        folder = expected_folder(cfg.run, stem(cfg), cfg.read_at)
+        needed, free = size_in_words(budget.needed), size_in_words(free_space(folder))
+        kept = size_in_words(budget.kept)
+        _log_fact(
+            "disk",
+            f"at most {needed}, for {budget}; {kept} stay at the end; {free} free in {folder}",
+        )
+        if cfg.run.features is not None:
+            _log_fact("features", features.size())
+        on_meta = model_on_meta(cfg, parts.task)
+        placed(parts.model, cfg.run, parts.device)
+        for fact in run_costs(plan, parts, on_meta):
+            _log_fact(*fact)
+        # Last, since the plan is useful even before weights and data are there.
+        check_needs(parts.needs, config=cfg.args.cfg_path)
+
+
+def _log_fact(label: str, text: str) -> None:
+    log.info("%s", facts([(label, text)], LABEL_WIDTH))

@@ -1,8 +1,7 @@
-"""FLOPs of a training step: what is paid for each image, and what for each example.
+"""FLOPs of a training step, split into the cost of an image and of an example.
 
-They are counted by torch on the device ``meta``, which has shapes and no numbers, so that a model
-of any size is counted in seconds, and no kernel's recomputations are. A multiplication and an
-addition are two.
+torch counts them on the ``meta`` device, which has shapes but no values, so a model of any size is
+counted in seconds and without recomputations inside kernels. A multiply-add counts as two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,35 +19,35 @@ from lavis_ext.models.base import TrainableModel, total_loss
 
 @dataclass(frozen=True)
 class Passes:
-    """FLOPs forward and backward."""
+    """FLOPs of a forward and a backward pass."""
 
     forward: float
     backward: float
 
     @property
     def both(self) -> float:
-        """Forward and backward."""
+        """Sum of forward and backward."""
         return self.forward + self.backward
 
     def times(self, factor: float) -> "Passes":
-        """So many times these."""
+        """Both counts multiplied by ``factor``."""
         return Passes(self.forward * factor, self.backward * factor)
 
     def less(self, other: "Passes") -> "Passes":
-        """Without ``other``."""
+        """Both counts minus those of ``other``."""
         return Passes(self.forward - other.forward, self.backward - other.backward)
 
 
 @dataclass(frozen=True)
 class BatchFlops:
-    """FLOPs of a batch, split up.
+    """FLOPs of a batch by image and by example.
 
     Attributes:
-        image: of an image: encoders, fusion, keys and values.
-        example: of an example without its image.
-        encoders: what of an image is the frozen encoders'; 0 with stored features.
-        images, examples: in the batch.
-        activation_bytes: what the batch keeps for its backward pass, in float32.
+        image: FLOPs of an image: encoders, fusion, keys and values.
+        example: FLOPs of an example without its image.
+        encoders: share of ``image`` spent in frozen encoders; 0 with stored features.
+        images, examples: their numbers in the batch.
+        activation_bytes: activations kept for the backward pass, in float32.
     """
 
     image: Passes
@@ -60,22 +59,22 @@ class BatchFlops:
 
     @property
     def an_example(self) -> float:
-        """Of an example with its share of the image, forward and backward."""
+        """FLOPs of an example with its share of the image, forward and backward."""
         return self.example.both + self.image.both * self.images / self.examples
 
     def evaluation(self, images: int, examples: int) -> float:
-        """Of an evaluation of so many examples about so many images."""
+        """FLOPs of an evaluation of ``examples`` about ``images``."""
         return images * self.image.forward + examples * self.example.forward
 
 
 def count_flops(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> BatchFlops:
     """FLOPs of a batch in training.
 
-    ``model`` is on the device ``meta``, frozen but for what is trained. The batch is counted with
-    its examples once, twice and three times (``TrainableModel.with_examples``). Its cost is a
-    polynomial in that number (attention between the places of a row is quadratic), and what of it
-    doesn't depend on it is the images'. Of a model that can't tell, all of it is the images'.
-    ``on_host`` are the data set's fields that shapes depend on, which ``meta`` doesn't have.
+    ``model`` is on the ``meta`` device with its frozen parameters frozen. The batch is counted with
+    its examples once, twice and three times (``TrainableModel.with_examples``). The cost is a
+    quadratic polynomial in that factor (attention within a row); its constant term is the cost of
+    the images. For a model without ``with_examples``, the images get all of the cost. ``on_host``
+    names the data set's fields that determine shapes; they stay off ``meta``, which has no values.
     """
     samples = to_device(samples, torch.device("meta"), on_host)
     examples = len(samples["ids"])
@@ -107,6 +106,22 @@ def count_flops(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> 
     )
 
 
+def activation_bytes(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> int:
+    """Bytes that a batch keeps for its backward pass, in float32. ``model`` is on ``meta``."""
+    samples = to_device(samples, torch.device("meta"), on_host)
+    kept = _Kept(model)
+    # The kernel that keeps most, which attention with dropout takes on the CPU.
+    with kept, sdpa_kernel(SDPBackend.MATH):
+        total_loss(model(samples))
+    return kept.bytes
+
+
+def input_bytes(samples: Any) -> int:
+    """Bytes of a batch's images or stored tokens."""
+    images = samples.get("images") or {n: t.values for n, t in samples.get("tokens", {}).items()}
+    return sum(tensor.nbytes for tensor in images.values())
+
+
 def images_of(samples: Any) -> int:
     """The images of a batch."""
     streams = samples.get("images") or {n: t.values for n, t in samples["tokens"].items()}
@@ -114,7 +129,7 @@ def images_of(samples: Any) -> int:
 
 
 def count_passes(loss: Callable[[Any], torch.Tensor], samples: Any) -> Passes:
-    """FLOPs of a batch's loss and of its gradients. The batch is on the model's device."""
+    """FLOPs of a batch's loss and gradients. The batch is on the model's device."""
     with counted_flops() as counter:
         value = loss(samples)
         forward = counter.get_total_flops()
@@ -124,17 +139,17 @@ def count_passes(loss: Callable[[Any], torch.Tensor], samples: Any) -> Passes:
 
 @contextmanager
 def counted_flops() -> Iterator[FlopCounterMode]:
-    """Counts the FLOPs of what runs within, attention as the matrix products that it stands for.
+    """Context manager that counts FLOPs, with attention as plain matrix products.
 
-    Kernels of fused attention differ between devices and torch releases, and torch has no formula
-    for some of them (the CPU's counts as nothing); matrix products have one everywhere.
+    Fused attention kernels differ between devices and torch releases, and torch lacks a formula for
+    some of them (the CPU's counts as 0); matrix products have one everywhere.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for a backward pass, parameters left out."""
+    """Counts the bytes that autograd keeps for a backward pass, without parameters."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(self._keep, lambda tensor: tensor)
@@ -147,7 +162,7 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         if (storage := _storage(tensor)) not in self._own:
-            # Held, so that no other storage gets its address.
+            # Keep a reference so that no other storage reuses its address.
             self._kept[storage] = tensor
         return tensor
 

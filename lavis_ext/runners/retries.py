@@ -1,4 +1,4 @@
-"""Writing that may fail for a while, as on a full disk."""
+"""Retry writes that fail temporarily, as on a full disk."""
 
 import logging
 import time
@@ -13,12 +13,12 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 
 class Retries:
-    """Tells of a failure once, and when to try again: after pauses that double up to a minute.
+    """Logs a failure once and schedules retries, with pauses that double up to a minute.
 
-    Where every process keeps one of its own, the main process tells.
+    Only the main process logs.
 
     Attributes:
-        failure: what the last try failed of; None after one that worked, and before the first.
+        failure: error of the last attempt; None after a success and before the first attempt.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,11 +29,11 @@ class Retries:
 
     @property
     def due(self) -> bool:
-        """Whether a try has failed and the pause after it is over."""
+        """Whether a retry is due."""
         return self.failure is not None and self._clock() >= self._again
 
     def failed(self, failure: str, consequence: str) -> None:
-        """A try failed; ``consequence`` is said with the first failure in a row."""
+        """Record a failed attempt; the first one in a row is logged with its ``consequence``."""
         if self.failure is None:
             if distributed.is_main_process():
                 log.warning("%s. %s", failure, consequence)
@@ -43,7 +43,7 @@ class Retries:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def worked(self, outcome: str) -> None:
-        """A try worked; ``outcome`` is said if the one before it failed."""
+        """Record a successful attempt; ``outcome`` is logged if the previous one failed."""
         if self.failure is not None:
             log.info(outcome)
         self.failure = None

@@ -1,4 +1,4 @@
-"""The folder of a run: taken, described, and written to for as long as the run goes."""
+"""The folder of a run: its lock, description and files."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,35 +9,44 @@ from omegaconf import OmegaConf
 
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import write_json
 from lavis_ext.common.locks import Lock
 from lavis_ext.config.loader import Config
 from lavis_ext.runners.config import RunConfig
-from lavis_ext.runners.resuming import Place, check_fits, find_place
+from lavis_ext.runners.resuming import (
+    Place,
+    check_config,
+    check_fits,
+    expected_folder,
+    find_evaluation,
+    find_place,
+)
 from lavis_ext.runners.retries import unwritable
-from lavis_ext.runners.run_folder import describe_run, make_run_folder
+from lavis_ext.runners.run_folder import describe_run
 from lavis_ext.runners.run_log import RunLog, log
+from lavis_ext.runners.saved_steps import EVALUATION, remove_saved_steps, saved_facts
 from lavis_ext.runners.state import RunState, newest_state, remove_later_states, state_paths
 
-MAKE_ROOM = "Make room, or name another folder with run.output_dir"
+FREE_SPACE = "Free some disk space, or set another folder with run.output_dir"
 
 
 class RunFiles:
-    """A run's own folder under ``run.output_dir``: a new one or, to go on, an old one.
+    """The folder of a new or resumed run under ``run.output_dir``.
 
-    Made by all processes together; only the main process writes.
+    Constructed by all processes together; only the main process writes.
 
     Args:
         cfg: the run's config.
-        stem: begins the folder's name where ``run.name`` doesn't give it.
-        batches: what the order of the batches depends on, by name; None for an evaluation.
+        stem: prefix of the folder's name if ``run.name`` is null.
+        batches: settings that determine batch order, by name; None for an evaluation.
 
     Attributes:
-        folder: the folder.
-        resolved: the config as plain containers.
-        state: what the run goes on from; None for one that starts.
-        log: the run's log.
+        folder: path of the folder.
+        resolved: the resolved config as plain containers.
+        state: the state to resume from; None for a new run.
+        log: log of the run's metrics.
 
-    Raises UserError, in every process, for a folder that can't be made, written or gone on with.
+    Raises UserError, in every process, if the folder can't be created, written or resumed.
     """
 
     def __init__(
@@ -51,53 +60,58 @@ class RunFiles:
         self._lock: Lock | None = None
 
         def take() -> tuple[Path, Path | None]:
+            expected = expected_folder(self._run, stem, cfg.read_at)
             place = self._taken(stem, batches)
             self._lock, self.state = place.lock, place.state
             self._described(place, cfg)
+            if place.folder != expected:
+                log.info("run: %s", place.folder)
             return place.folder, place.path
 
         self.folder, path = distributed.from_main_process(take)
-        if path is not None and self.state is None:
-            self.state = RunState.load(path)
+        if path is not None:
+            self.state = distributed.from_shared_file(
+                path, lambda path: self.state or RunState.load(path)
+            )
         if not distributed.is_main_process():
             self.log = RunLog(None, self._run, self.resolved)
         distributed.from_main_process(self._open_log)
 
     def may_write(self, path: Path, write: Callable[[], None]) -> None:
-        """Let the main process write what a run can do without."""
+        """Write an optional file from the main process; a failure is logged."""
         if not distributed.is_main_process():
             return
         try:
             write()
         except OSError as error:
-            log.warning("%s. Training goes on without it.", unwritable(path, error))
+            log.warning("%s. Training continues without it.", unwritable(path, error))
 
     def must_write(self, path: Path, write: Callable[[], None]) -> None:
-        """Let the main process write what a run can't end without. Entered by every process.
+        """Write a required file from the main process. Called by every process.
 
-        Raises UserError, in every process, where it can't be written.
+        Raises UserError, in every process, if it can't be written.
         """
 
         def checked() -> None:
             try:
                 write()
             except OSError as error:
-                raise UserError(f"{unwritable(path, error)}. {self.way_on}") from None
+                raise UserError(f"{unwritable(path, error)}. {self.remedy}") from None
 
         distributed.from_main_process(checked)
 
     @property
-    def way_on(self) -> str:
-        """What to do about a file that can't be written at the end."""
+    def remedy(self) -> str:
+        """Advice for an error message about an unwritable file."""
         if not self._trains or not state_paths(self.folder):
-            return f"{MAKE_ROOM}, and start again."
+            return f"{FREE_SPACE}, then start again."
         return (
-            f"{newest_state(self.folder)} stands: make room, and go on from it with "
-            f"run.resume={self.folder}."
+            f"{newest_state(self.folder)} is intact: free some disk space, then resume from it "
+            f"with run.resume={self.folder}."
         )
 
     def close(self, *, failed: bool = False) -> None:
-        """Close the logs, and leave the folder to others."""
+        """Close the logs and unlock the folder."""
         self.log.close(failed=failed)
         self._leave()
 
@@ -107,11 +121,8 @@ class RunFiles:
 
     def _taken(self, stem: str, batches: Callable[[], Mapping[str, Any]] | None) -> Place:
         if batches is None:
-            if self._run.resume is not None:
-                raise UserError("run.resume: an evaluation isn't saved, so none can go on.")
-            folder = make_run_folder(Path(self._run.output_dir), stem, self._run.name)
-            return Place(folder, None, None, None)
-        place = find_place(self._run, stem)
+            return find_evaluation(self._run, stem, self._cfg.read_at)
+        place = find_place(self._run, stem, self._cfg.read_at)
         if place.state is not None:
             try:
                 check_fits(place.state, self._cfg, self.resolved, batches())
@@ -122,12 +133,47 @@ class RunFiles:
             remove_later_states(place.folder, place.state.step)
         return place
 
+    def begin_evaluation(self, facts: Mapping[str, Any]) -> None:
+        """Note what is evaluated, before the first batch. Called by every process.
+
+        An interrupted evaluation of the same weights and examples continues. Otherwise the saved
+        batches are removed where training goes on, and an evaluation is refused.
+
+        Raises UserError, in every process, for an interrupted evaluation of something else.
+        """
+
+        def begun() -> None:
+            saved = saved_facts(self.folder)
+            if saved is not None:
+                differing = [n for n in ("weights", "examples") if saved.get(n) != facts[n]]
+                if not self._trains:
+                    changed = check_config(saved["config"], self._cfg, self.resolved)
+                    for text in changed.values():
+                        log.info("changed since the evaluation was interrupted: %s", text)
+                if differing and not self._trains:
+                    raise UserError(
+                        f"run.resume: the evaluation in {self.folder} can't continue, as its "
+                        f"{' and '.join(differing)} were others. Restore them, or start a new "
+                        "evaluation (run.resume=null, and another run.name)."
+                    )
+                if not differing:
+                    return
+                log.info("the interrupted evaluation was of other weights; it starts over")
+            path = self.folder / EVALUATION
+            if saved is None and path.exists():
+                log.warning("%s is damaged or of another version: the evaluation starts over", path)
+            remove_saved_steps(self.folder)
+            # Without this file hours of saved batches would be of no use.
+            self.may_write(path, lambda: write_json(path, dict(facts), flushed=True))
+
+        distributed.from_main_process(begun)
+
     def _described(self, place: Place, cfg: Config) -> None:
         try:
             describe_run(place.folder, cfg.config)
         except OSError as error:
             self._give_up(place.folder)
-            raise UserError(f"{unwritable(place.folder, error)}. {MAKE_ROOM}.") from None
+            raise UserError(f"{unwritable(place.folder, error)}. {FREE_SPACE}.") from None
 
     def _open_log(self) -> None:
         resumed = None if self.state is None else (self.state.log, self.state.step)
@@ -139,5 +185,5 @@ class RunFiles:
 
     def _give_up(self, folder: Path) -> None:
         self._leave()
-        if self.state is None:
+        if self.state is None and saved_facts(folder) is None:
             shutil.rmtree(folder)

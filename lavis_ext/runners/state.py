@@ -1,8 +1,8 @@
-"""The complete state of a run between two steps, and the file that it is saved to.
+"""The complete state of a run between two steps, and its file.
 
 The file has tensors under ``model.<parameter>``, ``optimizer.<parameter>.<key>`` and
-``rank<r>.<name>``, everything else as JSON in its metadata. Frozen weights are not in it: they
-come from where the run took them.
+``rank<r>.<name>``, everything else as JSON in its metadata. Frozen weights are not saved; a resumed
+run loads them from their original files.
 """
 
 import json
@@ -40,7 +40,7 @@ PREFIX, SUFFIX = "state_", ".safetensors"
 
 
 class DamagedState(UserError):
-    """A file that isn't the state that was written."""
+    """Raised for a state file that is truncated, altered or of another format."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class RankState:
     """State that differs between ranks.
 
     Attributes:
-        random: states of torch's random numbers by name.
-        window: sums for the next line of the log by name.
-        generators: states of Python's and NumPy's random numbers.
+        random: states of torch's random generators by name.
+        window: metric sums for the next log line by name.
+        generators: states of Python's and NumPy's random generators.
     """
 
     random: Mapping[str, Tensor]
@@ -60,28 +60,28 @@ class RankState:
 
 @dataclass(frozen=True)
 class RunState:
-    """A run after ``step`` optimizer steps.
+    """State of a run after ``step`` optimizer steps.
 
-    The position in the data is the number of steps, because the order of an epoch's batches follows
-    from seed and epoch. So is the schedule's.
+    ``step`` is also the position in the data and in the schedule: seed and epoch determine the
+    order of an epoch's batches.
 
     Attributes:
-        step: optimizer steps, skipped ones counted in.
-        model: trained parameters, and buffers that change with them, by name.
-        optimizer: the optimizer's tensors by parameter.
-        ranks: one for each process.
-        validated_at: the step of the last validation; -1 before the first.
-        best: value of the best validation; None before the first.
-        best_step: the step that the run's best weights are of; None before there are any.
-        waited: validations since the best.
-        skipped: skipped steps of the run.
-        skipped_in_a_row: those since the last step that wasn't.
-        left_out: examples left out of the run, because their images couldn't be read.
-        progress: times in seconds, of ``Progress``.
-        log: where the log stands, of ``RunLog``.
-        batches: what the order of the batches depends on, by name.
+        step: optimizer steps taken, including skipped ones.
+        model: trained parameters and the buffers updated in training, by name.
+        optimizer: the optimizer's tensors by parameter name.
+        ranks: the state of each rank.
+        validated_at: step of the last validation; -1 before the first.
+        best: best validation value; None before the first validation.
+        best_step: step of the best weights; None before the first validation.
+        waited: validations since the best one.
+        skipped: skipped steps in the whole run.
+        skipped_in_a_row: current number of consecutive skipped steps.
+        left_out: examples left out because their images couldn't be read.
+        progress: times of ``Progress``, in seconds.
+        log: position of ``RunLog`` in its files.
+        batches: settings that determine batch order, by name.
         config: the run's resolved config.
-        versions: of packages by name.
+        versions: package versions by name.
     """
 
     step: int
@@ -102,9 +102,9 @@ class RunState:
     versions: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the state into ``folder``, then remove all but the last ``KEPT`` in it.
+        """Write the state into ``folder``, then remove all but its last ``KEPT`` states.
 
-        Raises OSError where it can't be written; those before it then stand as they did.
+        Raises OSError if it can't be written; earlier states are kept.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.items()}
         for name, values in self.optimizer.items():
@@ -121,27 +121,27 @@ class RunState:
             path.unlink()
 
     def renamed_model(self, old_names: Mapping[str, str]) -> dict[str, Tensor]:
-        """``model`` by today's parameter names; see ``trained_weights.renamed``."""
+        """``model`` by current parameter names; see ``trained_weights.renamed``."""
         return {renamed(name, old_names): tensor for name, tensor in self.model.items()}
 
     def renamed_optimizer(self, old_names: Mapping[str, str]) -> dict[str, Mapping[str, Tensor]]:
-        """``optimizer`` by today's parameter names."""
+        """``optimizer`` by current parameter names."""
         return {renamed(name, old_names): tensors for name, tensors in self.optimizer.items()}
 
     @classmethod
     def load(cls, path: Path) -> "RunState":
-        """Read what ``save`` wrote. Raises DamagedState naming the file for any other bytes."""
+        """Read a saved state. Raises DamagedState naming the file if it isn't valid."""
         try:
             metadata, tensors = read_tensors(path)
         except DamagedTensors as error:
             raise DamagedState(f"The state {path} {error}.") from None
         if metadata.get("format") != FORMAT or DIGEST not in metadata:
-            raise DamagedState(f"{path} holds no state of a run of this version of lavis_ext.")
+            raise DamagedState(f"{path} is not a run state of this version of lavis_ext.")
         try:
             return cls._of(parse_json(metadata["facts"]), tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedState(
-                f"The state {path} isn't one of this version: {shortened(repr(error), 120)}."
+                f"The state {path} isn't of this version: {shortened(repr(error), 120)}."
             ) from None
 
     @classmethod
@@ -162,7 +162,7 @@ class RunState:
         ranks = [
             RankState(
                 parts[f"rank{rank}.random"],
-                _of_today(parts.get(f"rank{rank}.window", {})),
+                _with_current_names(parts.get(f"rank{rank}.window", {})),
                 values,
             )
             for rank, values in enumerate(generators)
@@ -170,8 +170,8 @@ class RunState:
         return cls(model=parts["model"], optimizer=optimizer, ranks=ranks, **facts)
 
 
-def _of_today(window: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums with the number of examples under its name of today."""
+def _with_current_names(window: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``window`` with the number of examples under its current name."""
     return {{"questions": "examples"}.get(name, name): value for name, value in window.items()}
 
 
@@ -181,24 +181,24 @@ FACTS = tuple(
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """The file of a run's state after so many steps."""
+    """Path of a run's state after ``step`` steps."""
     return folder / f"{PREFIX}{step:08d}{SUFFIX}"
 
 
 def state_paths(folder: Path) -> list[Path]:
-    """The files of states in a run's folder, the newest first."""
+    """Paths of the states in a run's folder, newest first."""
     found = [path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _step_of(path) >= 0]
     return sorted(found, key=_step_of, reverse=True)
 
 
 def newest_state(folder: Path) -> str:
-    """The name of the newest state's file, for messages."""
+    """File name of the newest state, for messages."""
     paths = state_paths(folder)
     return paths[0].name if paths else "no state"
 
 
 def best_steps(folder: Path) -> set[int | None]:
-    """The ``best_step`` of each state in a run's folder that can be read, unchecked."""
+    """The ``best_step`` of each readable state in a run's folder, without verifying checksums."""
     found = set()
     for path in state_paths(folder):
         with suppress(DamagedTensors, KeyError, TypeError, ValueError):
@@ -207,7 +207,7 @@ def best_steps(folder: Path) -> set[int | None]:
 
 
 def remove_later_states(folder: Path, step: int) -> None:
-    """Remove the states of a run that came after ``step``, from which it goes on."""
+    """Remove the states after ``step``, the one that the run resumes from."""
     for path in state_paths(folder):
         if _step_of(path) > step:
             path.unlink()
@@ -219,23 +219,23 @@ def _step_of(path: Path) -> int:
 
 
 def random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of torch (CPU and, where it is a GPU, ``device``) as tensors by name.
+    """Random states: torch's (CPU and a GPU ``device``) as tensors by name.
 
-    With them, as plain values, the states of Python's and NumPy's generators.
+    The second mapping has the states of Python's and NumPy's generators as plain values.
     """
     tensors = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (others may draw from it)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (other code may draw from it)
     return tensors, {"python": random.getstate(), "numpy": [kind, list(map(int, keys)), *rest]}
 
 
 def set_random_states(
     tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device
 ) -> None:
-    """Put back what ``random_states`` gave, also after the values were JSON.
+    """Restore the states from ``random_states``, also after a round trip through JSON.
 
-    A state of a GPU is left aside where ``device`` is none.
+    A GPU's state is ignored if ``device`` isn't a GPU.
     """
     torch.set_rng_state(tensors["torch"])
     if device.type == "cuda" and "cuda" in tensors:
@@ -245,12 +245,15 @@ def set_random_states(
     np.random.set_state(tuple(values["numpy"]))  # noqa: NPY002
 
 
+TrainedTensors = tuple[Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]
+"""Trained parameters and updated buffers by name; the optimizer's tensors by parameter name."""
+
 Moment = tuple[int, int]
-"""The steps that a run has taken, and the step of its last validation."""
+"""Steps taken, and the step of the last validation."""
 
 
 class StateSaver:
-    """Saves a run's state. Every process has one, and all know what has failed.
+    """Saves a run's state. Every process has an instance; all agree on failures.
 
     Args:
         run: the section ``run``.
@@ -265,15 +268,15 @@ class StateSaver:
 
     @property
     def failure(self) -> str | None:
-        """What the last try to write a state failed of; None after one that worked."""
+        """The error of the last write; None after a success."""
         return self._retries.failure
 
-    def found(self, moment: Moment) -> None:
-        """The state of this moment is in its file already."""
+    def mark_saved(self, moment: Moment) -> None:
+        """Record that the state of ``moment`` is on disk."""
         self._saved = moment
 
     def due(self, step: int) -> bool:
-        """Whether a state is to be saved after this step, as far as this process can tell."""
+        """Whether this process's clock or step count calls for a save; clocks may disagree."""
         if self._retries.failure is not None:
             return self._retries.due
         minutes, every = self._run.save_every_minutes, self._run.save_every_steps
@@ -284,34 +287,36 @@ class StateSaver:
         self,
         moment: Moment,
         of_rank: Callable[[], RankState],
-        write: Callable[[list[RankState]], None],
+        of_all: Callable[[], TrainedTensors],
+        write: Callable[[list[RankState], TrainedTensors], None],
     ) -> bool:
-        """Save the state, unless it is that of the file already; whether it is on the disk.
+        """Save the state unless it is on disk already; True if it is there now.
 
-        Where it can't be written, the one before it stands. Entered by every process.
+        If it can't be written, the previous one is kept. Called by every process.
 
         Args:
-            moment: that of the state.
-            of_rank: makes this process's part of it.
-            write: writes it with the parts of all processes, in the main process.
+            moment: steps taken, and the step of the last validation.
+            of_rank: returns this process's ``RankState``.
+            of_all: returns the main process's tensors; called by every process.
+            write: writes the rank states and the tensors; called by the main process only.
         """
         if self._saved == moment:
             return True
         step = moment[0]
         distributed.at(SAVING, step)
-        ranks = distributed.gather([of_rank()])
+        ranks, tensors = distributed.gather([of_rank()]), of_all()
 
         def written() -> str | None:
             try:
-                write(ranks)
+                write(ranks, tensors)
             except OSError as error:
                 return unwritable(f"the state of step {step} in {self._folder}", error)
             return None
 
         if failure := distributed.from_main_process(written):
-            standing = newest_state(self._folder)
-            self._retries.failed(failure, f"Training goes on and tries again; {standing} stands.")
+            kept = newest_state(self._folder)
+            self._retries.failed(failure, f"Training continues and retries; {kept} is kept.")
             return False
-        self._retries.worked(f"the state of step {step} is saved: it can be written again")
+        self._retries.worked(f"the state of step {step} is saved; the disk is writable again")
         self._saved, self._time = moment, time.monotonic()
         return True

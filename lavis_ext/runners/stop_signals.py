@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop where a run can go on later."""
+"""Turn SIGTERM, SIGINT and SIGHUP into a request to stop at a resumable step."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ from typing import Self
 from lavis_ext import distributed
 from lavis_ext.runners.run_log import log
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 0.2
-"""A terminal's signal may come by way of a loader worker that has just been started as well."""
+"""Period in which a terminal's signal may arrive again through a newly started loader worker."""
 TORCHRUN_ECHO_SECONDS = 3.0
-"""torchrun passes on a signal that the system may have sent to the whole job already."""
+"""Period in which torchrun may forward a signal that the process has already received."""
 
 
 class StopRequested(Exception):
-    """All processes have agreed to stop. ``signum`` is the signal that one of them was sent."""
+    """Raised in every process once all agree to stop; ``signum`` is the received signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -26,13 +26,14 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """Within its block, the first SIGTERM or SIGINT is kept for somebody to look at.
+    """Context manager that records the first of ``SIGNALS`` instead of ending the process.
 
-    A second one ends the process at once, with code 128 and the signal's number. A thread of its
-    own sees to that: the main one may be waiting for something that never comes.
+    A closed terminal sends SIGHUP; where it is ignored already (``nohup``), it stays so. A second
+    signal ends the process immediately with code 128 plus the signal's number. A separate thread
+    handles it, because the main thread may be blocked.
 
     Attributes:
-        received: the first signal's number; 0 before.
+        received: number of the first signal; 0 before it.
     """
 
     def __init__(self) -> None:
@@ -42,11 +43,15 @@ class StopSignals:
         self._echo = TORCHRUN_ECHO_SECONDS if elastic else ECHO_SECONDS
 
     def __enter__(self) -> Self:
-        self._told, self._tells = socket.socketpair()
-        self._tells.setblocking(False)
-        self._before = {signum: signal.signal(signum, _not_at_once) for signum in SIGNALS}
-        self._wakeup_before = signal.set_wakeup_fd(self._tells.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._told,), daemon=True).start()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before = {
+            signum: signal.signal(signum, _ignore)
+            for signum in SIGNALS
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
+        }
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
         self.watching = True
         return self
 
@@ -55,26 +60,26 @@ class StopSignals:
         signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        self._tells.close()
+        self._writer.close()
 
-    def _watch(self, told: socket.socket) -> None:
+    def _watch(self, reader: socket.socket) -> None:
         first = 0.0
-        with told:
-            while signums := told.recv(64):
+        with reader:
+            while signums := reader.recv(64):
                 for signum in signums:
                     if signum not in SIGNALS or distributed.is_broken():
-                        continue  # a job that can't go on ends by itself; torchrun signals that
+                        continue  # a failing job ends by itself; this is torchrun's signal
                     if not self.received:
                         first = time.monotonic()
                         self.received = signum
                         log.info(
-                            "%s: the run stops after this step and keeps its state; a second "
-                            "signal ends it at once",
+                            "%s: stopping after this step and saving the state; a second signal "
+                            "ends the run immediately",
                             signal.Signals(signum).name,
                         )
                     elif time.monotonic() - first >= self._echo:
                         os._exit(128 + signum)
 
 
-def _not_at_once(signum: int, frame: object) -> None:
-    """In place of the default action; the number reaches the thread by the wakeup socket."""
+def _ignore(signum: int, frame: object) -> None:
+    """Suppress the default action; the wakeup socket passes the number to the thread."""

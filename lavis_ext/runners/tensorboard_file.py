@@ -1,9 +1,9 @@
-"""The file of ``run.tensorboard``.
+"""Writer of the TensorBoard file of ``run.tensorboard``.
 
-The records are TensorBoard's own (``RecordWriter``); only the file is ours. torch's
-``SummaryWriter`` gives up for good at the first error: with a disk that is full from step 2 to 4 of
-9, it raises OSError at every step from 2 on, and its file has step 1 alone. Here records wait, and
-all 9 are in the file: ``pytest tests/robustness/test_full_disk.py -k no_reason_to_end``.
+Records are written with TensorBoard's ``RecordWriter``; only the file handling is our own. torch's
+``SummaryWriter`` doesn't recover from an error: with a disk that is full from step 2 to 4 of 9, it
+raises OSError at every step from 2 on, and its file has step 1 only. Here records are kept until
+they can be written, and the file has all 9.
 """
 
 import io
@@ -20,13 +20,13 @@ from lavis_ext.common.files import Appended
 
 
 class TensorboardFile:
-    """Scalars for TensorBoard, which survive a full disk.
+    """Writes scalars for TensorBoard, and keeps them in memory while the disk is full.
 
     Args:
-        folder: where its file goes.
-        purge: scalars of this step and later, in files of before, are of no use any more.
+        folder: folder of the file.
+        purge: TensorBoard discards scalars of this step and later in older files.
 
-    Raises UserError where TensorBoard isn't installed, OSError where the file can't be made.
+    Raises UserError if TensorBoard isn't installed, OSError if the file can't be created.
     """
 
     def __init__(self, folder: Path, purge: int) -> None:
@@ -35,8 +35,8 @@ class TensorboardFile:
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise UserError(
-                "run.tensorboard: TensorBoard isn't installed; `pip install tensorboard`, or leave "
-                "it out of the config."
+                "run.tensorboard: TensorBoard isn't installed; run `pip install tensorboard`, or "
+                "set run.tensorboard=false."
             ) from None
         self._events, self._summaries, self._records = event_pb2, summary_pb2, RecordWriter
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
@@ -45,7 +45,7 @@ class TensorboardFile:
         self._append(step=purge, session_log=event_pb2.SessionLog(status="START"))
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Scalars of a step by name."""
+        """Add the scalars of a step by name."""
         values = [
             self._summaries.Summary.Value(tag=name, simple_value=value)
             for name, value in numbers.items()
@@ -53,7 +53,7 @@ class TensorboardFile:
         self._append(step=step, summary=self._summaries.Summary(value=values))
 
     def flush(self) -> None:
-        """Write what waits. Raises OSError where it goes on waiting."""
+        """Write pending records. Raises OSError on failure; they are kept."""
         self._file.flush()
 
     def close(self) -> None:
@@ -64,5 +64,5 @@ class TensorboardFile:
         content = self._events.Event(wall_time=time.time(), **event).SerializeToString()
         record = io.BytesIO()
         self._records(record).write(content)
-        with suppress(OSError):  # the log's lines tell of it
+        with suppress(OSError):  # the log reports it
             self._file.append(record.getvalue())

@@ -1,6 +1,6 @@
-"""The contract of a task: data and model of a run, one step, one evaluation, the report."""
+"""Interface of tasks: a run's data and model, its steps, evaluations and report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,26 +9,28 @@ import torch
 from torch import Tensor
 
 from lavis_ext import distributed
+from lavis_ext.checkpoints.needs import Need, weights_needed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import write_json
-from lavis_ext.common.metrics import Metric, by_name
+from lavis_ext.common.metrics import LOSS, Metric, by_name
 from lavis_ext.config.renamed import OldKey
+from lavis_ext.evaluation.by_image import ByImage
 from lavis_ext.evaluation.report.content import ReportedSplit
 from lavis_ext.models.base import StepOutput, TrainableModel, total_loss
 from lavis_ext.registry import BaseTask, registry
 
 Datasets = dict[str, Any]
-"""Data sets by split. Of a run with several data sets, see ``datasets/mixed.py``."""
+"""Data sets by split. For runs with several data sets, see ``datasets/mixed.py``."""
 
 
 @dataclass
 class TaskConfig:
-    """The section ``task``. A task without options of its own has none."""
+    """The section ``task``, empty by default."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The roles of a data set's splits, where ``run`` doesn't name others."""
+    """Default roles of a data set's splits."""
 
     train: Sequence[str] = ("train",)
     valid: Sequence[str] = ("val",)
@@ -37,14 +39,14 @@ class Splits:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, the same in every process but for ``scores`` and ``details``.
+    """Results of an evaluation, equal in all processes except ``scores`` and ``details``.
 
     Attributes:
-        metrics: values by name.
-        predictions: by example id; empty for a model that gives none.
-        not_computed: why metrics are missing, by name.
-        scores: what ``SPLIT_scores.json`` holds, in the main process; None for no such file.
-        details: what the task's own report is made of, in the main process.
+        metrics: metric values by name.
+        predictions: predictions by example id; may be empty.
+        not_computed: reasons for missing metrics by name.
+        scores: content of ``SPLIT_scores.json``, in the main process; None for no file.
+        details: data for the task's report, in the main process.
     """
 
     metrics: dict[str, float]
@@ -56,22 +58,38 @@ class Evaluation:
 
 @dataclass
 class Totals:
-    """Sums over this process's share of an evaluation.
+    """Totals of this process's share of an evaluation.
 
     Attributes:
-        sums: of what is averaged, by name.
-        count: examples.
-        by_id: what steps give by example id (``predictions`` and what else a task asks for).
+        sums: sums of averaged metrics by name.
+        count: number of examples.
+        by_id: values by example id (``predictions`` and others of the task), by name.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     by_id: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def add(self, step: "EvalStep") -> None:
+        """Add the results of a batch."""
+        for name, value in step.report.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        for name, values in step.by_id.items():
+            self.by_id.setdefault(name, {}).update(values)
+        self.count += step.count
+
+    def emptied(self) -> "Totals":
+        """Totals of zero examples with the same names."""
+        sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
+        return Totals(sums, 0, {name: {} for name in self.by_id})
+
 
 @dataclass(frozen=True)
 class EvalStep:
-    """What ``valid_step`` gives for a batch: sums, count, and values by example id."""
+    """Result of ``valid_step``: sums, count, and values by example id.
+
+    Values are JSON, so that they can be saved, and an interrupted evaluation continued.
+    """
 
     report: Mapping[str, Tensor]
     count: int
@@ -79,101 +97,133 @@ class EvalStep:
 
 
 class Task(BaseTask):
-    """Register a subclass with LAVIS's ``registry.register_task`` and name it in ``run.task``.
+    """Base of tasks. Register a subclass with LAVIS's ``registry.register_task``.
 
-    This one trains and evaluates any :class:`TrainableModel` by the sums that it reports.
+    The base class trains any :class:`TrainableModel` and evaluates it by its reported sums.
 
     Class attributes:
         Config: the section ``task``.
-        splits: the roles of splits.
-        default_metric: selects the best weights where ``run.metric`` is null.
-        takes_features: whether stored features can stand in place of images.
+        splits: default roles of splits.
+        default_metric: metric that selects the best weights if ``run.metric`` is null.
+        answering: whether it loads a model's parts for answering.
+        takes_features: whether stored features can replace images.
         OLD_KEYS: renamed keys of configs.
     """
 
     Config: ClassVar[type[Any]] = TaskConfig
     splits: ClassVar[Splits] = Splits()
-    default_metric: ClassVar[str] = "loss"
+    default_metric: ClassVar[str] = LOSS
     takes_features: ClassVar[bool] = True
     OLD_KEYS: ClassVar[Sequence[OldKey]] = ()
+    answering: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
-        """``config`` is the run's; ``config.task`` are the task's own options."""
+        """``config`` is the run's config; ``config.task`` has the task's options."""
         super().__init__()
         self.config = config
+        self.made_up: frozenset[str] = frozenset()
+        """Names of the data sets that are made up, because a dry run goes without them."""
 
     @classmethod
     def setup_task(cls, cfg: Any) -> "Task":
-        """The task of a run. Raises UserError for stored features that it can't use."""
+        """Build a run's task. Raises UserError for stored features if the task needs images."""
         if cfg.run.features is not None and not cls.takes_features:
             raise UserError(
-                f"run.features: the task {cfg.run.task} needs the images themselves; leave the "
+                f"run.features: the task {cfg.run.task} needs the images themselves; remove the "
                 "section out."
             )
         return cls(cfg)
 
     def build_datasets(self, cfg: Any, splits: Sequence[str]) -> dict[str, Datasets]:
-        """Data sets by name, then by split, as in LAVIS."""
+        """Build data sets by name, then by split, as in LAVIS."""
         datasets = {}
         for name, section in cfg.datasets.items():
             builder = registry.get_builder_class(name)(section)
+            if name in self.made_up:
+                builder.make_up(splits)
             datasets[name] = builder.build_datasets(
                 cfg.run.sizes(splits), seed=cfg.run.seed, **self.build_options(cfg)
             )
             self.built(builder, cfg, splits)
         return datasets
 
+    @classmethod
+    def needs(cls, cfg: Any, splits: Sequence[str]) -> list[Need]:
+        """All files needed by a run of ``cfg`` and its evaluation, existing or missing."""
+        model = registry.get_model_class(cfg.model.arch)
+        later = () if cls.answering else model.answering_parts
+        data = [
+            need
+            for name, section in cfg.datasets.items()
+            for need in registry.get_builder_class(name)(section).needs(splits)
+        ]
+        return [*weights_needed(cfg.model, "model", later), *data]
+
     def build_options(self, cfg: Any) -> dict[str, Any]:
-        """Further arguments of the builders' ``build_datasets``."""
+        """Additional arguments of the builders' ``build_datasets``."""
         return {}
 
     def built(self, builder: Any, cfg: Any, splits: Sequence[str]) -> None:
-        """Called with each builder after its data sets, for facts such as a vocabulary."""
+        """Hook called after a builder's data sets are built, for facts such as a vocabulary."""
 
     def build_model(self, cfg: Any, *, load_weights: bool = True) -> TrainableModel:
-        """The model that the config names."""
+        """Build the model of the config."""
         model: TrainableModel = registry.get_model_class(cfg.model.arch).from_config(
             cfg.model, load_weights=load_weights
         )
         return model
 
     def metrics(self, model: TrainableModel) -> list[Metric]:
-        """The metrics that this task can report of this model."""
-        return [Metric("loss", better="min"), *model.metrics]
+        """All metrics that this task may report for ``model``."""
+        return [Metric(LOSS, better="min"), *model.metrics]
 
     def not_computed(self, model: TrainableModel, dataset: Any) -> dict[str, str]:
-        """Why validations of this split lack some of ``metrics``, by name."""
+        """Reasons why validations of this split lack some of ``metrics``, by name."""
         return {}
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
-        """Called before each evaluation; ``final`` says that it is the last of its split."""
+        """Hook called before each evaluation; ``final`` marks the last one of a split."""
 
     def train_step(self, model: Any, samples: Any) -> StepOutput:
-        """The model's losses, sums and count of a batch. ``model`` may be wrapped for DDP."""
+        """Losses, sums and count of a batch. ``model`` may be wrapped in DDP."""
         output: StepOutput = model(samples)
         return output
 
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
         """Sums, count and predictions of a batch."""
         output: StepOutput = model(samples)
-        return EvalStep({"loss": total_loss(output).detach(), **output.report}, output.examples)
+        return EvalStep({LOSS: total_loss(output).detach(), **output.report}, output.examples)
 
     def evaluation(
-        self, model: Any, data_loader: Iterable[Any], cuda_enabled: bool = True
+        self,
+        model: Any,
+        data_loader: Iterable[Any],
+        cuda_enabled: bool = True,
+        *,
+        earlier: Iterable[EvalStep] = (),
+        save: Callable[[EvalStep, Any], None] | None = None,
     ) -> Totals:
-        """``valid_step`` over a loader, summed."""
+        """Sum ``valid_step`` over a loader.
+
+        Args:
+            model: the model.
+            data_loader: the batches.
+            cuda_enabled: an argument of LAVIS; ignored, as batches are on the device already.
+            earlier: results of an interrupted evaluation, which are summed first.
+            save: called with the result of each batch and its samples.
+        """
         totals = Totals()
+        for step in earlier:
+            totals.add(step)
         for samples in data_loader:
             step = self.valid_step(model, samples)
-            for name, value in step.report.items():
-                totals.sums[name] = totals.sums.get(name, torch.zeros_like(value)) + value
-            for name, values in step.by_id.items():
-                totals.by_id.setdefault(name, {}).update(values)
-            totals.count += step.count
+            totals.add(step)
+            if save is not None:
+                save(step, samples)
         return totals
 
     def after_evaluation(self, val_result: Totals, dataset: Any, model: Any) -> Evaluation:
-        """Metrics over all processes' shares. Entered by every process."""
+        """Metrics over all processes' shares. Called by every process."""
         metrics, _ = averages(val_result, model.device)
         predictions = gathered(val_result, "predictions")
         return Evaluation(metrics, predictions)
@@ -182,19 +232,26 @@ class Task(BaseTask):
         """Write a split's predictions; by default a list of ``{"id", "prediction"}``."""
         write_json(path, [{"id": name, "prediction": each} for name, each in predictions.items()])
 
+    def by_image(self, dataset: Any, evaluation: Evaluation) -> ByImage | None:
+        """Metrics that are means over examples, summed by image, for comparing runs.
+
+        None, the default, if the task doesn't know them; a comparison then is over seeds only.
+        """
+        return None
+
     def headline(self, split: str, metrics: Mapping[str, float]) -> str:
-        """A sentence for the end of an evaluation; empty for none."""
+        """One-sentence summary of an evaluation; empty for none."""
         return ""
 
     def reported(
         self, split: str, dataset: Any, model: Any, evaluation: Evaluation
     ) -> ReportedSplit:
-        """What ``report.html`` shows of a split."""
+        """Content of a split in ``report.html``."""
         return ReportedSplit(evaluation.metrics, by_name(self.metrics(model)))
 
 
 def averages(totals: Totals, device: torch.device) -> tuple[dict[str, float], float]:
-    """Means over all processes of what was summed, and the number of examples."""
+    """Means over all processes' examples, and the number of examples."""
     names = sorted(totals.sums)
     sums = torch.stack(
         [torch.tensor(float(totals.count)).double()]
@@ -205,5 +262,5 @@ def averages(totals: Totals, device: torch.device) -> tuple[dict[str, float], fl
 
 
 def gathered(totals: Totals, name: str) -> dict[str, Any]:
-    """What steps gave by example id, of all processes."""
+    """Values ``name`` by example id from all processes."""
     return dict(distributed.gather(list(totals.by_id.get(name, {}).items())))

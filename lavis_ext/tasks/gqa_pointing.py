@@ -1,4 +1,4 @@
-"""GQA's task ``gqa_pointing``: do heat maps point at the objects that questions ask about?"""
+"""The task ``gqa_pointing``: whether heat maps point at the objects in questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ POINTING = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The mask of the object that a question asks about.
+    """Mask of a question's object.
 
-    ``boxes`` [K, 4] are those of all objects that question and answer name, for grounding.
+    ``boxes`` [K, 4] are those of all objects in question and answer, for grounding.
     """
 
     mask: ObjectMask
@@ -45,10 +45,10 @@ class Target:
 
 @registry.register_task("gqa_pointing")
 class GqaPointingTask(GqaTask):
-    """Compares heat maps with masks, for the questions that name one object.
+    """Compares heat maps with object masks, for questions about a single object.
 
-    It needs scene graphs, questions that name their objects, and the objects' masks in COCO's
-    instance format, as mini-GQA has them.
+    Needs scene graphs, questions with annotated objects, and object masks in COCO's instance
+    format, as in mini-GQA.
     """
 
     takes_features = False
@@ -60,7 +60,7 @@ class GqaPointingTask(GqaTask):
         self._targets: dict[str, Target] = {}
 
     def build_datasets(self, cfg: Any, splits: Sequence[str]) -> dict[str, Datasets]:
-        """Data sets by name, then by split, of the questions with a known object alone."""
+        """Data sets by name, then by split, of questions about a single annotated object."""
         datasets = super().build_datasets(cfg, splits)
         for name, section in cfg.datasets.items():
             for split, dataset in datasets[name].items():
@@ -80,11 +80,11 @@ class GqaPointingTask(GqaTask):
                 "gqa_pointing needs mini-GQA, or data with its annotations and masks."
             )
         dataset.table = dataset.table.take(np.flatnonzero(known))
-        dataset.mismatched = None  # drawn from the whole table, and of no use here
+        dataset.mismatched = None  # they refer to rows of the whole table
         self._targets |= targets
 
     def metrics(self, model: Any) -> list[Metric]:
-        """Accuracy and overlap of heat maps, beside chance."""
+        """Accuracy and overlap of heat maps, and chance accuracy."""
         return [*POINTING]
 
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
@@ -113,10 +113,10 @@ def read_targets(
     questions: Path,
     boxes: Mapping[str, Attention],
 ) -> dict[str, Target]:
-    """The object of each question that names exactly one, by question id.
+    """Read targets of all questions about a single object, by question id.
 
-    ``masks`` are those of an image's objects, in the order of its graph. ``boxes`` are those of the
-    objects that questions name, of the questions that count.
+    ``masks`` are in the order of the image's graph. ``boxes`` are those of the scored questions'
+    objects.
     """
     targets = {}
     for image_id, asked_there in read_grounded_questions(questions).items():

@@ -4,22 +4,22 @@ Command lines of the authors' script work as they are: ``--tier val --consistenc
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from lavis_ext.common.errors import command
 from lavis_ext.common.files import write_json
-from lavis_ext.evaluation.gqa.inputs import (
+from lavis_ext.common.logs import log_to_stderr
+from lavis_ext.common.tables import show
+from lavis_ext.evaluation.gqa.inputs import outcomes_of, read_reference
+from lavis_ext.evaluation.gqa.options import (
     add_prediction_options,
     add_question_options,
     check_options,
-    outcomes_of,
-    read_reference,
 )
 from lavis_ext.evaluation.gqa.scores import score
-from lavis_ext.evaluation.gqa.tables import scores_table
+from lavis_ext.evaluation.gqa.tables import scores_tables
 
 AUTHORS_FILES = {
     "questions": "{tier}_all_questions.json",
@@ -33,7 +33,7 @@ OF_GROUNDING = ("scenes", "attentions")
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score predictions by all of GQA's metrics that the files given allow."""
+    """Compute all of GQA's metrics supported by the given files."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     _name_files(arguments)
@@ -42,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} is needed, or --tier, which names GQA's files")
     if arguments.grounding and (arguments.scenes is None or arguments.attentions is None):
         parser.error("--grounding needs --scenes and --attentions, or --tier, which names them")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     check_options(arguments)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
     outcomes = outcomes_of(reference, arguments)
     scores = score(outcomes, arguments.resamples, arguments.seed)
-    print(scores_table(scores))
+    show(*scores_tables(scores))
     if arguments.json is not None:
         write_json(arguments.json, asdict(scores))
 
 
 def _name_files(arguments: argparse.Namespace) -> None:
-    """Put the tier into names of files, and name those that the authors' script would read."""
+    """Insert the tier into file names, with the authors' script's names as defaults."""
     if arguments.tier is None:
         return
     for option, name in AUTHORS_FILES.items():
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     add_question_options(parser, required=False)
     parser.add_argument(
         "--tier",
-        help="a split of GQA, such as val: files that aren't named are VAL_all_questions.json and "
-        "so on in this folder, and {tier} in a name is the split",
+        help="a split of GQA, such as val: files that aren't named are val_all_questions.json and "
+        "so on in this folder, all of them needed, and {tier} in a name is the split",
     )
     parser.add_argument(
         "--grounding",

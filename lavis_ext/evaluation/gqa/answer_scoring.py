@@ -1,4 +1,4 @@
-"""Scores of a task's answers: the same questions again and again, as the config asks."""
+"""Score a task's answers in repeated evaluations of the same data sets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.gqa.baselines import baseline_answers
 from lavis_ext.evaluation.gqa.metrics import SCORED, metrics_of, reasons_of
 from lavis_ext.evaluation.gqa.outcomes import Outcomes
@@ -16,15 +16,15 @@ from lavis_ext.evaluation.gqa.scores import GqaScores, score
 
 
 class AnswerScoring:
-    """GQA's metrics of answers, beside those of blind guesses.
+    """Computes GQA's metrics of answers and of blind baselines.
 
     Args:
         config: the run's config; its section ``task`` has ``full_metrics``, ``resamples`` and
             ``report_examples``.
-        no_grounding: why the task has no attention maps; empty where it has some.
+        no_grounding: reason for missing attention maps; empty if the task has some.
 
     Attributes:
-        shown: ids of the questions that the report shows, of the evaluation that was begun.
+        shown: ids of the questions in the report of the current evaluation.
     """
 
     def __init__(self, config: Any, no_grounding: str) -> None:
@@ -37,15 +37,15 @@ class AnswerScoring:
         self.shown: frozenset[str] = frozenset()
 
     def scorer(self, dataset: GqaFusionDataset) -> GqaScorer:
-        """The scorer of a data set; its questions are read once."""
+        """Scorer of a data set, cached."""
         if dataset not in self._scorers:
             self._scorers[dataset] = GqaScorer(dataset.table, dataset.files)
         return self._scorers[dataset]
 
     def not_computed(self, dataset: GqaFusionDataset) -> dict[str, str]:
-        """Why validations of a data set lack some of GQA's metrics, by name.
+        """Reasons for GQA's metrics missing from validations of a data set, by name.
 
-        Those that the right answers would get can be computed.
+        Determined by scoring the correct answers.
         """
         scorer = self.scorer(dataset)
         names = [metric.name for metric in SCORED]
@@ -59,11 +59,11 @@ class AnswerScoring:
         return {name: reasons.get(name, kind) for name in names if name not in found}
 
     def begin(self, dataset: GqaFusionDataset, *, final: bool) -> None:
-        """Begin an evaluation; choose the questions that the report of a ``final`` one shows."""
+        """Begin an evaluation; a ``final`` one draws the questions for its report."""
         self._final = final
         size = self._options.report_examples if final and self._run.report else 0
         ids = [question.id for question in self.scorer(dataset).questions] if size else []
-        # The same questions whatever the number of processes, and before anything is answered.
+        # Before answering, and independent of the number of processes.
         chosen = np.random.default_rng(self._run.seed).permutation(len(ids))[:size]
         self.shown = frozenset(ids[place] for place in chosen)
 
@@ -75,14 +75,14 @@ class AnswerScoring:
         grounding: Mapping[str, float],
         traces: Mapping[str, Trace],
     ) -> SplitResult:
-        """The scores of answers by id to all of a data set's questions.
+        """Score the answers to all questions of a data set.
 
         Args:
-            dataset: the questions, some of which are scored.
-            vocabulary: has the blind guesses; None for none.
+            dataset: the questions; the balanced ones are scored.
+            vocabulary: source of the blind baselines; None for no baselines.
             predictions: the answers.
             grounding: scores of attention maps, by id.
-            traces: how the answers that are ``shown`` came about.
+            traces: intermediate results of the answers in ``shown``.
         """
         scorer = self.scorer(dataset)
         if dataset not in self._baselines and vocabulary is not None:

@@ -1,7 +1,7 @@
 """Blind guesses: the training split's most frequent answers."""
 
-from lavis_ext.datasets.gqa.question_table import QuestionTable
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.questions.table import QuestionTable
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 
 
 def baseline_answers(

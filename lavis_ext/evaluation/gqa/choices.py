@@ -1,19 +1,19 @@
-"""Validity and plausibility: is the answer at least of the kind that was asked for?"""
+"""Validity and plausibility: whether answers are in the question's scope."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lavis_ext.evaluation.gqa.accuracy import Values
+from lavis_ext.evaluation.bootstrap import Values
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
 
 COMMON_CHOICES = ("color", "material", "shape")
-"""What "What do they have in common?" may be answered by, whatever the choices file says."""
+"""Valid answers to "What do they have in common?", regardless of the choices file."""
 
 
 class AnswerChoices(NamedTuple):
-    """Answers in a question's scope, such as a color, and those seen of its objects in the data."""
+    """Answers in a question's scope, such as colors, and those observed for its objects."""
 
     valid: Collection[str]
     plausible: Collection[str]
@@ -27,13 +27,13 @@ def within_choices(
     """Validity and plausibility of each question's prediction, 1 or 0.
 
     Hudson and Manning (2019), section 4.4. Questions whose detailed type has "Common" in it have
-    choices of their own, as in GQA's evaluation script.
+    fixed choices, as in GQA's evaluation script.
 
     Args:
         questions: N questions.
         predictions: answers by id.
-        choices: id and choices of questions, in any order and gone through once; a question that
-            isn't among them gets NaN.
+        choices: id and choices of questions, in any order, iterated once; missing questions get
+            NaN.
     """
     numbers = {question.id: number for number, question in enumerate(questions)}
     valid, plausible = np.full((2, len(questions)), np.nan)

@@ -1,10 +1,10 @@
 """``python -m lavis_ext.evaluation.compare A B --questions F [--choices F] [--consistency] ...``.
 
-Two files of predictions for the same questions: what B gains over A, and where.
+Compares two files of predictions for the same questions, by metric and kind of question. The
+questions are those asked in both.
 """
 
 import argparse
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +12,20 @@ from pathlib import Path
 
 from lavis_ext.common.errors import command
 from lavis_ext.common.files import write_json
-from lavis_ext.evaluation.gqa.bootstrap import RESAMPLES, percentile_interval
-from lavis_ext.evaluation.gqa.inputs import (
+from lavis_ext.common.logs import log_to_stderr
+from lavis_ext.common.tables import Table, show, table
+from lavis_ext.evaluation.bootstrap import RESAMPLES, percentile_interval
+from lavis_ext.evaluation.gqa.inputs import answered, read_outcomes, read_reference
+from lavis_ext.evaluation.gqa.metrics import METRICS
+from lavis_ext.evaluation.gqa.options import (
     ATTENTIONS_HELP,
     add_grounding_options,
     add_question_options,
     check_options,
-    read_outcomes,
-    read_reference,
 )
-from lavis_ext.evaluation.gqa.metrics import METRICS
 from lavis_ext.evaluation.gqa.outcomes import Outcomes
 from lavis_ext.evaluation.gqa.scores import OVERALL, Name, resample
-from lavis_ext.evaluation.gqa.tables import BREAKDOWN_TITLES, columns, shown, shown_difference
+from lavis_ext.evaluation.gqa.tables import BREAKDOWN_TITLES, shown, shown_difference
 
 CHANGES = ("gained", "lost", "otherwise wrong")
 """Wrong in A and right in B, the reverse, and wrong in both but not with the same answer."""
@@ -34,7 +35,7 @@ CHANGES_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A metric of A and of B, and B less A with its interval; None where none was asked for."""
+    """A metric of A and B, and B minus A with its interval, None if not requested."""
 
     a: float
     b: float
@@ -45,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A question that A and B answer differently. ``change`` is one of ``CHANGES``."""
+    """A question answered differently by A and B. ``change`` is one of ``CHANGES``."""
 
     id: str
     image_id: str
@@ -60,13 +61,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What B gains over A.
+    """Differences of B from A.
 
     Attributes:
-        questions: how many were compared.
-        metrics: by name, those that both have.
+        questions: number of compared questions.
+        metrics: metrics of both, by name.
         breakdowns: accuracy by kind of question.
-        changes: the questions that are answered differently, in order.
+        changes: questions answered differently, in order.
     """
 
     questions: int
@@ -78,7 +79,7 @@ class Comparison:
 def compare(a: Outcomes, b: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
     """Compare two outcomes of the same questions.
 
-    Intervals are of paired differences: in each of ``resamples`` the same images are drawn for both
+    Intervals are of paired differences: each of ``resamples`` draws the same images for both
     (95 %, see ``bootstrap``).
     """
     one, other = (resample(outcomes, resamples, seed) for outcomes in (a, b))
@@ -104,7 +105,7 @@ def compare(a: Outcomes, b: Outcomes, resamples: int = RESAMPLES, seed: int = 0)
 
 
 def changes(a: Outcomes, b: Outcomes) -> list[Change]:
-    """The questions that are answered differently."""
+    """Questions answered differently."""
     return [
         Change(
             id=question.id,
@@ -122,20 +123,23 @@ def changes(a: Outcomes, b: Outcomes) -> list[Change]:
     ]
 
 
-def comparison_table(comparison: Comparison) -> str:
-    """Metrics with their differences, and the changes by type."""
+def comparison_tables(comparison: Comparison) -> list[Table | str]:
+    """Metrics with their differences, the changes by type, and the first of them."""
     metrics = [_row(name, difference) for name, difference in comparison.metrics.items()]
-    heading = ("", "A", "B", "B - A, points", "95 % interval")
-    parts = [
+    header = ("metric", "A", "B", "B - A, points", "95 % interval")
+    parts: list[Table | str] = [
         f"{comparison.questions:,} questions, {len(comparison.changes):,} answered differently",
-        columns([heading, *metrics]),
+        table(metrics, header),
     ]
     for breakdown, differences in comparison.breakdowns.items():
         rows = [_row(kind, difference) for kind, difference in differences.items()]
-        parts.append(f"{BREAKDOWN_TITLES[breakdown]}\n{columns(rows)}")
+        parts.append(table(rows, (BREAKDOWN_TITLES[breakdown], *header[1:])))
     if comparison.changes:
         parts += [_changes_table(comparison.changes), _first_changes(comparison.changes)]
-    return "\n\n".join(parts)
+        left_out = len(comparison.changes) - CHANGES_SHOWN
+        if left_out > 0:
+            parts.append(f"and {left_out:,} more; --json has them all")
+    return parts
 
 
 def _row(name: str, difference: Difference) -> tuple[str, ...]:
@@ -152,29 +156,25 @@ def _row(name: str, difference: Difference) -> tuple[str, ...]:
     )
 
 
-def _changes_table(changed: Sequence[Change]) -> str:
-    rows: list[tuple[str, ...]] = [("answered differently", *CHANGES)]
+def _changes_table(changed: Sequence[Change]) -> Table:
     totals = Counter(change.change for change in changed)
-    rows.append(("all", *(f"{totals[kind]:,}" for kind in CHANGES)))
+    rows = [("all", *(f"{totals[kind]:,}" for kind in CHANGES))]
     for part in TYPES:
         counts = Counter((getattr(change, part), change.change) for change in changed)
         for name in sorted({name for name, _ in counts if name is not None}):
             numbers = (f"{counts[name, kind]:,}" for kind in CHANGES)
             rows.append((f"{part} {name}", *numbers))
-    return columns(rows)
+    return table(rows, ("answered differently", *CHANGES))
 
 
-def _first_changes(changed: Sequence[Change]) -> str:
-    shown_changes = changed[:CHANGES_SHOWN]
-    rows = [("question", "change", "answer", "A", "B")]
-    rows += [(each.id, each.change, each.answer, each.a, each.b) for each in shown_changes]
-    left = len(changed) - len(shown_changes)
-    return columns(rows) + (f"\n  and {left:,} more; --json has them all" if left else "")
+def _first_changes(changed: Sequence[Change]) -> Table:
+    rows = [(each.id, each.change, each.answer, each.a, each.b) for each in changed[:CHANGES_SHOWN]]
+    return table(rows, ("question", "change", "answer", "A", "B"))
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Say what B gains over A."""
+    """Compare two files of predictions."""
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.evaluation.compare",
         description="Compare two files of predictions for the same GQA questions.",
@@ -189,24 +189,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_grounding_options(parser)
     add_question_options(parser)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     check_options(arguments)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
+    reference, given = answered(
+        reference,
+        arguments.A,
+        arguments.B,
+        only_asked=arguments.only_asked,
+        normalize=arguments.normalize,
+    )
     a, b = (
         read_outcomes(
             reference,
-            path,
+            predictions,
             choices=arguments.choices,
             scenes=arguments.scenes,
             attentions=attentions,
             object_features=arguments.object_features,
             map_size=arguments.map_size,
         )
-        for path, attentions in zip(
-            (arguments.A, arguments.B), arguments.attentions or (None, None), strict=True
-        )
+        for predictions, attentions in zip(given, arguments.attentions or (None, None), strict=True)
     )
     comparison = compare(a, b, arguments.resamples, arguments.seed)
-    print(comparison_table(comparison))
+    show(*comparison_tables(comparison))
     if arguments.json is not None:
         write_json(arguments.json, asdict(comparison))

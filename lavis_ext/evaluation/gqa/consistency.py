@@ -1,20 +1,20 @@
-"""Consistency: does a model that answers a question also answer what follows from it?"""
+"""Consistency: accuracy on questions entailed by correctly answered ones."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lavis_ext.evaluation.gqa.accuracy import Values
+from lavis_ext.evaluation.bootstrap import Values
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
 
 
 def consistency(
     questions: Sequence[GqaQuestion], predictions: Mapping[str, str], answers: Mapping[str, str]
 ) -> Values:
-    """For each question answered right, the accuracy over the questions that it entails.
+    """Accuracy over the entailed questions of each correctly answered question.
 
-    Hudson and Manning (2019), section 4.4. A question that is answered wrong, or entails none but
-    itself, isn't concerned.
+    Hudson and Manning (2019), section 4.4. NaN for questions that are answered incorrectly or
+    entail no others.
 
     Args:
         questions: N questions.

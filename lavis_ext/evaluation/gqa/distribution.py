@@ -1,19 +1,16 @@
-"""Distribution: do the answers given to a group of questions occur as often as the right ones?"""
+"""Distribution: chi-square of predicted against right answers within question groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lavis_ext.evaluation.gqa.accuracy import Values
+from lavis_ext.evaluation.bootstrap import Codes, Values
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
-
-Codes = npt.NDArray[np.intp]
 
 
 class AnswerDistribution:
-    """How often each answer of each global group is right, and how often it is given."""
+    """Counts of correct and of predicted answers by global group."""
 
     def __init__(self, questions: Sequence[GqaQuestion], predictions: Mapping[str, str]) -> None:
         grouped = [question for question in questions if question.group is not None]
@@ -32,20 +29,20 @@ class AnswerDistribution:
         self._cells = len(cells)
 
     def __len__(self) -> int:
-        """The number of questions that belong to a group."""
+        """Number of questions with a group."""
         return len(self._grouped)
 
     def chi_square(self, weights: Values) -> float:
-        """Pearson's chi-square of given against right answers, over groups in proportion to size.
+        """Pearson's chi-square of predicted against correct answers, weighted by group size.
 
         Hudson and Manning (2019), section 4.4, and the division by 100 of GQA's evaluation script.
-        Answers that are right nowhere in their group don't count. Lower is better.
+        Answers that are never correct in their group don't count. Lower is better.
 
         Args:
-            weights: how often each question counts [N]; ones for the statistic itself.
+            weights: weight of each question [N]; ones for the statistic itself.
 
         Returns:
-            The statistic; NaN where no question of positive weight belongs to a group.
+            The statistic; NaN if no question of positive weight has a group.
         """
         weights = weights[self._grouped]
         expected = np.bincount(self._right, weights, self._cells)

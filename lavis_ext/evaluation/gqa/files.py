@@ -7,21 +7,23 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.datasets.gqa.json_records import RecordFile, kind
+from lavis_ext.datasets.questions.record_files import keyed_records
+from lavis_ext.datasets.questions.values import kind
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.grounding import Attention, map_cells
 from lavis_ext.evaluation.gqa.predictions import read_by_question
 
-CHOICES_FORMAT = 'an object {questionId: {"valid": [...], "plausible": [...]}, ...}'
+CHOICES_FORMAT = (
+    'an object {questionId: {"valid": [...], "plausible": [...]}, ...}, or a list of such records '
+    "with `questionId`"
+)
 MAPS_FORMAT = 'a list of {"questionId": ..., "attention": [[a, ...], ...]}'
 REGIONS_FORMAT = 'a list of {"questionId": ..., "attention": [[x0, y0, x1, y1, a], ...]}'
 
 
 def read_choices(path: Path) -> Iterator[tuple[str, AnswerChoices]]:
-    """Id and choices of each question of GQA's choices file. Raises UserError."""
-    for name, record, _ in RecordFile(path, "choices file", CHOICES_FORMAT):
-        if name is None:
-            raise UserError(f"{path}: expected {CHOICES_FORMAT}, but the file is a list.")
+    """Yield id and choices of each question in GQA's choices file. Raises UserError."""
+    for name, record in keyed_records(path, "choices file", CHOICES_FORMAT):
         choices = record if isinstance(record, dict) else {}
         valid, plausible = choices.get("valid"), choices.get("plausible")
         if not (isinstance(valid, list) and isinstance(plausible, list)):
@@ -35,15 +37,14 @@ def read_choices(path: Path) -> Iterator[tuple[str, AnswerChoices]]:
 def read_attentions(
     path: Path, object_features: bool, map_size: int | None = None
 ) -> Iterator[tuple[str, Attention]]:
-    """Id and attended regions [R, 5] of each question.
+    """Yield id and attended regions [R, 5] of each question.
 
-    Spatial maps must all be of one size, and square with the side ``map_size`` where it is given.
-    Raises UserError for a file of another shape, spatial maps of uneven size, and values that can't
-    be attentions.
+    Spatial maps must all have the same size, ``map_size`` x ``map_size`` if given. Raises UserError
+    for a file of another format, spatial maps of different sizes, and invalid values.
     """
     size: tuple[int, ...] | None = None
     expected = REGIONS_FORMAT if object_features else MAPS_FORMAT
-    for name, value in read_by_question(path, "attention", "file of attentions", expected):
+    for name, value in read_by_question(path, ["attention"], "file of attentions", expected):
         attention = _numbers(value, shortened(name), path, expected)
         if object_features:
             _check_regions(attention, shortened(name), path)
@@ -57,8 +58,8 @@ def read_attentions(
         size = size or attention.shape
         if attention.shape != size:
             raise UserError(
-                f"{path}: the maps are of uneven size: question {shortened(name)} has "
-                f"{_size(attention.shape)}, those before it {_size(size)}. Bring them to one size."
+                f"{path}: the maps differ in size: question {shortened(name)} has "
+                f"{_size(attention.shape)}, those before it {_size(size)}. Resize them to one size."
             )
         yield name, map_cells(attention)
 

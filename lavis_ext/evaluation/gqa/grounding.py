@@ -1,4 +1,4 @@
-"""Grounding: how much of a model's attention lies on the objects that a question is about."""
+"""Grounding: the share of attention on the objects named in a question."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -10,35 +10,33 @@ from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
 
 Attention = npt.NDArray[np.float64]
-"""What a model attends to: either a spatial map [w, h] or regions [R, 5].
+"""Attention of a model: either a spatial map [w, h] or regions [R, 5].
 
-A map's first index runs over columns, from left to right, and its second over rows, from the top:
-GQA's evaluation script reads maps so, and a map that is kept row by row has to be transposed.
-A region is x0, y0, x1, y1, each from 0 to 1, and its attention.
+A map's first index is the column, from the left, and its second the row, from the top, as in GQA's
+evaluation script, so row-major maps must be transposed. A region is x0, y0, x1, y1, each from 0
+to 1, and its attention.
 """
 
 
 def map_cells(attention: Attention) -> Attention:
-    """A spatial map [w, h] as regions [w * h, 5], one for each of its cells."""
+    """Convert a spatial map [w, h] to regions [w * h, 5], one per cell."""
     return np.column_stack([_grid(*attention.shape), attention.ravel()])
 
 
 def grounding_score(objects: Attention, regions: Attention) -> float:
     """Attention to each region, times the share of it inside each object, summed over both.
 
-    Hudson and Manning (2019), section 4.4. As in GQA's evaluation script, an object counts as often
-    as it is given and attention isn't normalized, so the score can exceed 1. The script means to
-    count the whole image as an object where the program says "scene", but looks for the word among
-    the keys of a program's operations, where it never is; published values lack it, and so do
-    these.
+    Hudson and Manning (2019), section 4.4. As in GQA's evaluation script, repeated objects count
+    repeatedly and attention isn't normalized, so the score can exceed 1. The script intends to
+    count the whole image as an object if the program has "scene", but searches the keys of a
+    program's operations, where it never occurs; published values lack it, and so do these.
 
-    The script's path for regions (its option ``objectFeatures``) can't run, since it unpacks a list
-    that it has yet to make. Here the formula of its spatial path, which is as good for regions as
-    for the cells of a map, is applied to both.
+    The script's path for regions (its option ``objectFeatures``) fails, since it unpacks a list
+    before creating it. Here the formula of its spatial path is applied to both.
 
     Args:
         objects: boxes [K, 4], x0, y0, x1, y1 from 0 to 1.
-        regions: [R, 5], each of an area above 0 (``map_cells`` of a spatial map).
+        regions: [R, 5] with positive areas (``map_cells`` of a spatial map).
     """
     low = np.maximum(objects[:, None, :2], regions[None, :, :2])
     high = np.minimum(objects[:, None, 2:], regions[None, :, 2:4])
@@ -48,16 +46,16 @@ def grounding_score(objects: Attention, regions: Attention) -> float:
 
 
 def heat_grounding(objects: Attention, heat: Attention) -> float:
-    """``grounding_score`` of a heat map [h, w], kept row by row, in shares of its sum.
+    """``grounding_score`` of a row-major heat map [h, w], normalized to a sum of 1.
 
-    0 for a map without any heat.
+    0 for a map without heat.
     """
     total = heat.sum()
     return grounding_score(objects, map_cells(heat.T / total)) if total > 0 else 0.0
 
 
 def object_boxes(graph: SceneGraph) -> dict[str, tuple[float, float, float, float]]:
-    """The box of each object by id: x0, y0, x1, y1, as shares of the image's sides."""
+    """Box of each object by id: x0, y0, x1, y1, as shares of the image's sides."""
     boxes = {}
     for item in graph.objects:
         x, y, width, height = item.box
@@ -75,12 +73,12 @@ def grounding_scores(
     graphs: Mapping[str, SceneGraph],
     attentions: Iterable[tuple[str, Attention]],
 ) -> dict[str, float]:
-    """The score of each question that has an attention, by id.
+    """Score of each question with an attention, by id.
 
     Args:
         questions: the questions, each with ``objects``.
         graphs: scene graphs by image id.
-        attentions: id and regions [R, 5] of questions, gone through once.
+        attentions: id and regions [R, 5] of questions, iterated once.
 
     Raises KeyError for an image or an object that isn't in the scene graphs.
     """

@@ -1,24 +1,23 @@
-"""From the files named on the command line to outcomes, and what is wrong with the files."""
+"""Read and check the files named on the command line, and judge the predictions."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from lavis_ext.common.errors import UserError, listed, shortened
-from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.common.errors import UserError, counted, listed, shortened
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
-from lavis_ext.evaluation.gqa.bootstrap import FEWEST_RESAMPLES, RESAMPLES
+from lavis_ext.datasets.questions.table import QuestionTable
+from lavis_ext.evaluation.gqa.asked import asked_in_all, stated
 from lavis_ext.evaluation.gqa.files import read_attentions, read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, grounding_scores
 from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge, missing_answers
 from lavis_ext.evaluation.gqa.predictions import (
-    check_output,
+    check_complete,
+    check_known,
     read_predictions,
-    refuse_missing,
-    refuse_unknown,
 )
 from lavis_ext.evaluation.gqa.questions import (
     GqaQuestion,
@@ -26,29 +25,24 @@ from lavis_ext.evaluation.gqa.questions import (
     balanced_questions,
     entailed_ids,
 )
-
-ATTENTIONS_HELP = (
-    'list of {"questionId": ..., "attention": ...}, for grounding: spatial maps of any one size, '
-    "the first index running from left to right"
-)
+from lavis_ext.evaluation.gqa.spelling import spelled_alike
 
 Item = TypeVar("Item")
 Items: TypeAlias = Iterator[tuple[str, Item]]
-"""Something of each of several questions, with its id."""
+"""Values of questions with their ids."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What predictions are held against.
+    """Questions and answers against which predictions are scored.
 
     Attributes:
-        source: the questions' file or folder.
+        source: file or folder of the questions.
         table: all questions of the source.
-        questions: those of the balanced subset.
+        questions: questions in the balanced subset.
         known: ids of all questions of the source.
-        answers: right answers by id to what the questions entail; None where they aren't asked for
-            or the source lacks some.
-        reasons: why metrics aren't computed.
+        answers: correct answers to entailed questions by id; None if not requested or incomplete.
+        reasons: reasons for missing metrics.
     """
 
     source: Path
@@ -60,7 +54,7 @@ class Reference:
 
 
 def read_reference(source: Path, *, consistency: bool) -> Reference:
-    """Read questions, with the answers that consistency needs where it is asked for.
+    """Read questions, and with ``consistency`` the answers to the entailed ones.
 
     Raises UserError as ``read_questions`` and ``balanced_questions`` do, and for a source without
     any balanced question.
@@ -77,7 +71,7 @@ def read_reference(source: Path, *, consistency: bool) -> Reference:
         )
     known = frozenset(table.data["question_id"].to_pylist())
     if not consistency:
-        reason = "it was not asked for (--consistency)"
+        reason = "not requested (--consistency)"
         return Reference(source, table, questions, known, None, {"consistency": reason})
     answers, reasons = entailed_answers(
         table, questions, f"{source.name} lacks", "give the file of all questions"
@@ -88,12 +82,12 @@ def read_reference(source: Path, *, consistency: bool) -> Reference:
 def entailed_answers(
     table: QuestionTable, questions: Sequence[GqaQuestion], lacking: str, remedy: str
 ) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """Right answers to what ``questions`` entail, or None and the reason by metric.
+    """Correct answers to entailed questions, or None and the reason by metric.
 
-    ``lacking`` is how the reason begins where ``table`` doesn't have them all, ``remedy`` its end.
+    ``lacking`` and ``remedy`` are the start and end of the reason if ``table`` is incomplete.
     """
     if all(question.entailed is None for question in questions):
-        return None, {"consistency": "the questions say nothing of what they entail"}
+        return None, {"consistency": "the questions list no entailed ones"}
     answers = answers_of(table, entailed_ids(questions))
     if missing := missing_answers(questions, answers):
         reason = f"{lacking} {len(missing):,} of the entailed ones ({listed(missing)}); {remedy}"
@@ -101,9 +95,52 @@ def entailed_answers(
     return answers, {}
 
 
+def answered(
+    reference: Reference, *paths: Path, only_asked: bool, normalize: bool
+) -> tuple[Reference, list[dict[str, str]]]:
+    """Read files of predictions, and reduce the questions to those asked in all of them.
+
+    Args:
+        reference: the questions.
+        paths: files as ``read_predictions`` takes them.
+        only_asked: see :func:`asked_in_all`.
+        normalize: see :func:`spelled_alike`.
+
+    Raises UserError as reading does, and for unknown or missing questions.
+    """
+    given = [read_predictions(path) for path in paths]
+    for path, predictions in zip(paths, given, strict=True):
+        check_known(str(path), predictions, reference.known, str(reference.source))
+    questions = asked_in_all(reference.questions, paths, given, only_asked=only_asked)
+    reference = replace(reference, questions=questions)
+    answers = {question.id: question.answer for question in questions}
+    right = reference.answers
+    if right is not None:
+        entailed = sorted(entailed_ids(questions))
+        lacking: set[str] = set()
+        for path, predictions in zip(paths, given, strict=True):
+            if not (only_asked or stated(path)):
+                check_complete(str(path), entailed, predictions, "prediction")
+            lacking |= {name for name in entailed if name not in predictions}
+        if lacking:
+            verb = "wasn't" if len(lacking) == 1 else "weren't"
+            reason = (
+                f"{counted(len(lacking), 'entailed question')} {verb} asked "
+                f"({listed(sorted(lacking))})"
+            )
+            reasons = reference.reasons | {"consistency": reason}
+            reference = replace(reference, answers=None, reasons=reasons)
+        else:
+            answers |= {name: right[name] for name in entailed}
+    return reference, [
+        spelled_alike(predictions, answers, normalize=normalize, source=str(path))
+        for path, predictions in zip(paths, given, strict=True)
+    ]
+
+
 def read_outcomes(
     reference: Reference,
-    predictions: Path,
+    predictions: Mapping[str, str],
     *,
     choices: Path | None = None,
     scenes: Path | None = None,
@@ -111,27 +148,21 @@ def read_outcomes(
     object_features: bool = False,
     map_size: int | None = None,
 ) -> Outcomes:
-    """Judge one file of predictions by these files.
+    """Compute the outcomes of predictions.
 
     Args:
         reference: the questions.
-        predictions: as ``read_predictions`` takes it.
+        predictions: answers by id, of :func:`answered`.
         choices: GQA's choices file.
         scenes: scene graphs.
         attentions: a list of ``questionId`` and ``attention`` (see ``grounding.Attention``).
-        object_features: whether attentions are of regions, not spatial maps.
-        map_size: the side that spatial maps must have; None for any.
+        object_features: whether attentions are regions rather than spatial maps.
+        map_size: required side of spatial maps; None for any.
 
-    Raises UserError for a file that can't be read, is of another shape or of other questions, and
-    for one that lacks some.
+    Raises UserError for choices, scenes or attentions that can't be read, have another format, or
+    have unknown or missing questions.
     """
     questions = reference.questions
-    needed = [question.id for question in questions]
-    if reference.answers is not None:
-        needed += sorted(reference.answers.keys() - set(needed))
-    given = read_predictions(predictions)
-    refuse_unknown(str(predictions), given, reference.known, str(reference.source))
-    refuse_missing(str(predictions), needed, given, "prediction")
     reasons = dict(reference.reasons)
     grounding = None
     if attentions is None or scenes is None:
@@ -140,7 +171,7 @@ def read_outcomes(
             for option, path in (("--attentions", attentions), ("--scenes", scenes))
             if path is None
         ]
-        reasons["grounding"] = f"it needs attentions and scene graphs ({', '.join(lacking)})"
+        reasons["grounding"] = f"needs attentions and scene graphs ({', '.join(lacking)})"
     elif all(question.objects is None for question in questions):
         reasons["grounding"] = "the questions have no annotations of the objects that they name"
     else:
@@ -148,13 +179,13 @@ def read_outcomes(
         grounding = _grounding(reference, scenes, attentions, items)
     judged = None
     if choices is None:
-        reason = "it needs a choices file (--choices)"
+        reason = "needs a choices file (--choices)"
         reasons |= {"validity": reason, "plausibility": reason}
     else:
         judged = covering(read_choices(choices), choices, questions, "choices")
     return judge(
         questions,
-        given,
+        predictions,
         answers=reference.answers,
         choices=judged,
         grounding=grounding,
@@ -179,110 +210,49 @@ def _grounding(
         return grounding_scores(reference.questions, graphs, complete)
     except KeyError as error:
         raise UserError(
-            f"{scenes}: there is no object {error} in the scene graph of the image whose question "
-            "names it; is it of other data?"
+            f"{scenes}: the object {error} named in a question isn't in its image's scene graph; "
+            "is the file of other data?"
         ) from None
 
 
 def _known(items: Items[Item], path: Path, reference: Reference) -> Items[Item]:
-    """Go on with ``items`` of questions that the reference has, and refuse others at the end."""
+    """Yield the items of known questions; raise UserError at the end if there were others."""
     unknown = []
     for name, item in items:
         if name in reference.known:
             yield name, item
         else:
             unknown.append(name)
-    refuse_unknown(str(path), unknown, (), str(reference.source))
+    check_known(str(path), unknown, (), str(reference.source))
 
 
 def covering(
     items: Items[Item], path: Path, questions: Sequence[GqaQuestion], what: str
 ) -> Items[Item]:
-    """Go on with ``items``, and refuse those that come twice and, at the end, those missing."""
+    """Yield ``items``; raise UserError for repeated ones and, at the end, missing ones."""
     seen = set()
     for name, item in items:
         if name in seen:
             raise UserError(f"{path}: question {shortened(name)} has {what} more than once.")
         seen.add(name)
         yield name, item
-    refuse_missing(str(path), [question.id for question in questions], seen, what)
+    check_complete(str(path), [question.id for question in questions], seen, what)
 
 
 def outcomes_of(reference: Reference, arguments: argparse.Namespace) -> Outcomes:
-    """``read_outcomes`` of what ``add_prediction_options`` takes."""
-    return read_outcomes(
+    """Call ``read_outcomes`` with the options of ``add_prediction_options``."""
+    reference, (predictions,) = answered(
         reference,
         arguments.predictions,
+        only_asked=arguments.only_asked,
+        normalize=arguments.normalize,
+    )
+    return read_outcomes(
+        reference,
+        predictions,
         choices=arguments.choices,
         scenes=arguments.scenes,
         attentions=arguments.attentions,
         object_features=arguments.object_features,
         map_size=arguments.map_size,
     )
-
-
-def add_prediction_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The options that name one set of predictions and what its grounding is computed from."""
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        required=required,
-        help='list of {"questionId": ..., "prediction": ...}',
-    )
-    parser.add_argument("--attentions", type=Path, help=ATTENTIONS_HELP)
-    add_grounding_options(parser)
-
-
-def add_grounding_options(parser: argparse.ArgumentParser) -> None:
-    """The options that grounding needs besides attentions."""
-    parser.add_argument("--scenes", type=Path, help="scene graphs, for grounding")
-    parser.add_argument(
-        "--objectFeatures",
-        dest="object_features",
-        action="store_true",
-        help="attentions are of regions, [x0, y0, x1, y1, attention] each",
-    )
-    parser.add_argument(
-        "--mapSize",
-        dest="map_size",
-        type=int,
-        help="refuse spatial maps of another side than this",
-    )
-
-
-def add_question_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The options that name what predictions are held against."""
-    parser.add_argument(
-        "--questions",
-        type=Path,
-        required=required,
-        help="questions of the split, a file or a folder",
-    )
-    parser.add_argument("--choices", type=Path, help="choices file, for validity and plausibility")
-    parser.add_argument(
-        "--consistency",
-        action="store_true",
-        help="score the entailed questions too; needs the file of all questions, and predictions "
-        "for those that are entailed",
-    )
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=RESAMPLES,
-        help="draws of the bootstrap; 0 for no intervals (%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file to write the metrics to as well")
-
-
-def check_options(arguments: argparse.Namespace) -> None:
-    """Raise UserError, before anything is read, for what can only fail at the end."""
-    if arguments.resamples != 0 and arguments.resamples < FEWEST_RESAMPLES:
-        raise UserError(
-            f"--resamples is {arguments.resamples}; it must be 0, for no intervals, or at least "
-            f"{FEWEST_RESAMPLES}."
-        )
-    if arguments.seed < 0:
-        raise UserError(f"--seed is {arguments.seed}; it must not be negative.")
-    if arguments.json is not None:
-        check_output("--json", arguments.json)

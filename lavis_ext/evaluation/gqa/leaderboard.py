@@ -1,31 +1,31 @@
 """``python -m lavis_ext.evaluation.leaderboard --questions F --predictions F [F ...] --out F``.
 
-GQA's server scores splits whose answers aren't public: test, challenge, and submission, which holds
-all others too. It takes a file only if it has each of the split's questions once.
+GQA's server scores splits without public answers: test, challenge, and submission, which contains
+all others. It accepts a file only if it has each of the split's questions exactly once.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_ext.common.errors import command
+from lavis_ext.common.logs import log_to_stderr
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.evaluation.gqa.predictions import (
+    check_complete,
+    check_known,
     check_output,
     read_predictions,
-    refuse_missing,
-    refuse_unknown,
     write_predictions,
 )
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write one complete file for the server, of one or several files of predictions."""
+    """Merge files of predictions into one complete file for the server."""
     parser = argparse.ArgumentParser(
         prog="python -m lavis_ext.evaluation.leaderboard",
-        description="Write the file that GQA's server takes, or say what is missing from it.",
+        description="Write a file for GQA's server, or list the missing predictions.",
     )
     parser.add_argument(
         "--questions",
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help='lists of {"questionId": ..., "prediction": ...}, none of them twice',
+        help='lists of {"questionId": ..., "prediction": ...} without duplicates',
     )
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     check_output("--out", arguments.out)
     predictions = complete_predictions(arguments.questions, arguments.predictions)
     write_predictions(arguments.out, predictions)
@@ -50,14 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def complete_predictions(questions: Path, predictions: Sequence[Path]) -> dict[str, str]:
-    """Answers by id to all of a split's questions, in the split's order.
+    """Merge answers by id to all of a split's questions, in the split's order.
 
-    Raises UserError as reading either does, and for predictions that lack a question or have one
-    that the split lacks.
+    Raises UserError as reading the files does, and for missing or unknown questions.
     """
     given = read_predictions(*predictions)
     ids = read_questions(questions).data["question_id"].to_pylist()
     source = ", ".join(map(str, predictions))
-    refuse_unknown(source, given, frozenset(ids), str(questions))
-    refuse_missing(source, ids, given, "prediction")
+    check_known(source, given, frozenset(ids), str(questions))
+    check_complete(source, ids, given, "prediction")
     return {name: given[name] for name in ids}

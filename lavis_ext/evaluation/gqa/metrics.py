@@ -1,4 +1,4 @@
-"""GQA's metrics: names, units and directions, in its own command and in runs."""
+"""GQA's metrics: names, units and directions, in the command and in runs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ METRICS: Mapping[str, Metric] = by_name(
         Metric("distribution", better="min"),
     ]
 )
-"""By the names of the authors' script."""
+"""Metrics by the names of the authors' script."""
 STRUCTURAL = ("choose", "compare", "logical", "query", "verify")
-"""GQA's structural types. Runs report accuracy for each."""
+"""GQA's structural types; runs report accuracy for each."""
 BASELINES = ("overall", "form")
-"""Blind guesses: the most frequent answer of all, and that to questions of the same form."""
+"""Blind baselines: the most frequent answer overall, and to questions of the same form."""
 
 ACCURACY = "answer_accuracy"
 IN_RUNS = {name: name for name in METRICS} | {
@@ -42,7 +42,13 @@ BESIDE = [
     *(Metric(f"baseline_{name}", "share", better=None) for name in BASELINES),
     Metric("answers_outside_vocabulary", better="min"),
 ]
-"""What a run reports beside them."""
+"""Baselines reported in runs."""
+GROUNDING_NOTE = (
+    "Grounding can exceed 100 %: as in the authors' script, an object that both question and "
+    "answer name counts twice."
+)
+BY_VQA_RULES = Metric(f"{ACCURACY}_by_vqa_rules", "share")
+"""Accuracy as LAVIS's task ``gqa_reading_comprehension`` has it, see ``right_by_vqa_rules``."""
 
 
 def metrics_of(scores: "GqaScores") -> dict[str, float]:
@@ -55,16 +61,23 @@ def metrics_of(scores: "GqaScores") -> dict[str, float]:
 
 
 def reasons_of(not_computed: Mapping[str, str]) -> dict[str, str]:
-    """Why metrics are missing, by their names in runs."""
+    """Reasons for missing metrics, by their names in runs."""
     return {IN_RUNS[name]: reason for name, reason in not_computed.items()}
 
 
+def notes(scores: "GqaScores") -> list[str]:
+    """What a reader of the metrics should know, in sentences."""
+    grounding = scores.metrics.get("grounding")
+    return [GROUNDING_NOTE] if grounding is not None and grounding.value > 1 else []
+
+
 def headline(split: str, metrics: Mapping[str, float]) -> str:
-    """A split's accuracy against the better baseline, in a sentence; empty without answers."""
+    """A sentence comparing a split's accuracy with the better baseline; empty without answers."""
     if ACCURACY not in metrics or "baseline_form" not in metrics:
         return ""
+    # Rounded as in tables, so that a reader's difference is this one.
     accuracy, form, overall = (
-        100 * metrics[name] for name in (ACCURACY, "baseline_form", "baseline_overall")
+        round(100 * metrics[name], 1) for name in (ACCURACY, "baseline_form", "baseline_overall")
     )
     better = "form of question" if form >= overall else "whole split"
     gain = accuracy - max(form, overall)

@@ -1,12 +1,12 @@
-"""The values of all metrics question by question; ``scores`` averages them."""
+"""Metric values per question; ``scores`` averages them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lavis_ext.evaluation.bootstrap import Values
 from lavis_ext.evaluation.gqa import accuracy
-from lavis_ext.evaluation.gqa.accuracy import Values
 from lavis_ext.evaluation.gqa.choices import AnswerChoices, within_choices
 from lavis_ext.evaluation.gqa.consistency import consistency
 from lavis_ext.evaluation.gqa.distribution import AnswerDistribution
@@ -16,15 +16,15 @@ from lavis_ext.evaluation.gqa.questions import GqaQuestion, entailed_ids
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The metrics' values for each of N questions.
+    """Metric values for each of N questions.
 
     Attributes:
         questions: the questions.
-        predictions: the answers given to them, in their order.
-        values: by metric, its value for each question [N], NaN where it doesn't concern the
-            question. The metric is their mean.
-        distribution: for ``distribution``, which has no value for a single question.
-        not_computed: why there are none, for each of the ``METRICS`` that is missing.
+        predictions: predicted answers in the same order.
+        values: by metric, the value for each question [N], NaN if it doesn't apply. The metric is
+            their mean.
+        distribution: counts for ``distribution``, which has no values per question.
+        not_computed: reasons for missing ``METRICS``, by name.
     """
 
     questions: Sequence[GqaQuestion]
@@ -43,15 +43,15 @@ def judge(
     grounding: Mapping[str, float] | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> Outcomes:
-    """All metrics that can be had from this.
+    """Compute all metrics supported by the inputs.
 
     Args:
         questions: the balanced questions.
         predictions: answers by id, to all of them and, for consistency, to all that they entail.
-        answers: right answers by id to what they entail; without them there is no consistency.
-        choices: see ``within_choices``; without them there is no validity and no plausibility.
-        grounding: scores by id of all questions; without them there is none.
-        reasons: why a metric's data are not given, instead of the general words.
+        answers: right answers to the entailed questions by id; needed for consistency.
+        choices: see ``within_choices``; needed for validity and plausibility.
+        grounding: scores by id of all questions; needed for grounding.
+        reasons: specific reasons for missing inputs, by metric.
     """
     right = accuracy.right(questions, predictions)
     values = {
@@ -63,8 +63,8 @@ def judge(
         "binary": "no question has a structural type of that kind",
         "open": "no question has a structural type of that kind",
         "consistency": "it needs the answers to all entailed questions",
-        "validity": "it needs a choices file",
-        "plausibility": "it needs a choices file",
+        "validity": "needs a choices file",
+        "plausibility": "needs a choices file",
         "grounding": "it needs attention maps and scene graphs",
         "distribution": "no question belongs to an answer group",
     } | dict(reasons or {})
@@ -85,6 +85,26 @@ def judge(
         distribution=distribution,
         not_computed={name: missing[name] for name in METRICS if name not in computed},
     )
+
+
+def possible_metrics(questions: Sequence[GqaQuestion]) -> frozenset[str]:
+    """Metrics supported by the questions' annotations if all files are given.
+
+    Other data in GQA's layout may have only ``question``, ``imageId`` and ``answer``.
+    """
+    needs = {
+        "binary": "structural",
+        "open": "structural",
+        "validity": "structural",
+        "plausibility": "structural",
+        "consistency": "entailed",
+        "grounding": "objects",
+        "distribution": "group",
+    }
+    known = {
+        name for name in needs.values() if any(getattr(q, name) is not None for q in questions)
+    }
+    return frozenset(name for name in METRICS if needs.get(name) in (None, *known))
 
 
 def missing_answers(questions: Sequence[GqaQuestion], answers: Mapping[str, str]) -> list[str]:

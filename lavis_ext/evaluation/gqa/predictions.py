@@ -6,11 +6,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.errors import UserError, listed, shortened
+from lavis_ext.common.errors import UserError, counted, listed, shortened
 from lavis_ext.common.files import written_aside
-from lavis_ext.datasets.gqa.json_records import RecordFile, kind
+from lavis_ext.datasets.questions.record_files import keyed_records
+from lavis_ext.datasets.questions.values import as_text, contents, kind
 
 FORMAT = 'a list of {"questionId": ..., "prediction": ...}'
+ANSWER_KEYS = ("prediction", "predicted_answer", "pred_answer", "pred_ans", "answer", "text")
+"""Keys of answers in other programs' records, preferred first."""
 
 
 def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
@@ -20,7 +23,7 @@ def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
     """
     with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         separator = "["
-        for name, answer in predictions.items():  # of a split of millions, too long for one text
+        for name, answer in predictions.items():  # streamed, since a split may have millions
             record = json.dumps({"questionId": name, "prediction": answer})
             file.write(f"{separator}{record}")
             separator = ",\n"
@@ -28,79 +31,79 @@ def write_predictions(path: Path, predictions: Mapping[str, str]) -> None:
 
 
 def read_predictions(*paths: Path) -> dict[str, str]:
-    """Answers by question id, of files as ``write_predictions`` writes them.
+    """Read answers by question id from files of ``write_predictions`` or other programs.
 
-    Raises UserError for a file that can't be read, is empty, damaged or of another shape, and for
-    an id that stands twice, be it in two files.
+    A file is a list of records, JSON lines, or an object of records or answers by question id. Ids
+    are under one of ``QUESTION_IDS``, answers under one of ``ANSWER_KEYS``.
+
+    Raises UserError for a file that can't be read, is empty, damaged or of another format, and for
+    duplicate ids, also across files.
     """
     predictions: dict[str, str] = {}
-    texts: dict[str, str] = {}  # each answer is held once
+    texts: dict[str, str] = {}  # equal answers share memory
     repeated: dict[str, None] = {}
     for path in paths:
-        for name, prediction in read_by_question(path, "prediction", "prediction file", FORMAT):
-            if not isinstance(prediction, str):
-                raise UserError(
-                    f"{path}: `prediction` of question {shortened(name)} is {kind(prediction)}, "
-                    "not a text."
-                )
+        for name, found in read_by_question(path, ANSWER_KEYS, "prediction file", FORMAT):
+            alone = isinstance(found, list) and len(found) == 1  # an answer in a list
+            prediction = _answer(found[0] if alone else found, name, path)
             if name in predictions:
                 repeated[name] = None
             predictions[name] = texts.setdefault(prediction, prediction)
     if repeated:
         raise UserError(
-            f"{', '.join(map(str, paths))}: {_questions(len(repeated))} predicted more than once "
-            f"({listed(list(repeated))}); give one prediction each."
+            f"{', '.join(map(str, paths))}: {counted(len(repeated), 'question')} predicted more "
+            f"than once ({listed(list(repeated))}); keep one prediction each."
         )
     return predictions
 
 
-def read_by_question(path: Path, key: str, what: str, expected: str) -> Iterator[tuple[str, Any]]:
-    """Id and ``key`` of each record of a list with ``questionId`` and ``key``.
+def read_by_question(
+    path: Path, keys: Sequence[str], what: str, expected: str
+) -> Iterator[tuple[str, Any]]:
+    """Yield each record's id and its value under the first existing one of ``keys``.
 
-    ``what`` the file is and the shape that is ``expected`` of it are for messages. Raises UserError
-    as :class:`RecordFile` does, and for a file of another shape.
+    In an object by question id, members may be the values themselves. ``what`` (the kind of file)
+    and ``expected`` (its format) are for messages. Raises UserError as :func:`keyed_records` does,
+    and for a file of another format.
     """
-    for name, record, _ in RecordFile(path, what, expected):
-        if name is not None:
-            raise UserError(f"{path}: expected {expected}, but the file is an object.")
-        if not isinstance(record, dict) or not {"questionId", key} <= record.keys():
-            found = (
-                f"has {listed(list(record))}" if isinstance(record, dict) else f"is {kind(record)}"
-            )
-            raise UserError(f"{path}: expected {expected}, but a record {found}.")
-        identifier = record["questionId"]
-        if not isinstance(identifier, str):
+    for name, record in keyed_records(path, what, expected):
+        if not isinstance(record, dict):
+            yield name, record
+            continue
+        key = next((key for key in keys if key in record), None)
+        if key is None:
             raise UserError(
-                f"{path}: questionId {identifier!r} is {kind(identifier)}; ids are texts, as they "
-                'can begin with a zero ("02930152").'
+                f"{path}: expected {expected}, but the record of question {shortened(name)} "
+                f"{contents(record)}."
             )
-        yield identifier, record[key]
+        yield name, record[key]
 
 
-def refuse_missing(source: str, needed: Sequence[str], given: Collection[str], what: str) -> None:
-    """Raise UserError, which names ``source``, if a ``needed`` question has no ``what``."""
+def check_complete(source: str, needed: Sequence[str], given: Collection[str], what: str) -> None:
+    """Raise UserError, naming ``source``, if a ``needed`` question has no ``what``."""
     missing = [name for name in needed if name not in given]
     if missing:
         split = " Is the file of another split?" if len(missing) == len(needed) else ""
         raise UserError(
-            f"{source}: no {what} for {_questions(len(missing))} ({listed(missing)}).{split}"
+            f"{source}: no {what} for {counted(len(missing), 'question')} "
+            f"({listed(missing)}).{split}"
         )
 
 
-def refuse_unknown(
-    source: str, given: Iterable[str], known: Collection[str], questions: str
-) -> None:
-    """Raise UserError, which names ``source``, for a question that file ``questions`` lacks."""
+def check_known(source: str, given: Iterable[str], known: Collection[str], questions: str) -> None:
+    """Raise UserError, naming ``source``, for ids that the file ``questions`` lacks."""
     unknown = [name for name in given if name not in known]
     if unknown:
+        zeros = any("0" * count + unknown[0] in known for count in range(1, 4))
+        hint = "write ids as strings, with their leading zeros"
         raise UserError(
-            f"{source}: {_questions(len(unknown))} that {questions} doesn't have "
-            f"({listed(unknown)}); are they of another split?"
+            f"{source}: {counted(len(unknown), 'question')} that {questions} doesn't have "
+            f"({listed(unknown)}); {hint + '.' if zeros else 'are they of another split?'}"
         )
 
 
 def check_output(option: str, path: Path) -> None:
-    """Raise UserError, before much is read, for an ``option`` that can't be written to."""
+    """Raise UserError early if the file of ``option`` can't be written."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{option}: there is no folder {path.parent} to write to.")
@@ -110,5 +113,16 @@ def check_output(option: str, path: Path) -> None:
         raise UserError(f"{option}: the folder {path.parent} can't be written to.")
 
 
-def _questions(count: int) -> str:
-    return f"{count:,} question{'' if count == 1 else 's'}"
+def _answer(value: Any, name: str, path: Path) -> str:
+    """A prediction as text, which may be empty."""
+    if isinstance(value, str):
+        return value
+    try:
+        answer = as_text(value)
+        if answer is None:
+            raise TypeError(kind(value))
+    except TypeError as error:
+        raise UserError(
+            f"{path}: the prediction of question {shortened(name)} is {error}, not a string."
+        ) from None
+    return answer

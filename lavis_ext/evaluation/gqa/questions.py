@@ -1,4 +1,4 @@
-"""What GQA's metrics need to know of a question."""
+"""Question fields needed by GQA's metrics."""
 
 import sys
 from collections.abc import Iterable
@@ -10,28 +10,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lavis_ext.common.errors import UserError, listed
-from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.questions.table import QuestionTable
 
 UNCOUNTED_OPERATIONS = ("exist", "query: name", "choose name")
-"""Operations that end a program and are no reasoning step, as GQA's evaluation script has them."""
+"""Final operations that don't count as reasoning steps in GQA's evaluation script."""
 
 
 @dataclass(frozen=True, slots=True)
 class GqaQuestion:
-    """A question with its answer and what GQA says of its structure.
+    """A question with its answer and GQA's annotations of its structure.
 
     Attributes:
-        id: the question's id.
-        image_id: the image's.
-        answer: the right answer.
-        words: the number of words.
-        steps: the number of reasoning steps; None where there is no program.
-        structural, semantic, detailed: its types; None where it has none.
-        group: the global answer group; None where it has none.
-        entailed: ids of the other questions that its answer tells the answers of; None where
-            nothing is said of them.
-        objects: ids of the objects that the question and its full answer name, once for each
-            mention; None where there are no annotations.
+        id: question id.
+        image_id: image id.
+        answer: correct answer.
+        words: number of words.
+        steps: number of reasoning steps; None without a program.
+        structural, semantic, detailed: types; None if missing.
+        group: global answer group; None if missing.
+        entailed: ids of other questions whose answers follow from its answer; None if not
+            annotated.
+        objects: ids of objects in the question and its full answer, once per mention; None if not
+            annotated.
     """
 
     id: str
@@ -48,12 +48,12 @@ class GqaQuestion:
 
 
 def balanced_questions(table: QuestionTable) -> list[GqaQuestion]:
-    """The questions of a table that are in the balanced subset, in order.
+    """Questions of a table in the balanced subset, in order.
 
-    GQA is scored on these alone; the others serve consistency.
+    GQA is scored on these only; the others are for consistency.
 
-    Raises UserError for questions without an answer, and naming the first record that isn't of
-    GQA's form.
+    Raises UserError for questions without an answer, and naming the first record that isn't in
+    GQA's format.
     """
     rows = table.balanced()
     columns = ("question_id", "image_id", "question", "answer")
@@ -71,7 +71,7 @@ def balanced_questions(table: QuestionTable) -> list[GqaQuestion]:
 
 
 def answers_of(table: QuestionTable, ids: Iterable[str]) -> dict[str, str]:
-    """The right answers to these questions, by id, but for those that the table lacks."""
+    """Correct answers by id to those of the questions in the table."""
     wanted = pa.array(set(ids), pa.string())
     rows = np.flatnonzero(pc.is_in(table.data["question_id"], value_set=wanted))
     names, answers = table.texts(rows, "question_id", "answer")
@@ -79,7 +79,7 @@ def answers_of(table: QuestionTable, ids: Iterable[str]) -> dict[str, str]:
 
 
 def entailed_ids(questions: Iterable[GqaQuestion]) -> set[str]:
-    """Ids of all questions that these entail."""
+    """Ids of all entailed questions."""
     return {name for question in questions for name in question.entailed or ()}
 
 
@@ -113,12 +113,12 @@ def _steps(program: list[dict[str, Any]] | None) -> int | None:
     if program is None:
         return None
     operations = [f"{step['operation']}: {step['argument']}" for step in program]
-    # The script looks for these words anywhere in an operation, so "exist" in an argument counts.
+    # The script searches the whole operation, so "exist" in an argument counts.
     return sum(not any(o in operation for o in UNCOUNTED_OPERATIONS) for operation in operations)
 
 
 def _others(entailed: list[str], question_id: str) -> tuple[str, ...]:
-    "".join(entailed).encode()  # raises for what is no text, or holds half of a character
+    "".join(entailed).encode()  # raises for non-text and lone surrogates
     return tuple(name for name in entailed if name != question_id)
 
 
@@ -130,5 +130,5 @@ def _objects(annotations: dict[str, dict[str, str]] | None) -> tuple[str, ...] |
 
 
 def _shared(text: str | None) -> str | None:
-    """The text, held in memory once for all questions."""
+    """Intern the text to save memory."""
     return None if text is None else sys.intern(text)

@@ -1,10 +1,9 @@
 """``python -m lavis_ext.evaluation.report --questions F --predictions F --out F [--images F] ...``.
 
-The page of anyone's predictions; evaluating a run writes that of the run by itself.
+For predictions from any source; evaluating a run writes its report automatically.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +11,15 @@ import numpy as np
 
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import write_json
+from lavis_ext.common.logs import log_to_stderr
 from lavis_ext.datasets.pictures import ImageFolder
-from lavis_ext.evaluation.gqa.inputs import (
+from lavis_ext.evaluation.gqa.inputs import outcomes_of, read_reference
+from lavis_ext.evaluation.gqa.metrics import ACCURACY, metrics_of
+from lavis_ext.evaluation.gqa.options import (
     add_prediction_options,
     add_question_options,
     check_options,
-    outcomes_of,
-    read_reference,
 )
-from lavis_ext.evaluation.gqa.metrics import ACCURACY, metrics_of
 from lavis_ext.evaluation.gqa.predictions import check_output
 from lavis_ext.evaluation.gqa.reported import reported
 from lavis_ext.evaluation.gqa.result import SplitResult
@@ -33,14 +32,14 @@ EXAMPLES = 500
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score predictions and write the page that shows them."""
+    """Score predictions and write the report."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     check_options(arguments)
     check_output("--out", arguments.out)
     if arguments.examples < 0:
         raise UserError(f"--examples is {arguments.examples}; it must not be negative.")
-    images = None if arguments.images is None else ImageFolder(arguments.images)
+    images = None if arguments.images is None else ImageFolder(arguments.images, recursive=True)
     reference = read_reference(arguments.questions, consistency=arguments.consistency)
     outcomes = outcomes_of(reference, arguments)
     scores = score(outcomes, arguments.resamples, arguments.seed)
@@ -67,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_prediction_options(parser)
     add_question_options(parser)
-    parser.add_argument("--images", type=Path, help="folder of the images, for the examples")
+    parser.add_argument(
+        "--images", help="folder, archive or address of the images, for the examples"
+    )
     parser.add_argument("--log", type=Path, help="log.jsonl of the training run, for its curves")
     parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     parser.add_argument(

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lavis_ext.common.errors import counted
 from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.datasets.pictures import ImageFolder
+from lavis_ext.evaluation.bootstrap import INTERVALS, Score
 from lavis_ext.evaluation.gqa.metrics import (
     ACCURACY,
     BASELINES,
@@ -18,9 +20,11 @@ from lavis_ext.evaluation.gqa.metrics import (
     SCORED,
     headline,
     metrics_of,
+    notes,
 )
+from lavis_ext.evaluation.gqa.outcomes import possible_metrics
 from lavis_ext.evaluation.gqa.result import SplitResult, Trace
-from lavis_ext.evaluation.gqa.scores import GqaScores, Score
+from lavis_ext.evaluation.gqa.scores import GqaScores
 from lavis_ext.evaluation.report.confusions import confusions
 from lavis_ext.evaluation.report.content import MetricRow, ReportedSplit, breakdown, finite
 
@@ -33,7 +37,7 @@ BREAKDOWN_TITLES = {
 }
 BASELINE_LABELS = {"form": "by form", "overall": "one answer"}
 FILTERS = {"structural": "Structural type", "semantic": "Semantic type"}
-HEAT_NOTE = "Heat: how much a place speaks for the question belonging to this image."
+HEAT_NOTE = "Heat: how strongly a place indicates that the question belongs to this image."
 CURVES = {ACCURACY: {"baseline_form": "baseline, by form"}}
 DECLARED = by_name([*SCORED, *BESIDE])
 
@@ -46,25 +50,30 @@ def reported(
     images: ImageFolder | None,
     declared: Mapping[str, Metric] = DECLARED,
 ) -> ReportedSplit:
-    """A split of GQA in the report.
+    """GQA's part of the report for a split.
 
     Args:
-        split: its name.
+        split: name of the split.
         metrics: all metrics by name.
-        result: what is known of the answers; None where there are none.
-        texts: the questions that the page shows, by id.
-        images: where their images are; None for a page without images.
-        declared: the metrics' units and directions.
+        result: scores and outcomes of the answers; None without answers.
+        texts: questions shown on the page, by id.
+        images: folder of their images; None for a page without images.
+        declared: units and directions of the metrics.
     """
     if result is None:
-        note = "This evaluation has no answers, or the right ones aren't known."
+        note = "This evaluation has no answers, or the correct ones aren't known."
         return ReportedSplit(metrics, declared, rows=[], note=note, extra={"curves": CURVES})
-    told = {*metrics_of(result.scores), *(f"baseline_{each}" for each in result.baselines)}
+    own = {*metrics_of(result.scores), *(f"baseline_{each}" for each in result.baselines)}
+    possible = possible_metrics(result.outcomes.questions)
     places = {question.id: place for place, question in enumerate(result.outcomes.questions)}
     return ReportedSplit(
-        metrics={name: value for name, value in metrics.items() if name not in told},
+        metrics={name: value for name, value in metrics.items() if name not in own},
         declared=declared,
-        rows=[_row(metric, result) for metric in METRICS.values()],
+        rows=[
+            _row(metric, result)
+            for metric in METRICS.values()
+            if metric.name in result.scores.metrics or metric.name in possible
+        ],
         note=_note(result),
         headline=headline(split, metrics),
         examples=[_example(result, places[each], texts.get(each, "")) for each in result.shown],
@@ -103,15 +112,15 @@ def reported(
 
 def _note(result: SplitResult) -> str:
     note = (
-        f"{result.scores.questions:,} questions about {result.scores.images:,} images. Intervals: "
-        "bootstrap over images."
+        f"{counted(result.scores.questions, 'question')} about "
+        f"{counted(result.scores.images, 'image')}. {INTERVALS}"
     )
     if result.baselines:
         note += (
             " Baselines give the most frequent answer of the training split, to the form of "
             "question or to all; upright strokes in the plots."
         )
-    return note
+    return " ".join([note, *notes(result.scores)])
 
 
 def _row(metric: Metric, result: SplitResult) -> MetricRow:

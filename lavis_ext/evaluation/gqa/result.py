@@ -1,8 +1,8 @@
-"""Answers of a split, question by question."""
+"""Answers to a split's questions, with outcomes and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 
 FINEST = 32
-"""Cells a side of a heat map that is kept."""
+"""Maximum cells per side of a stored heat map."""
 CAPTIONS_KEPT = 10
 HOTTEST = 255
 
 
 @dataclass(frozen=True)
 class Trace:
-    """How the pipeline got to an answer, small enough to be kept for thousands of questions.
+    """Intermediate results of an answer, small enough to keep for thousands of questions.
 
     Attributes:
-        raw, refined: heat maps, uint8 [h, w] row by row, 255 the hottest of each; at most
-            ``FINEST`` cells a side.
+        raw, refined: heat maps, uint8 [h, w], with a maximum of 255 and at most ``FINEST`` cells
+            per side.
         matching: probability that question and image belong together.
-        captions: the first of the captions.
-        captions_found: how many there are in all.
+        captions: first captions.
+        captions_found: total number of captions.
     """
 
     raw: npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ class Trace:
 
     @classmethod
     def of(cls, output: "PipelineOutput", row: int) -> "Trace":
-        """That of the question in ``row``."""
+        """Trace of the question in ``row``."""
         return cls(
             raw=_kept(output.heat[row].reshape(output.grid)),
             refined=_kept(output.refined[row]),
@@ -50,17 +50,27 @@ class Trace:
             captions_found=len(output.captions[row]),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """The trace as JSON values."""
+        return asdict(self) | {"raw": self.raw.tolist(), "refined": self.refined.tolist()}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Trace":
+        """Trace of the values that ``as_json`` returned."""
+        heat = {name: np.array(values[name], np.uint8) for name in ("raw", "refined")}
+        return cls(**{**values, **heat})
+
 
 @dataclass(frozen=True)
 class SplitResult:
-    """Answers to a split's questions, and what they are worth.
+    """Outcomes and scores of the answers to a split's questions.
 
     Attributes:
-        outcomes: the metrics' values of each question.
-        scores: the metrics.
-        baselines: the same of blind guesses, by name; see ``metrics.BASELINES``.
-        shown: ids of the questions that the report shows.
-        traces: how the pipeline got to the answers of those, by id; empty for other models.
+        outcomes: metric values per question.
+        scores: metrics.
+        baselines: scores of blind baselines by name; see ``metrics.BASELINES``.
+        shown: ids of the questions in the report.
+        traces: the pipeline's intermediate results for these, by id; empty for other models.
     """
 
     outcomes: Outcomes
@@ -71,7 +81,7 @@ class SplitResult:
 
 
 def _kept(heat: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """A heat map [h, w] in shares of its maximum, as means over at most ``FINEST`` cells a side."""
+    """Scale a heat map [h, w] to its maximum, averaged to at most ``FINEST`` cells per side."""
     height, width = (min(side, FINEST) for side in heat.shape)
     small = F.adaptive_avg_pool2d(heat.detach().float().cpu()[None], (height, width))[0]
     hottest = small.max()

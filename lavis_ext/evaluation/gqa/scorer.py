@@ -1,4 +1,4 @@
-"""GQA's metrics of one split, for a model that answers it again and again."""
+"""GQA's metrics of one split, for repeated evaluations."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
@@ -6,9 +6,9 @@ from functools import cached_property, partial
 import numpy as np
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa.question_table import QuestionTable
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
 from lavis_ext.datasets.gqa.scoring_files import ScoringFiles
+from lavis_ext.datasets.questions.table import QuestionTable
 from lavis_ext.evaluation.gqa.choices import AnswerChoices
 from lavis_ext.evaluation.gqa.files import read_choices
 from lavis_ext.evaluation.gqa.grounding import Attention, object_boxes
@@ -17,19 +17,19 @@ from lavis_ext.evaluation.gqa.outcomes import Outcomes, judge
 from lavis_ext.evaluation.gqa.questions import GqaQuestion, balanced_questions
 
 NEEDING_CHOICES = ("validity", "plausibility")
-UNREAD = "it reads more files, which is left for the end (task.full_metrics)"
+UNREAD = "it needs more files, which are read only at the end (task.full_metrics)"
 
 
 class GqaScorer:
-    """Scores answers to a table's questions. What it reads, it reads once and when it is needed.
+    """Scores answers to a table's questions; files are read once, on first use.
 
-    What a metric lacks is no error here: an evaluation may have taken hours. Such a metric is
-    among the outcomes' ``not_computed``.
+    Missing inputs of a metric aren't errors, since an evaluation may have taken hours. They are
+    listed in the outcomes' ``not_computed``.
 
     Args:
-        table: the questions that are answered. Those in the balanced subset that have an answer are
-            scored; the others serve consistency.
-        files: where choices and scene graphs would lie.
+        table: answered questions. Those in the balanced subset with an answer are scored; the
+            others are for consistency.
+        files: paths of choices and scene graphs, which may be missing.
     """
 
     def __init__(self, table: QuestionTable, files: ScoringFiles) -> None:
@@ -38,22 +38,22 @@ class GqaScorer:
 
     @cached_property
     def questions(self) -> list[GqaQuestion]:
-        """The questions that are scored; none where the answers aren't known.
+        """Scored questions; empty if the answers aren't known.
 
-        Raises UserError for a record of another form than GQA's.
+        Raises UserError for a record that isn't in GQA's format.
         """
         return balanced_questions(self.table)
 
     @property
     def entailed(self) -> dict[str, str]:
-        """Right answers by id to all that the questions entail; empty where some aren't known."""
+        """Correct answers to all entailed questions by id; empty if some are unknown."""
         return self._entailed[0] or {}
 
     @property
     def boxes(self) -> dict[str, Attention]:
-        """For grounding, boxes [K, 4] of the objects that each question names, by id.
+        """Boxes [K, 4] of the objects named in each question, by id, for grounding.
 
-        Empty where they aren't known; ``outcomes`` then says why.
+        Empty if unknown; ``outcomes`` then has the reason.
         """
         return self._boxes[0]
 
@@ -69,9 +69,9 @@ class GqaScorer:
 
         Args:
             predictions: the answers.
-            grounding: scores by id where the model has attention maps.
-            no_grounding: why it has none.
-            read_files: whether to compute what needs a file read anew each time, the choices.
+            grounding: scores by id if the model has attention maps.
+            no_grounding: reason for missing attention maps.
+            read_files: whether to compute metrics that read the choices file, which isn't cached.
         """
         answers, reasons = self._entailed
         if grounding is None:
@@ -96,16 +96,21 @@ class GqaScorer:
 
     @cached_property
     def _entailed(self) -> tuple[dict[str, str] | None, dict[str, str]]:
+        remedy = "answer all questions of the split (datasets.gqa_fusion.subset: all)"
+        store = self.table.store
+        if store is not None and len(self.table) < len(store):
+            remedy = (
+                f"they are a sample of {len(self.table):,} of the split's {len(store):,} "
+                "(run.small_*_size, or missing images); answer the whole split, with "
+                "datasets.gqa_fusion.subset: all"
+            )
         return entailed_answers(
-            self.table,
-            self.questions,
-            "the questions that were answered don't include",
-            "answer all questions of the split (datasets.gqa_fusion.subset: all)",
+            self.table, self.questions, "the questions that were answered don't include", remedy
         )
 
     @cached_property
     def _boxes(self) -> tuple[dict[str, Attention], str]:
-        """Boxes by question, or why there are none."""
+        """Boxes by question, or the reason for having none."""
         path = self._files.scene_graphs
         if all(question.objects is None for question in self.questions):
             return {}, "the questions have no annotations of the objects that they name"
@@ -122,7 +127,7 @@ class GqaScorer:
 def _boxes_of(
     questions: list[GqaQuestion], graphs: Mapping[str, SceneGraph]
 ) -> dict[str, Attention]:
-    """Raises KeyError for an image or an object that isn't in the scene graphs."""
+    """Boxes by question. Raises KeyError for images or objects missing from the scene graphs."""
     by_image = {image: object_boxes(graphs[image]) for image in {q.image_id for q in questions}}
     return {
         question.id: np.array(

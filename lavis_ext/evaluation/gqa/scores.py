@@ -1,4 +1,4 @@
-"""From the outcomes of single questions to metrics with intervals."""
+"""Average the outcomes of questions to metrics with bootstrap intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,38 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lavis_ext.evaluation.gqa.accuracy import BREAKDOWNS, Values, by_kind
-from lavis_ext.evaluation.gqa.bootstrap import (
+from lavis_ext.evaluation.bootstrap import (
     RESAMPLES,
+    Codes,
+    Score,
+    Values,
     image_codes,
+    interval_of,
     percentile_interval,
     resampled_images,
     sums_by_image,
 )
-from lavis_ext.evaluation.gqa.distribution import Codes
+from lavis_ext.evaluation.gqa.accuracy import BREAKDOWNS, by_kind
 from lavis_ext.evaluation.gqa.metrics import METRICS
 from lavis_ext.evaluation.gqa.outcomes import Outcomes
 
 OVERALL = "metrics"
 Name = tuple[str, str]
-"""``OVERALL`` and a metric, or a breakdown and a kind of question."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The value of a metric.
-
-    Attributes:
-        value: a share of 1, as a rule; ``grounding`` can exceed it, ``distribution`` is a
-            statistic from 0 on.
-        count: the questions that it is of.
-        low, high: its interval; None where none was asked for.
-    """
-
-    value: float
-    count: int
-    low: float | None = None
-    high: float | None = None
+"""(``OVERALL``, metric) or (breakdown, kind of question)."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +31,10 @@ class GqaScores:
     """All metrics of one set of predictions.
 
     Attributes:
-        questions, images: how many were scored.
-        metrics: by name, in the order of ``METRICS``.
-        breakdowns: accuracy by kind of question, for each of ``BREAKDOWNS`` that is known.
-        not_computed: the reason, for each metric that isn't there.
+        questions, images: numbers of scored questions and images.
+        metrics: metrics by name, in the order of ``METRICS``.
+        breakdowns: accuracy by kind of question, for each known one of ``BREAKDOWNS``.
+        not_computed: reason for each missing metric.
     """
 
     questions: int
@@ -60,10 +46,17 @@ class GqaScores:
 
 @dataclass(frozen=True)
 class Resampled:
-    """Scores, and ``samples``: their values [B] in each of B resamples."""
+    """Scores of B resamples.
+
+    Attributes:
+        scores: scores of the questions themselves, without intervals.
+        samples: their values [B] in each resample.
+        images: number of images that each of them applies to.
+    """
 
     scores: Mapping[Name, Score]
     samples: Mapping[Name, npt.NDArray[np.float64]]
+    images: Mapping[Name, int]
 
 
 def score(outcomes: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> GqaScores:
@@ -72,7 +65,11 @@ def score(outcomes: Outcomes, resamples: int = RESAMPLES, seed: int = 0) -> GqaS
     scores = dict(resampled.scores)
     if resamples:
         for name, each in scores.items():
-            low, high = percentile_interval(resampled.samples[name])
+            samples = resampled.samples[name]
+            if name in resampled.images:
+                low, high = interval_of(each.value, samples, resampled.images[name])
+            else:
+                low, high = percentile_interval(samples)
             scores[name] = Score(each.value, each.count, low, high)
     return GqaScores(
         questions=len(outcomes.questions),
@@ -105,16 +102,17 @@ def resample(outcomes: Outcomes, resamples: int, seed: int) -> Resampled:
     means = []
     statistics: list[float] = []
     for weights in resampled_images(len(sums), resamples, seed):
-        with np.errstate(invalid="ignore"):  # a kind that no image of the resample asks about
+        with np.errstate(invalid="ignore"):  # a kind of question missing from the resample
             means.append((weights @ sums) / (weights @ counts))
         if len(distribution):
             statistics += [distribution.chi_square(draw[images]) for draw in weights]
     if not means:
-        return Resampled(scores, {})
+        return Resampled(scores, {}, {})
     samples = dict(zip(by_image, np.concatenate(means).T, strict=True))
     if len(distribution):
         samples[OVERALL, "distribution"] = _centred(np.array(statistics), statistic)
-    return Resampled(scores, samples)
+    asked = {name: int(np.count_nonzero(count)) for name, (_, count) in by_image.items()}
+    return Resampled(scores, samples, asked)
 
 
 def _sums_by_image(outcomes: Outcomes, images: Codes) -> dict[Name, tuple[Values, Values]]:
@@ -128,9 +126,9 @@ def _sums_by_image(outcomes: Outcomes, images: Codes) -> dict[Name, tuple[Values
 
 
 def _centred(samples: npt.NDArray[np.float64], statistic: float) -> npt.NDArray[np.float64]:
-    """Resampled chi-squares about the statistic itself.
+    """Center resampled chi-squares at the statistic itself.
 
-    Every resample adds its own chance to the squares, so they are larger than the statistic on
-    average, by more than they are wide where the predictions are good.
+    Resampling noise adds to the squares, so they exceed the statistic on average, for good
+    predictions by more than their spread.
     """
     return (samples - np.nanmean(samples) + statistic).clip(min=0)

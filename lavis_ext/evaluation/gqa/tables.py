@@ -1,12 +1,10 @@
-"""Scores as a table for the terminal."""
+"""Tables of GQA's scores."""
 
-from collections.abc import Sequence
+from lavis_ext.common.tables import Table, facts, table
+from lavis_ext.evaluation.bootstrap import Score
+from lavis_ext.evaluation.gqa.metrics import METRICS, notes
+from lavis_ext.evaluation.gqa.scores import GqaScores
 
-from lavis_ext.common.errors import shortened
-from lavis_ext.evaluation.gqa.metrics import METRICS
-from lavis_ext.evaluation.gqa.scores import GqaScores, Score
-
-WIDEST = 100
 BREAKDOWN_TITLES = {
     "structural": "accuracy by structural type",
     "semantic": "accuracy by semantic type",
@@ -16,48 +14,31 @@ BREAKDOWN_TITLES = {
 }
 
 
-def scores_table(scores: GqaScores) -> str:
-    """All metrics: percentages with two decimals, but for the distribution's statistic."""
+def scores_tables(scores: GqaScores) -> list[Table | str]:
+    """Tables of all metrics; shares are percentages with two decimals."""
     with_intervals = any(each.low is not None for each in scores.metrics.values())
-    header = ("", "", "95 % interval" if with_intervals else "", "questions")
-    parts = [
+    header = ("metric", "", "95 % interval" if with_intervals else "", "questions")
+    parts: list[Table | str] = [
         f"{scores.questions:,} questions about {scores.images:,} images",
-        columns([header, *(_row(name, each) for name, each in scores.metrics.items())]),
+        table([_row(name, each) for name, each in scores.metrics.items()], header),
     ]
+    parts += notes(scores)
     for breakdown, kinds in scores.breakdowns.items():
         rows = [_row(kind, each) for kind, each in kinds.items()]
-        parts.append(f"{BREAKDOWN_TITLES[breakdown]}\n{columns(rows)}")
+        parts.append(table(rows, (BREAKDOWN_TITLES[breakdown], *header[1:])))
     if scores.not_computed:
-        reasons = [
-            f"  {name}: {scores.not_computed[name]}"
-            for name in METRICS
-            if name in scores.not_computed
-        ]
-        parts.append("\n".join(["not computed", *reasons]))
-    return "\n\n".join(parts)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as text, the first column to the left and all others to the right."""
-    rows = [[shortened(cell, WIDEST) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+        reasons = [(n, scores.not_computed[n]) for n in METRICS if n in scores.not_computed]
+        parts.append(facts(reasons, header=("not computed", "reason")))
+    return parts
 
 
 def shown(name: str, value: float) -> str:
-    """The value of a metric, or of accuracy of a kind of question, to two decimals."""
+    """Format a metric, or a kind of question's accuracy, with two decimals."""
     return f"{100 * value:.2f} %" if is_share(name) else f"{value:.2f}"
 
 
 def shown_difference(name: str, value: float) -> str:
-    """The difference of two values, in percentage points where they are shares."""
+    """Format a difference, of shares in percentage points."""
     return f"{100 * value:+.2f}" if is_share(name) else f"{value:+.2f}"
 
 

@@ -1,1 +1,1 @@
-"""The report: one HTML file that shows an evaluation, without a server or a network."""
+"""The report: a self-contained HTML file that shows an evaluation."""

@@ -1,4 +1,4 @@
-"""Which answers are taken for which."""
+"""Count confusions between answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ MOST_PAIRS = 15
 
 @dataclass(frozen=True)
 class Confusions:
-    """Right answers against predictions.
+    """Confusion matrix of the most confused answers.
 
     Attributes:
-        answers: K answers that are in the most mistakes, be it as the right or as the given one.
-        counts: [K][K], how often the answer of the row was right and that of the column given.
-        pairs: (right, given, how often), the most frequent mistakes, also with other answers.
+        answers: K answers with the most mistakes, as correct or predicted answer.
+        counts: [K][K], by correct (row) and predicted (column) answer.
+        pairs: most frequent mistakes as (correct, predicted, count), also of other answers.
     """
 
     answers: Sequence[str]
@@ -24,7 +24,7 @@ class Confusions:
 
 
 def confusions(right: Sequence[str], given: Sequence[str]) -> Confusions:
-    """Count mistakes among answers [N]; ties are in the order of the alphabet."""
+    """Count mistakes among answers [N]; ties are sorted alphabetically."""
     counted = Counter(zip(right, given, strict=True))
     mistakes = {pair: count for pair, count in counted.items() if pair[0] != pair[1]}
     involved: Counter[str] = Counter()

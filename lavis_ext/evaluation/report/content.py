@@ -1,6 +1,7 @@
-"""From reported splits to the content of the page: plain containers that JSON can hold."""
+"""Convert reported splits to the page's content as JSON-serializable containers."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +18,15 @@ from lavis_ext.evaluation.table import shown
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A row of the table of metrics.
+    """A row of the metrics table.
 
     Attributes:
         metric: name, unit and direction.
         value: None for a metric that wasn't computed.
-        count: examples behind it.
+        count: number of examples.
         low, high: its 95 % interval.
         baselines: the metric's values for baselines, by name.
-        reason: why it wasn't computed.
+        reason: reason why it wasn't computed.
     """
 
     metric: Metric
@@ -39,27 +40,26 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ReportedSplit:
-    """A split in the report.
+    """A split's part of the report.
 
-    An example is a mapping with ``id`` and, as far as they are known, ``image`` (its id),
-    ``question`` (the heading), ``prediction``, ``answer`` (the right one), the keys of
-    ``extra["filters"]``, heat maps ``raw`` and ``refined`` (``width``,
-    ``height`` and ``cells``, base64 of their bytes row by row), ``matching`` (0 to 1),
-    ``captions`` and ``captionsFound``.
+    An example is a mapping with ``id`` and, if known, ``image`` (its id), ``question`` (the
+    heading), ``prediction``, ``answer`` (the correct one), the keys of ``extra["filters"]``, heat
+    maps ``raw`` and ``refined`` (``width``, ``height`` and ``cells``, base64 of row-major bytes),
+    ``matching`` (0 to 1), ``captions`` and ``captionsFound``.
 
     Attributes:
         metrics: values by name.
-        declared: their units and directions; a metric without has none.
-        rows: the table of metrics; by default a row for each metric that is a share.
-        note: a text below the table.
-        headline: a sentence at the top.
-        examples: the examples that are shown.
-        images: where their images are; None for a page without images.
-        extra: further parts, all optional: ``noun`` for an example (``question``); ``count`` of the
-            examples that were evaluated; ``baselines``, labels by name, the first of which is drawn
-            in the plots; ``breakdowns``, a list of :func:`breakdown`; ``confusions``; ``filters``,
-            labels by key of the examples; ``heatNote``, the meaning of the heat maps; ``curves``,
-            by metric the labels of other logged metrics that are drawn in its chart.
+        declared: units and directions of the metrics.
+        rows: metrics table; by default a row per metric that is a share.
+        note: text below the table.
+        headline: sentence at the top.
+        examples: shown examples.
+        images: folder of their images; None for a page without images.
+        extra: additional parts, all optional: ``noun`` for an example (``question``); ``count`` of
+            evaluated examples; ``baselines``, labels by name, of which the first is drawn in the
+            plots; ``breakdowns``, a list of :func:`breakdown`; ``confusions``; ``filters``, labels
+            by key of the examples; ``heatNote``, the meaning of the heat maps; ``curves``, by
+            metric the labels of other logged metrics that are drawn in its chart.
     """
 
     metrics: Mapping[str, float]
@@ -79,14 +79,14 @@ def report_content(
     log: Path | None = None,
     metric: str = "",
 ) -> dict[str, Any]:
-    """The content of the page.
+    """Content of the page.
 
     Args:
-        title: what was evaluated.
-        facts: further facts about it, by label.
+        title: name of the evaluated run or predictions.
+        facts: additional facts by label.
         splits: results by split.
         log: ``log.jsonl`` of the training run, if there is one.
-        metric: the metric that selects the best weights; its curve comes right after the loss.
+        metric: metric that selects the best weights; its curve follows the loss.
     """
     declared: dict[str, Metric] = {}
     overlays: dict[str, Mapping[str, str]] = {}
@@ -101,28 +101,28 @@ def report_content(
         "splits": [_split(name, split) for name, split in splits.items()],
         "images": _images(splits.values()),
         "curves": curves,
-        "heatColours": _heat_colours() if heated else [],
+        "heatColors": _heat_colors() if heated else [],
     }
 
 
 def breakdown(
     name: str, title: str, rows: Iterable[MetricRow], *, numbers: bool = False, more: bool = False
 ) -> dict[str, Any]:
-    """Accuracy by kind of example.
+    """Accuracy by kind of example, as page content.
 
     Args:
-        name: the breakdown's name.
-        title: its heading.
-        rows: a share for each kind.
-        numbers: kinds are numbers, drawn along an axis.
-        more: a long list, folded away.
+        name: name of the breakdown.
+        title: heading.
+        rows: a share per kind.
+        numbers: whether kinds are numbers, drawn along an axis.
+        more: whether it is a long list, collapsed by default.
     """
     rendered = [_row(row) for row in rows]
     return {"name": name, "title": title, "rows": rendered, "numbers": numbers, "more": more}
 
 
 def finite(value: float | None) -> float | None:
-    """JSON has no NaN: an interval has one where no resample has such an example."""
+    """Replace NaN by None for JSON; an interval is NaN if no resample has such an example."""
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -134,7 +134,7 @@ def _split(name: str, split: ReportedSplit) -> dict[str, Any]:
             for key, value in split.metrics.items()
             if key in split.declared and split.declared[key].unit == "share"
         ]
-    told = {row.metric.name for row in rows}
+    in_rows = {row.metric.name for row in rows}
     extra = {key: value for key, value in split.extra.items() if key != "curves"}
     return {
         "noun": "example",
@@ -149,9 +149,9 @@ def _split(name: str, split: ReportedSplit) -> dict[str, Any]:
         "others": [
             [key, shown(split.declared.get(key), value)]
             for key, value in split.metrics.items()
-            if key not in told
+            if key not in in_rows
         ],
-        "examples": [dict(example) for example in split.examples],
+        "examples": [dict(example) for example in _pictures_first(split.examples)],
     }
 
 
@@ -163,14 +163,35 @@ def _row(row: MetricRow) -> dict[str, Any]:
     }
     if row.value is None:
         return {**metric, "reason": row.reason}
+    low, high = finite(row.low), finite(row.high)
     return {
         **metric,
         "value": finite(row.value),
         "count": row.count,
-        "low": finite(row.low),
-        "high": finite(row.high),
+        "low": low,
+        "high": high,
         "baselines": {name: finite(value) for name, value in row.baselines.items()},
+        # As in headlines and tables: JavaScript rounds halves otherwise.
+        "shown": {
+            "value": shown(row.metric, row.value),
+            "interval": f"{shown(row.metric, low)} to {shown(row.metric, high)}"
+            if low is not None
+            else "",
+            "baselines": {name: shown(row.metric, each) for name, each in row.baselines.items()},
+        },
     }
+
+
+def _pictures_first(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first example of each picture, then the second of each, and so on."""
+    earlier: Counter[Any] = Counter()
+    turns = []
+    for example in examples:
+        picture = example.get("image", example["id"])
+        turns.append(earlier[picture])
+        earlier[picture] += 1
+    order = sorted(range(len(examples)), key=turns.__getitem__)
+    return [examples[place] for place in order]
 
 
 def _images(splits: Iterable[ReportedSplit]) -> dict[str, str]:
@@ -187,13 +208,13 @@ def _images(splits: Iterable[ReportedSplit]) -> dict[str, str]:
     return found
 
 
-def _heat_colours() -> list[list[int]]:
-    """Colours from no heat to the hottest, those of the pictures of single answers."""
-    # Drawing is imported here because matplotlib takes a second.
+def _heat_colors() -> list[list[int]]:
+    """Colors from no heat to the maximum, as in the pictures of single answers."""
+    # Imported here because matplotlib takes a second.
     from matplotlib import colormaps
 
-    from lavis_ext.evaluation.picture import HEAT_COLOURS
+    from lavis_ext.evaluation.picture import HEAT_COLORS
 
-    colours = colormaps[HEAT_COLOURS](np.linspace(0, 1, 256), bytes=True)
-    listed: list[list[int]] = np.asarray(colours)[:, :3].tolist()
+    colors = colormaps[HEAT_COLORS](np.linspace(0, 1, 256), bytes=True)
+    listed: list[list[int]] = np.asarray(colors)[:, :3].tolist()
     return listed

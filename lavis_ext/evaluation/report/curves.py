@@ -1,27 +1,27 @@
-"""Curves of a training run, from the lines of its log."""
+"""Curves of a training run from its log."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.files import parse_json
-from lavis_ext.common.metrics import Metric
+from lavis_ext.common.metrics import LOSS, Metric
 
 MOST_POINTS = 400
 MOST_CHARTS = 8
 TRAINING = "train"
-SKIPPED = "skipped"
-"""Lines on steps that weren't finite; they have no metrics."""
+WITHOUT_METRICS = ("skipped", "left_out")
+"""Kinds of lines about non-finite steps and unreadable images."""
 DECLARED = "declared"
-"""The line that has name, unit and direction of each metric, ``[[name, unit, better], ...]``."""
-LOSS = "loss"
+"""Kind of the line with each metric's name, unit and direction, ``[[name, unit, better], ...]``."""
 LEARNING_RATE = "lr"
 PACE = {
     *("time", "kind", "step", "epoch", "skipped_steps", "waiting_for_data"),
     *("examples_per_second", "questions_per_second"),
 }
-"""What training lines hold beside metrics."""
+"""Keys of training lines that aren't metrics."""
 
 
 def read_curves(
@@ -31,17 +31,16 @@ def read_curves(
     metric: str = "",
     overlays: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Charts of the metrics that ``log.jsonl`` has of training; empty without such a log.
+    """Charts of a training log's metrics; empty without a log.
 
-    A step that was logged twice, as by a run that was resumed, counts as logged last. Incomplete
-    lines are left out: a run that was killed may leave one.
+    For a step that was logged twice, as in resumed runs, the last line counts. Incomplete lines, as
+    of killed runs, are left out.
 
     Args:
-        log: the log. It draws the metrics that it declares; all of one that declares none.
+        log: path of ``log.jsonl``. Its declared metrics are drawn, or all if it declares none.
         declared: units of metrics that the log doesn't declare.
-        metric: the metric that comes right after the loss.
-        overlays: by metric, the labels of other logged metrics of evaluations that are drawn in its
-            chart.
+        metric: metric whose chart follows the loss.
+        overlays: by metric, labels of other evaluation metrics drawn in its chart.
 
     Returns:
         For each metric ``name`` and ``unit``, ``series`` by label (``train``, a split or one of
@@ -50,19 +49,25 @@ def read_curves(
     """
     by_kind: dict[str, dict[int, dict[str, Any]]] = {}
     own: dict[str, Metric] = {}
+    lines: Counter[str] = Counter()
     for entry in _entries(log):
+        lines[entry["kind"]] += 1
         if entry["kind"] == DECLARED:
             own = _declared(entry)
         else:
             by_kind.setdefault(entry["kind"], {})[entry["step"]] = entry
-    by_kind.pop(SKIPPED, None)
+    for kind in WITHOUT_METRICS:
+        by_kind.pop(kind, None)
     training = by_kind.pop(TRAINING, None)
     if not training:
         return []
     known = {**(declared or {}), **own}
-    # A split that was evaluated once, at the end, has no curve.
-    validated = {kind: steps for kind, steps in by_kind.items() if len(steps) > 1}
+    # A split that was only evaluated at the end has no curve, unless there is no other.
+    several = {kind: steps for kind, steps in by_kind.items() if lines[kind] > 1}
+    validated = several or by_kind
     logged = dict.fromkeys(name for entry in training.values() for name in entry)
+    if any(metric in entry for steps in validated.values() for entry in steps.values()):
+        logged[metric] = None  # it may be computed in validations alone
     names = [name for name in logged if name in (*own, LEARNING_RATE) or not (own or name in PACE)]
     charts = []
     for name in sorted(names, key=lambda each: _rank(each, metric))[:MOST_CHARTS]:
@@ -85,6 +90,15 @@ def read_curves(
                 }
             )
     return charts
+
+
+def declared_metrics(log: Path) -> dict[str, Metric]:
+    """Metrics that a training log declares, by name; empty without a log."""
+    own: dict[str, Metric] = {}
+    for entry in _entries(log):
+        if entry["kind"] == DECLARED:
+            own = _declared(entry)
+    return own
 
 
 def _declared(entry: Mapping[str, Any]) -> dict[str, Metric]:
@@ -116,7 +130,7 @@ def _entries(log: Path) -> list[dict[str, Any]]:
 
 
 def _rank(name: str, metric: str) -> tuple[int, str]:
-    """Total loss and selecting metric first; an objective's finer metrics after the rest."""
+    """Sort key: total loss and selecting metric first, objectives' detailed metrics last."""
     first = (LOSS, metric)
     if name in first:
         return first.index(name), name

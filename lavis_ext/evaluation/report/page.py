@@ -1,4 +1,4 @@
-"""The page: template, style, program and content in one file."""
+"""Assemble the report page: template, style, script and content in one file."""
 
 import base64
 import hashlib
@@ -15,33 +15,40 @@ PARTS = files("lavis_ext.evaluation.report")
 
 
 def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write ``report_content`` as one HTML file. Raises OSError where that can't be done."""
+    """Write ``report_content`` as one HTML file. Raises OSError if it can't be written."""
     with written_aside(path) as aside:
         aside.write_text(page(content), encoding="utf-8")
 
 
 def page(content: dict[str, Any]) -> str:
-    """The page's HTML. What comes from data stands in it as JSON alone, or escaped.
+    """HTML of the page. Data is included only as JSON or escaped."""
+    return assembled(
+        content, part("template.html"), style=part("report.css"), program=part("report.js")
+    )
 
-    Its content security policy lets the browser run this program and nothing else, and fetch
-    nothing at all.
+
+def assembled(content: dict[str, Any], template: str, *, style: str, program: str) -> str:
+    """HTML of a page with ``content["title"]``; ``program`` follows that of ``plots.js``.
+
+    The content security policy only allows this page's script, and no requests.
     """
-    program = _part("report.js")
+    program = part("plots.js") + program
     digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
-    return Template(_part("template.html")).substitute(
+    return Template(template).substitute(
         title=html.escape(content["title"]),
-        style=_part("report.css"),
+        style=style,
         program=program,
         program_digest=digest,
         content=_json(content),
     )
 
 
+def part(name: str) -> str:
+    """Text of a file of the report."""
+    return PARTS.joinpath(name).read_text(encoding="utf-8")
+
+
 def _json(content: Any) -> str:
-    """JSON that can't end the element it stands in, whatever the texts in it are."""
+    """JSON, escaped so that it can't close its HTML element."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _part(name: str) -> str:
-    return PARTS.joinpath(name).read_text(encoding="utf-8")

@@ -1,112 +1,16 @@
-"use strict";
+// Follows plots.js in the same script.
 
-// Everything that comes from data is set as text or as an attribute, never parsed as HTML.
-
-const content = JSON.parse(document.getElementById("content").textContent);
 const AT_ONCE = 48;
-const SVG = "http://www.w3.org/2000/svg";
 
-const byId = (id) => document.getElementById(id);
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) {
-      node.setAttribute(name, value === true ? "" : value);
-    }
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
-const element = (tag, attributes = {}, ...children) =>
-  fill(document.createElement(tag), attributes, children);
-const drawn = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS(SVG, tag), attributes, children);
-
-const grouped = (count) => count.toLocaleString("en-US");
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const isNumber = (value) => value !== null && value !== undefined;
-function valueOf(row, value) {
-  if (!isNumber(value)) return "";
-  if (row.unit === "share") return percent(value);
-  if (row.unit === "percent") return `${value.toFixed(1)} %`;
-  return `${value.toFixed(2)} ${row.unit}`.trim();
-}
-const capitalized = (words) => words.charAt(0).toUpperCase() + words.slice(1);
 const examplesNoun = () => `${split.noun}s`;
 // The first baseline is the one that plots show.
 const mainBaseline = () => Object.keys(split.baselines)[0];
 const baselineOf = (row) => row.baselines[mainBaseline()];
 
-// ---------------------------------------------------------------------------------------------
-// Plots. They are drawn anew at the width that they have, so that letters keep their size.
-
-const plots = new Map();
-const resized = new ResizeObserver((entries) => {
-  for (const { target, contentRect } of entries) {
-    const plot = plots.get(target);
-    const width = Math.floor(contentRect.width);
-    if (plot && width > 0 && plot.width !== width) {
-      plot.width = width;
-      target.replaceChildren(plot.draw(width));
-    }
-  }
-});
-
-function plot(draw) {
-  const box = element("div");
-  plots.set(box, { draw, width: 0 });
-  resized.observe(box);
-  return box;
-}
-
-function forgetPlots(container) {
-  for (const box of [...plots.keys()].filter((each) => container.contains(each))) {
-    resized.unobserve(box);
-    plots.delete(box);
-  }
-}
-
-function ticks(low, high, count) {
-  const raw = (high - low) / Math.max(count, 1);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw * 0.999);
-  const found = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) {
-    found.push(k * step);
-  }
-  return found;
-}
-
-function compact(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size < 0.001 || size >= 1e6) return value.toExponential(0).replace("e+", "e");
-  if (size >= 1e4) return `${+(value / 1000).toPrecision(3)}k`;
-  return String(+value.toPrecision(3));
-}
-
-const text = (x, y, words, attributes = {}) => drawn("text", { x, y, ...attributes }, words);
-const line = (x1, y1, x2, y2, kind) => drawn("line", { x1, y1, x2, y2, class: kind });
-const described = (words) => drawn("title", {}, words);
-
-function measured(rows) {
-  const context = measured.context ??= document.createElement("canvas").getContext("2d");
-  context.font = '12px system-ui, "Noto Sans", "Liberation Sans", sans-serif';
-  return Math.max(...rows.map((row) => context.measureText(row).width));
-}
-
-function shortened(words, room) {
-  if (measured([words]) <= room) return words;
-  let kept = words;
-  while (kept && measured([`${kept}…`]) > room) kept = kept.slice(0, -1);
-  return `${kept}…`;
-}
-
 function summary(row) {
-  const interval = row.low === null ? "" : `, 95 % interval ${percent(row.low)} to ${percent(row.high)}`;
-  const blind = isNumber(baselineOf(row)) ? `; baseline ${split.baselines[mainBaseline()]} ${percent(baselineOf(row))}` : "";
-  return `${row.name}: ${percent(row.value)}${interval}, ${grouped(row.count)} ${examplesNoun()}${blind}`;
+  const interval = row.shown.interval && `, 95 % interval ${row.shown.interval}`;
+  const blind = isNumber(baselineOf(row)) ? `; baseline ${split.baselines[mainBaseline()]} ${row.shown.baselines[mainBaseline()]}` : "";
+  return `${row.name}: ${row.shown.value}${interval}, ${grouped(row.count)} ${examplesNoun()}${blind}`;
 }
 
 function dotPlot(rows, label) {
@@ -140,7 +44,7 @@ function dotPlot(rows, label) {
       }
       group.append(
         drawn("circle", { cx: x(row.value), cy: y, r: 4.5, class: "mark" }),
-        text(width - side, y + 4, percent(row.value), { "text-anchor": "end" }),
+        text(width - side, y + 4, row.shown.value, { "text-anchor": "end" }),
         text(width, y + 4, grouped(row.count), { "text-anchor": "end", class: "faint" }),
       );
       svg.append(group);
@@ -148,28 +52,6 @@ function dotPlot(rows, label) {
     return svg;
   };
 }
-
-function frame(width, height, [low, high], [bottomValue, topValue], unit, axis) {
-  const span = topValue - bottomValue;
-  const marks = ticks(bottomValue, topValue, 4);
-  const words = marks.map((value) => (unit === "%" ? String(+(100 * value).toFixed(6)) : compact(value)));
-  const left = Math.ceil(measured(words)) + 12;
-  const [right, top, bottom] = [width - 10, 10, height - 40];
-  const x = (value) => left + ((right - left) * (value - low)) / (high - low || 1);
-  const y = (value) => bottom - ((bottom - top) * (value - bottomValue)) / (span || 1);
-  const svg = drawn("svg", { width, height, role: "img" });
-  marks.forEach((value, place) => {
-    svg.append(
-      line(left, y(value), right, y(value), "grid"),
-      text(left - 8, y(value) + 4, words[place], { "text-anchor": "end", class: "faint" }),
-    );
-  });
-  svg.append(line(left, bottom, right, bottom, "axis"));
-  svg.append(text((left + right) / 2, height - 4, axis, { "text-anchor": "middle", class: "faint" }));
-  return { svg, x, y, left, right, top, bottom };
-}
-
-const path = (points) => points.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`).join("");
 
 function lengthPlot(rows, title) {
   return (width) => {
@@ -195,7 +77,7 @@ function lengthPlot(rows, title) {
   };
 }
 
-const colourOf = (chart, name) => name === "train" ? 1 : chart.overlaid.includes(name) ? 3 : 2;
+const colorOf = (chart, name) => name === "train" ? 1 : chart.overlaid.includes(name) ? 3 : 2;
 
 function curvePlot(chart) {
   const share = chart.unit === "share";
@@ -214,13 +96,13 @@ function curvePlot(chart) {
       svg.append(text(x(step), bottom + 16, compact(step), { "text-anchor": "middle", class: "faint" }));
     }
     series.forEach(([name, each]) => {
-      const colour = colourOf(chart, name);
+      const color = colorOf(chart, name);
       const placed = each.map(([step, value]) => [x(step), y(value)]);
-      svg.append(drawn("path", { class: `line s${colour}`, d: path(placed) }));
+      svg.append(drawn("path", { class: `line s${color}`, d: path(placed) }));
       if (name === "train" && each.length > 1) return;
-      if (colour === 3 && each.length > 1) return;
+      if (color === 3 && each.length > 1) return;
       each.forEach(([step, value], place) => {
-        svg.append(drawn("circle", { cx: placed[place][0], cy: placed[place][1], r: 3.5, class: `f${colour}` },
+        svg.append(drawn("circle", { cx: placed[place][0], cy: placed[place][1], r: 3.5, class: `f${color}` },
           described(`${name}, step ${step}: ${share ? percent(value) : compact(value)}`)));
       });
     });
@@ -230,9 +112,9 @@ function curvePlot(chart) {
 
 function keyOf(chart) {
   return element("p", { class: "key" }, ...Object.keys(chart.series).map((name) => {
-    const colour = colourOf(chart, name);
-    const sample = drawn("svg", { width: 22, height: 10, "aria-hidden": "true" }, line(0, 5, 22, 5, `line s${colour}`));
-    if (colour === 2) sample.append(drawn("circle", { cx: 11, cy: 5, r: 3.5, class: "f2" }));
+    const color = colorOf(chart, name);
+    const sample = drawn("svg", { width: 22, height: 10, "aria-hidden": "true" }, line(0, 5, 22, 5, `line s${color}`));
+    if (color === 2) sample.append(drawn("circle", { cx: 11, cy: 5, r: 3.5, class: "f2" }));
     return element("span", {}, sample, name);
   }));
 }
@@ -253,7 +135,10 @@ function rangePlot(row) {
     for (const share of [0, 0.5, 1]) svg.append(line(x(share), 11, x(share), 19, "grid"));
     if (row.low !== null) svg.append(line(x(row.low), 15, x(row.high), 15, "interval"));
     for (const value of Object.values(row.baselines)) svg.append(line(x(value), 8, x(value), 22, "baseline"));
-    svg.append(drawn("circle", { cx: x(row.value), cy: 15, r: 4.5, class: "mark" }));
+    // Beyond the scale, an arrow at its end.
+    svg.append(row.value > 1
+      ? drawn("path", { d: `M${right - 6},9L${right + 6},15L${right - 6},21Z`, class: "mark" })
+      : drawn("circle", { cx: x(row.value), cy: 15, r: 4.5, class: "mark" }));
     return svg;
   };
 }
@@ -280,11 +165,10 @@ function showMetrics(split) {
       return element("tr", {}, name, element("td", {}, "–"),
         element("td", { class: "reason", colspan: heads.length - 2 }, `not computed: ${row.reason}`));
     }
-    const interval = row.low === null ? "" : `${valueOf(row, row.low)} to ${valueOf(row, row.high)}`;
-    const cells = [...(counted ? [interval] : []), ...baselines.map(([key]) => valueOf(row, row.baselines[key])),
+    const cells = [...(counted ? [row.shown.interval] : []), ...baselines.map(([key]) => row.shown.baselines[key] ?? ""),
       ...(counted ? [isNumber(row.count) ? grouped(row.count) : ""] : [])];
     return element("tr", {}, name,
-      element("td", { class: "value" }, valueOf(row, row.value)),
+      element("td", { class: "value" }, row.shown.value),
       ...cells.map((cell, place) => element("td", { "data-label": heads[place + 2] }, ...(cell ? [cell] : []))),
       element("td", { class: "range" }, row.unit === "share" ? plot(rangePlot(row)) : null));
   });
@@ -292,8 +176,6 @@ function showMetrics(split) {
     element("th", { scope: "col", class: place === heads.length - 1 ? "range" : null }, each)));
   table.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
 }
-
-const titleUnit = (unit) => unit === "share" || unit === "percent" ? ", %" : unit ? `, ${unit}` : "";
 
 function showCurves() {
   byId("curves").hidden = content.curves.length === 0;
@@ -328,17 +210,26 @@ function showKinds(split) {
   byId("detailed-chart").replaceChildren(plot(dotPlot(rows, `Accuracy by ${detailed.title.toLowerCase()}`)));
 }
 
+// A matrix that is wider than a phone fades out where it goes on.
+function showMore() {
+  const { scrollWidth, clientWidth, scrollLeft } = byId("matrix");
+  byId("matrix").classList.toggle("more", scrollWidth - clientWidth - scrollLeft > 2);
+}
+
 function showConfusions(split) {
   const found = split.confusions;
   byId("confusions").hidden = !found || found.pairs.length === 0;
   if (!found || found.pairs.length === 0) return;
+  // A training that goes on has no examples yet.
+  const disabled = split.examples.length === 0;
+  byId("pointer").hidden = disabled;
   const most = Math.max(1, ...found.counts.flatMap((row, i) => row.filter((_, j) => i !== j)));
   const cell = (i, j) => {
     const count = found.counts[i][j];
     const [answer, prediction] = [found.answers[i], found.answers[j]];
     if (count === 0) return element("td", { class: i === j ? "diagonal" : null }, element("span", {}, "·"));
     const button = element("button", {
-      type: "button", onclick: () => showPair(answer, prediction),
+      type: "button", disabled, onclick: () => showPair(answer, prediction),
       "aria-label": `right: ${answer}, given: ${prediction}, ${count}`,
     }, grouped(count));
     if (i === j) button.style.background = "none";
@@ -350,9 +241,10 @@ function showConfusions(split) {
   const rows = found.answers.map((answer, i) =>
     element("tr", {}, element("th", { scope: "row" }, answer), ...found.answers.map((_, j) => cell(i, j))));
   byId("matrix").replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  showMore();
   const pairs = found.pairs.map(([answer, prediction, count]) => element("tr", {},
     element("td", {}, answer), element("td", {}, prediction),
-    element("td", {}, element("button", { type: "button", onclick: () => showPair(answer, prediction), "aria-label": `right: ${answer}, given: ${prediction}, ${count}` }, grouped(count)))));
+    element("td", {}, element("button", { type: "button", disabled, onclick: () => showPair(answer, prediction), "aria-label": `right: ${answer}, given: ${prediction}, ${count}` }, grouped(count)))));
   const titles = element("tr", {}, ...["Right", "Given", capitalized(examplesNoun())].map((each) => element("th", { scope: "col" }, each)));
   byId("pairs").replaceChildren(element("table", {}, element("thead", {}, titles), element("tbody", {}, ...pairs)));
 }
@@ -378,8 +270,8 @@ function heatCanvas(heat, label) {
   const cells = atob(heat.cells);
   for (let place = 0; place < cells.length; place += 1) {
     const share = cells.charCodeAt(place);
-    const [red, green, blue] = content.heatColours[share];
-    // What isn't heated stays visible; what is shows its colour.
+    const [red, green, blue] = content.heatColors[share];
+    // What isn't heated stays visible; what is shows its color.
     pixels.data.set([red, green, blue, 110 + Math.round(share * 0.45)], 4 * place);
   }
   context.putImageData(pixels, 0, 0);
@@ -494,7 +386,7 @@ function showExamples() {
   if (heated) {
     const ramp = element("canvas", { class: "ramp", width: 256, height: 1, "aria-hidden": "true" });
     const context = ramp.getContext("2d");
-    content.heatColours.forEach((colour, place) => { context.fillStyle = `rgb(${colour})`; context.fillRect(place, 0, 1, 1); });
+    content.heatColors.forEach((color, place) => { context.fillStyle = `rgb(${color})`; context.fillRect(place, 0, 1, 1); });
     byId("heat-key").replaceChildren(element("span", {}, "no heat", ramp, "hottest in its map"),
       element("span", {}, split.heatNote ?? ""));
   }
@@ -531,6 +423,8 @@ byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("filters").addEventListener("reset", () => { pair = null; setTimeout(filter); });
 byId("pair").addEventListener("click", () => { pair = null; filter(); byId("search").focus({ preventScroll: true }); });
 byId("more").addEventListener("click", makeMore);
+byId("matrix").addEventListener("scroll", showMore);
+new ResizeObserver(showMore).observe(byId("matrix"));
 new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) makeMore(); }, { rootMargin: "600px" })
   .observe(byId("more"));
 byId("previous").addEventListener("click", () => enlargeAt(enlarged - 1));

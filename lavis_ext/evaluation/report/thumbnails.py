@@ -1,4 +1,4 @@
-"""Small copies of images inside the page, no larger in all than a given size."""
+"""Thumbnails embedded in the page, within a total size."""
 
 import base64
 import io
@@ -10,19 +10,18 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.pictures import ImageFolder
 
 SIDES = (320, 256, 192, 128, 96, 64)
-"""Longer side in pixels; the largest is taken that leaves room for the other images."""
+"""Candidates for the longer side in pixels; the largest that fits the limit is used."""
 QUALITY = 70
 BYTES = 12 * 2**20
-"""What all thumbnails may take in the page."""
+"""Maximum bytes of all thumbnails in the page."""
 
 
 def thumbnails(
     images: ImageFolder, image_ids: Collection[str], limit: int = BYTES
 ) -> dict[str, str]:
-    """WebP thumbnails as data URIs by image id, within ``limit`` bytes as a whole.
+    """WebP thumbnails as data URIs by image id, within ``limit`` bytes in total.
 
-    An image that can't be read is left out: the report comes after all the work and doesn't fail
-    for it.
+    Unreadable images are left out: the report is written last, and shouldn't fail because of them.
     """
     found = {}
     for place, name in enumerate(image_ids):
@@ -31,14 +30,15 @@ def thumbnails(
             image = images.read(name)
         except UserError:
             continue
-        uri = next((u for side in SIDES if len(u := _data_uri(image, side)) <= share), None)
+        uri = next((u for side in SIDES if len(u := data_uri(image, side)) <= share), None)
         if uri is not None:
             found[name] = uri
             limit -= len(uri)
     return found
 
 
-def _data_uri(image: Image.Image, side: int) -> str:
+def data_uri(image: Image.Image, side: int) -> str:
+    """A WebP thumbnail of at most ``side`` pixels as data URI."""
     small = image.copy()
     small.thumbnail((side, side))
     buffer = io.BytesIO()
