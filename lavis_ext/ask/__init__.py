@@ -1,0 +1,1 @@
+"""Questions about pictures: the command ``python -m lavis_ext.ask``, and its pipeline in Python."""

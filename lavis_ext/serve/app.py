@@ -1,0 +1,203 @@
+"""The page's web application: one form, one picture at a time through the model.
+
+Nothing of an upload is kept, and the page has no program.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from lavis_ext.ask.pipeline import Pipeline
+from lavis_ext.common.errors import UserError
+from lavis_ext.datasets.pictures import decode_image
+from lavis_ext.evaluation.answer_page import POLICY, page_html, picture_html
+from lavis_ext.serve.form import TITLE, error_html, form_html
+
+HEADERS = {
+    "Content-Security-Policy": f"{POLICY}; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of uploads and of work.
+
+    Attributes:
+        bytes: size of a request.
+        pixels: of a picture, checked before it is decoded.
+        questions: about a picture.
+        letters: of all questions together.
+        seconds: for an upload, and for its answers.
+        at_once: requests that are uploaded, wait or are answered.
+    """
+
+    bytes: int = 20 * 2**20
+    pixels: int = 50_000_000
+    questions: int = 10
+    letters: int = 2000
+    seconds: float = 120.0
+    at_once: int = 4
+
+
+def application(
+    pipeline: Pipeline, limits: Limits | None = None, hosts: tuple[str, ...] = ("127.0.0.1",)
+) -> Starlette:
+    """The web application.
+
+    Args:
+        pipeline: answers the questions, in one thread.
+        limits: see :class:`Limits`.
+        hosts: names under which it may be called; a page of another site could otherwise reach it
+            by a name of its own.
+    """
+    page = _Page(pipeline, limits or Limits())
+    return Starlette(
+        routes=[Route("/", page.show, methods=["GET"]), Route("/", page.answer, methods=["POST"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])],
+        exception_handlers={HTTPException: page.refuse},
+    )
+
+
+class _Page:
+    """The form, and what becomes of it."""
+
+    def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
+        self._pipeline, self._limits = pipeline, limits
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="answering")
+        self._busy = 0
+
+    async def show(self, request: Request) -> Response:
+        return _response(form_html(self._limits))
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """The form with a sentence on what was wrong."""
+        assert isinstance(error, HTTPException)
+        content = error_html(error.detail) + form_html(self._limits)
+        return _response(content, status=error.status_code, headers=error.headers)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer the questions about the uploaded picture."""
+        most = self._limits.at_once
+        if self._busy >= most:
+            # Before the upload is read, so that waiting ones take no memory.
+            raise HTTPException(
+                429,
+                f"Others are being answered; at most {most} are at once. Try again in a moment.",
+                {"Retry-After": "10", "Connection": "close"},
+            )
+        self._busy += 1
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                name, content, questions = await self._read(request)
+            job = self._worker.submit(self._answered, name, content, questions)
+        except TimeoutError:
+            self._busy -= 1
+            raise HTTPException(
+                408, f"The upload took longer than {self._limits.seconds:g} seconds."
+            ) from None
+        except ClientDisconnect:
+            self._busy -= 1
+            return Response(status_code=400)  # to nobody
+        except BaseException:
+            self._busy -= 1
+            raise
+        # Counted until its end, also if nobody waits for it any more.
+        self._count_until_done(job)
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                content_html = await asyncio.wrap_future(job)
+        except TimeoutError:
+            raise HTTPException(
+                503,
+                f"The answer took longer than {self._limits.seconds:g} seconds. Ask fewer "
+                "questions, or try again when the machine has less to do.",
+            ) from None
+        except UserError as error:
+            raise HTTPException(422, str(error)) from None
+        return _response(content_html + form_html(self._limits, "\n".join(questions)))
+
+    def _count_until_done(self, job: Future[str]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[str]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and the application with it
+                loop.call_soon_threadsafe(self._finished)
+
+        job.add_done_callback(done)
+
+    def _finished(self) -> None:
+        self._busy -= 1
+
+    async def _read(self, request: Request) -> tuple[str, bytes, list[str]]:
+        """The picture's name and content, and the questions. Raises HTTPException."""
+        limits = self._limits
+        too_large = HTTPException(
+            413,
+            f"The upload is too large; a picture may have {limits.bytes / 2**20:.3g} MB.",
+            {"Connection": "close"},
+        )
+        if int(request.headers.get("content-length", "0")) > limits.bytes:
+            raise too_large
+        limited = Request(request.scope, _limited(request.receive, limits.bytes, too_large))
+        async with limited.form(max_files=1, max_fields=1) as form:
+            picture, text = form.get("picture"), form.get("questions")
+            if picture is None or isinstance(picture, str) or not picture.filename:
+                raise HTTPException(400, "There is no picture; choose or drop one.")
+            content = await picture.read()
+            name = picture.filename
+        written = text if isinstance(text, str) else ""
+        questions = [line.strip() for line in written.splitlines() if line.strip()]
+        if not questions:
+            raise HTTPException(400, "There is no question; write one to a line.")
+        if len(questions) > limits.questions or len(written) > limits.letters:
+            raise HTTPException(
+                400,
+                f"Ask at most {limits.questions} questions at once, of {limits.letters} letters "
+                "together.",
+            )
+        return name, content, questions
+
+    def _answered(self, name: str, content: bytes, questions: list[str]) -> str:
+        """The answers as a part of the page. Raises UserError for what is no picture."""
+        image = decode_image(content, name, self._limits.pixels)
+        notes = self._pipeline.notes(questions)
+        answered = self._pipeline.ask(image, questions, name)
+        remarks = "".join(error_html(note, kind="note") for note in notes)
+        return remarks + picture_html(image, name, answered.answered)
+
+
+def _limited(
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: int, error: Exception
+) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+    """Raise ``error`` once more than ``most`` bytes of a request's body have come."""
+    seen = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise error
+        return message
+
+    return counted
+
+
+def _response(content: str, status: int = 200, headers: Any = None) -> Response:
+    return HTMLResponse(
+        page_html(TITLE, [content]), status_code=status, headers={**HEADERS, **(headers or {})}
+    )

@@ -1,0 +1,1 @@
+"""Many runs of one config: grids and searches, their table and their page."""
