@@ -1,10 +1,10 @@
-"""Compare what a download costs over a connection that breaks, ours and fsspec's.
+"""Compare the bytes sent for an interrupted download by our downloader and by fsspec.
 
     pip install 'fsspec[http]'
     python -m benchmarks.broken_downloads
 
-A local server sends 100 MB and closes the connection after 40 MB, twice. Both ways are repeated
-until the file is there; the result is the MB that the server sent to each.
+A local server sends 100 MB and closes the connection after 40 MB, twice. Both downloads are
+repeated until the file is complete; the result is the number of MB that the server sent to each.
 """
 
 import importlib
@@ -34,7 +34,7 @@ class Breaking(BaseHTTPRequestHandler):
         self._begin()
 
     def do_GET(self) -> None:
-        """Send what is asked for, or the next ``CUT_AFTER`` bytes of it."""
+        """Send the requested range, cut after ``CUT_AFTER`` bytes."""
         start = self._begin()
         end = SIZE
         if Breaking.cuts:
@@ -54,18 +54,18 @@ class Breaking(BaseHTTPRequestHandler):
 
 
 def ours(url: str, path: Path) -> None:
-    """Download as GQA's archives are."""
+    """Download like GQA's archives."""
     downloads.download(downloads.ask(url), path, {}, lambda: None)
 
 
 def fsspec(url: str, path: Path) -> None:
-    """Download with fsspec, again after each failure."""
+    """Download with fsspec, retrying after each failure."""
     system = importlib.import_module("fsspec").filesystem("http")
     for _ in range(CUTS):
         try:
             system.get_file(url, str(path))
         except Exception as error:
-            downloads.say(f"fsspec: {type(error).__name__}")
+            downloads.print_stderr(f"fsspec: {type(error).__name__}")
     system.get_file(url, str(path))
 
 

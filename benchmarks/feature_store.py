@@ -2,8 +2,8 @@
 
 python -m benchmarks.feature_store OUT                  # 10 kills, 1,500 images, about 3 min
 
-Each process is killed (SIGKILL, with its workers) at a moment drawn from the seconds after it
-starts to write; the next one goes on. Prints a JSON object; exits with 1 where a byte differs.
+Each process is killed (SIGKILL, with its workers) at a random moment after its first write, and the
+next one resumes. Prints a JSON object; exits with 1 if a byte differs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def extraction(out: Path, root: Path, options: argparse.Namespace) -> subprocess
 
 
 def killed(process: subprocess.Popen[bytes], root: Path, seconds: float) -> bool:
-    """Kill so long after something was written below ``root``; False if it ended before."""
+    """Kill a process ``seconds`` after its first write below ``root``; False if it ended before."""
     before = state(root)
     while state(root) == before:
         if process.poll() is not None:
@@ -62,31 +62,31 @@ def killed(process: subprocess.Popen[bytes], root: Path, seconds: float) -> bool
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started: torchrun's and a loader's workers."""
+    """Ids of a process and its descendants, such as ranks and loader workers."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(each for child in children for each in family(int(child)))]
 
 
 def state(root: Path) -> list[tuple[str, int]]:
-    """Names and times of the files below ``root``, but for locks."""
+    """Names and modification times of the files below ``root``, without locks."""
     found = []
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder) / name
             try:
                 found.append((str(path), path.stat().st_mtime_ns))
-            except FileNotFoundError:  # renamed meanwhile
+            except FileNotFoundError:  # renamed in the meantime
                 found.append((str(path), 0))
     return sorted(each for each in found if not each[0].endswith((".lock", ".lock.progress")))
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """All files of the stores by name."""
+    """Contents of all files of the stores by name."""
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*/*"))}
 
 
 def main() -> None:
-    """Extract undisturbed and disturbed, and print what came out."""
+    """Extract with and without kills, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=10)

@@ -1,13 +1,12 @@
-"""Measure ``python -m lavis_ext.evaluation.gqa`` on as many questions as GQA validates on.
+"""Measure ``python -m lavis_ext.evaluation.gqa`` on a file of the size of GQA's validation split.
 
     python -m benchmarks.gqa_scoring output/gqa_scoring
 
-Writes synthetic questions in GQA's format below the folder, with predictions, choices, scene graphs
-and attention maps (they are used again), scores them in processes of their own, and prints seconds
-of wall clock and of CPU and the most memory held, in MB of 2**20 bytes, as JSON. ``--all`` is the
-number of all questions, of which ``--balanced`` are balanced; as many as GQA has in
-``val_all_questions`` are 2011853. The first time that a large question file is read it is
-converted; both times are measured.
+Writes synthetic questions in GQA's format to the folder, with predictions, choices, scene graphs
+and attention maps (they are reused), scores them in separate processes, and prints wall-clock and
+CPU seconds and peak memory, in MB of 2**20 bytes, as JSON. ``--all`` is the number of all
+questions, of which ``--balanced`` are balanced; GQA's ``val_all_questions`` has 2011853. A large
+question file is converted on first use; scoring with and without conversion is measured.
 """
 
 import argparse
@@ -30,7 +29,7 @@ OBJECTS = 16
 
 
 def write_files(folder: Path, balanced: int, every: int) -> None:
-    """All files of ``every`` questions, of which ``balanced`` are balanced, evenly spread."""
+    """Write all files of ``every`` questions, of which ``balanced`` are balanced."""
     folder.mkdir(parents=True)
     share = QUESTIONS_AN_IMAGE * every // balanced
     rng = random.Random(0)
@@ -120,7 +119,7 @@ def _write_list(path: Path, key: str, values: Any) -> None:
 
 
 def scored(folder: Path, *options: str) -> dict[str, float]:
-    """Seconds, CPU seconds and MB of the command with these files and options."""
+    """Seconds, CPU seconds and MB used by the command with these files and options."""
     files = ["--questions", "questions.json", "--predictions", "predictions.json"]
     command = [sys.executable, "-m", "lavis_ext.evaluation.gqa", *files, *options]
     measured = (
@@ -147,9 +146,9 @@ def scored(folder: Path, *options: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Score with each set of options and print the times."""
     parser = argparse.ArgumentParser(description="Measure the scoring of GQA predictions.")
-    parser.add_argument("folder", type=Path, help="where the files go")
+    parser.add_argument("folder", type=Path, help="folder of the files")
     parser.add_argument("--balanced", type=int, default=BALANCED)
     parser.add_argument("--all", type=int, default=BALANCED)
     arguments = parser.parse_args()
@@ -159,7 +158,7 @@ def main() -> None:
     shutil.rmtree(folder / ".lavis_ext_questions", ignore_errors=True)
     choices = ["--choices", "choices.json"]
     grounding = ["--scenes", "scenes.json", "--attentions", "attentions.json"]
-    figures = {
+    metrics = {
         "consistency, first time": scored(folder, "--consistency"),
         "consistency": scored(folder, "--consistency"),
         "without consistency": scored(folder),
@@ -168,7 +167,7 @@ def main() -> None:
             folder, "--consistency", *choices, *grounding, "--resamples", "0"
         ),
     }
-    print(json.dumps(figures, indent=1))
+    print(json.dumps(metrics, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Compare the reader of question files with the JSON libraries that could take its place.
+"""Compare the reader of question files with JSON libraries that could replace it.
 
     pip install ijson orjson pysimdjson
     python -m benchmarks.json_readers output/json_readers --records 1000000
 
-Writes synthetic records in GQA's format to one file, the size of a shard of
-``train_all_questions`` (it is used again), reads it once with each reader and prints records a CPU
-second, and by how many MB of 2**20 bytes a process grows at most. Each reader has a process of its
-own, and hands out every record as a dict; ours hands out its text and the file's hash as well.
+Writes synthetic records in GQA's format to one file of the size of a ``train_all_questions`` shard
+(it is reused), reads it once with each reader and prints records per CPU second, and the process's
+peak growth in MB of 2**20 bytes. Each reader has a separate process and yields every record as a
+dict; ours also yields its text and computes the file's hash.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.processes import command, environment
 from benchmarks.question_store import MB, write_shards
-from lavis_ext.datasets.gqa.json_records import CHUNK, RecordFile
+from lavis_ext.datasets.questions.json_records import CHUNK, RecordFile
 
 Records = Iterator[tuple[str | None, Any]]
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=READERS, help="one reader, in this process")
+    parser.add_argument("--only", choices=READERS, help="only one reader, in this process")
     options = parser.parse_args()
     folder = options.out / f"synthetic_{options.records}"
     if not folder.is_dir():

@@ -2,8 +2,8 @@
 
     python -m benchmarks.miniature output/bench
 
-Every figure comes from ``train.py`` and ``evaluate.py`` as a user would call them. The folder keeps
-all runs, ``figures.json`` and ``tables.md``; a call that is interrupted goes on where it was.
+All metrics come from ``train.py`` and ``evaluate.py``, called as by a user. The folder keeps all
+runs, ``metrics.json`` and ``tables.md``; an interrupted call is resumed by the next one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import PROJECT, command, environment
+from lavis_ext.common.tables import markdown
 
 RECIPES = "projects/pnp-vqa"
 FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
@@ -23,15 +24,15 @@ OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difn
 PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
 COMPARED = 100
-"""Questions answered again in other batches and by two processes."""
+"""Questions answered again with other batch sizes and by two processes."""
 WEIGHTS = "fusion_encoder_best.safetensors"
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where results go, and what is common to all calls."""
+    """The output folder and common options of all runs."""
 
     out: Path
     threads: int
@@ -39,22 +40,22 @@ class Bench:
     options: list[str]
 
     def train(self, fusion: str, seed: int) -> Path:
-        """The folder of a training run."""
+        """Train a model; returns the run's folder."""
         where = self.out / "fusion" / f"{fusion}-{seed}"
         options = [*OWN_OPTIONS[fusion], f"run.seed={seed}"]
         return self._run("train.py", f"{RECIPES}/train/mini_train.yaml", where, options)
 
-    def pointing(self, fusion: str, seed: int) -> Figures:
-        """Pointing and masks with trained weights."""
+    def pointing(self, fusion: str, seed: int) -> Metrics:
+        """Metrics of pointing and masks with trained weights."""
         return self._evaluated("mini_pointing", fusion, seed, "pointing", [])
 
-    def answers(self, fusion: str, seed: int, name: str, options: list[str]) -> Figures:
-        """The pipeline's answers with trained weights."""
+    def answers(self, fusion: str, seed: int, name: str, options: list[str]) -> Metrics:
+        """Metrics of the pipeline's answers with trained weights."""
         sized = [f"run.small_test_size={self.questions}", *options]
         return self._evaluated("mini_eval", fusion, seed, name, sized)
 
-    def same_answers(self, fusion: str, seed: int) -> Figures:
-        """How many answers of ``COMPARED`` differ with other batches and processes."""
+    def same_answers(self, fusion: str, seed: int) -> Metrics:
+        """Number of ``COMPARED`` answers that differ with other batch sizes and processes."""
         variants = {
             "batches-of-16": (["run.batch_size_eval=16"], 1),
             "batches-of-1": (["run.batch_size_eval=1"], 1),
@@ -77,18 +78,18 @@ class Bench:
             for name, other in zip(list(variants)[1:], others, strict=True)
         }
 
-    def figures(self, run: Path) -> Figures:
-        """What a run reported of testdev."""
+    def metrics(self, run: Path) -> Metrics:
+        """Metrics of a run on testdev."""
         (path,) = run.glob("*/metrics.json")
-        found: Figures = json.loads(path.read_text(encoding="utf-8"))["testdev"]
+        found: Metrics = json.loads(path.read_text(encoding="utf-8"))["testdev"]
         return found
 
     def _evaluated(
         self, recipe: str, fusion: str, seed: int, name: str, options: list[str]
-    ) -> Figures:
+    ) -> Metrics:
         where = self.out / name / f"{fusion}-{seed}"
         options = [*self._weights(fusion, seed), *options]
-        return self.figures(
+        return self.metrics(
             self._run("evaluate.py", f"{RECIPES}/eval/{recipe}.yaml", where, options)
         )
 
@@ -121,21 +122,21 @@ class Bench:
         return where
 
 
-def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Figures]]:
-    """Figures by measurement, one entry a seed."""
+def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Metrics]]:
+    """Metrics by measurement, one entry per seed."""
     runs = [(fusion, seed) for seed in range(1, seeds + 1) for fusion in FUSIONS]
-    named: dict[str, Callable[[str, int], Figures]] = {
-        "training": lambda fusion, seed: bench.figures(bench.train(fusion, seed)),
+    named: dict[str, Callable[[str, int], Metrics]] = {
+        "training": lambda fusion, seed: bench.metrics(bench.train(fusion, seed)),
         "pointing": bench.pointing,
         "answers": lambda fusion, seed: bench.answers(fusion, seed, "answers", []),
     }
-    found: dict[str, list[Figures]] = {}
+    found: dict[str, list[Metrics]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         for measurement, function in named.items():
-            for (fusion, _), figures in zip(
+            for (fusion, _), metrics in zip(
                 runs, pool.map(lambda run, f=function: f(*run), runs), strict=True
             ):
-                found.setdefault(f"{measurement}/{fusion}", []).append(figures)
+                found.setdefault(f"{measurement}/{fusion}", []).append(metrics)
         grid = [(choose, captions) for choose in PATCHES for captions in CAPTIONS]
         sampling = "model.captioner.sampling"
         options = [
@@ -147,57 +148,67 @@ def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Figures]]:
             grid,
             options,
         )
-        for (choose, captions), figures in zip(grid, results, strict=True):
-            found[f"patches/{choose}/{captions}"] = [figures]
+        for (choose, captions), metrics in zip(grid, results, strict=True):
+            found[f"patches/{choose}/{captions}"] = [metrics]
     found["same_answers"] = [bench.same_answers("difnet", 1)]
     return found
 
 
-def tables(found: Mapping[str, list[Figures]]) -> str:
-    """The figures as three tables in Markdown."""
+def tables(found: Mapping[str, list[Metrics]]) -> str:
+    """The metrics as three tables in Markdown."""
 
-    def cell(measurement: str, figure: str) -> str:
-        values = [100 * each[figure] for each in found[measurement]]
+    def cell(measurement: str, metric: str) -> str:
+        values = [100 * each[metric] for each in found[measurement]]
         if len(values) == 1:
             return f"{values[0]:.1f}"
         return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
-    rows = [
-        "| fusion | pointing | raw heat IoU | refined heat IoU | answers of the pipeline "
-        "| answers of the classifier |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for fusion in FUSIONS:
         cells = [cell(f"pointing/{fusion}", "pointing_accuracy")]
         cells += [cell(f"pointing/{fusion}", f"{kind}_heat_iou") for kind in ("raw", "refined")]
         cells += [cell(f"answers/{fusion}", "answer_accuracy")]
         cells += [cell(f"training/{fusion}", "answer_accuracy")]
-        rows.append(f"| `{fusion}` | {' | '.join(cells)} |")
+        rows.append((f"`{fusion}`", *cells))
     chance = cell("pointing/difnet", "chance_accuracy").split(" ")[0]
-    rows += [f"| by chance | {chance} | | | | |", ""]
-    rows += [f"| patches | {' | '.join(f'{count} captions' for count in CAPTIONS)} |"]
-    rows += ["| --- |" + " --- |" * len(CAPTIONS)]
-    for choose in PATCHES:
-        cells = [cell(f"patches/{choose}/{count}", "answer_accuracy") for count in CAPTIONS]
-        rows.append(f"| {choose} | {' | '.join(cells)} |")
-    rows += ["", f"Answers that differ, of {COMPARED}, from those in batches of 16:"]
-    rows += [f"{count:.0f} with {name}." for name, count in found["same_answers"][0].items()]
-    return "\n".join(rows) + "\n"
+    rows.append(("by chance", chance, "", "", "", ""))
+    header = (
+        "fusion",
+        "pointing",
+        "raw heat IoU",
+        "refined heat IoU",
+        "answers of the pipeline",
+        "answers of the classifier",
+    )
+    patches = [
+        (choose, *(cell(f"patches/{choose}/{count}", "answer_accuracy") for count in CAPTIONS))
+        for choose in PATCHES
+    ]
+    differing = [f"Answers that differ, of {COMPARED}, from those in batches of 16:"]
+    differing += [f"{count:.0f} with {name}." for name, count in found["same_answers"][0].items()]
+    parts = [
+        markdown(rows, header),
+        markdown(patches, ("patches", *(f"{count} captions" for count in CAPTIONS))),
+        "\n".join(differing),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of runs and tables")
-    parser.add_argument("--seeds", type=int, default=3, help="of each fusion (%(default)s)")
-    parser.add_argument("--questions", type=int, default=500, help="answered (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each fusion (%(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=500, help="answered questions (%(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each run (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run (%(default)s)")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
     given = parser.parse_args()
     bench = Bench(given.out.resolve(), given.threads, given.questions, given.options)
     found = measure(bench, given.seeds, given.jobs)
-    (bench.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (bench.out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = tables(found)
     (bench.out / "tables.md").write_text(text, encoding="utf-8")
     print(text)

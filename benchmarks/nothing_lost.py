@@ -8,8 +8,8 @@ the miniature's fusion by ``mini_train.yaml`` from the same initial weights, whi
 draws, on the same mini-GQA with the same seed and one thread. The largest difference of a step's
 losses must not exceed 1e-6, or the exit code is 1. Then both time their training steps by turns
 (``benchmarks.speed --small``), and their import. Each checkout runs its own ``train.py`` and
-``benchmarks.speed``; nothing else is asked of the earlier one. Writes ``figures.json`` and
-``table.md``. The earlier revision's training is kept for further calls; this checkout's is not.
+``benchmarks.speed``; nothing else is required of the earlier one. Writes ``metrics.json`` and
+``table.md``. The earlier revision's training is kept for later calls; this checkout's is not.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.processes import PROJECT, environment
 from lavis_ext.common.files import write_json, written_aside
+from lavis_ext.common.tables import markdown
 
 REVISION = "869268d"
 RECIPE = "projects/pnp-vqa/train/mini_train.yaml"
@@ -31,7 +32,7 @@ WEIGHTS = "fusion_encoder_best.safetensors"
 SAME_LOSS = 1e-6
 SAME_SPEED = 0.03
 VARIANTS = ("straightforward", "live", "stored")
-"""Of ``benchmarks.speed``: the reference, encoders that run, and stored features."""
+"""Variants of ``benchmarks.speed``: the reference, live encoders, and stored features."""
 IMPORTS = 5
 IMPORT = "import time; s = time.perf_counter(); import lavis_ext; print(time.perf_counter() - s)"
 
@@ -40,13 +41,13 @@ Losses = dict[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class Checkout:
-    """A revision in a folder, and how its programs are run."""
+    """A checked-out revision whose programs can be run."""
 
     name: str
     folder: Path
 
     def python(self, *arguments: str, threads: int = 1) -> str:
-        """What a program of the checkout prints to its standard output."""
+        """Run a program of the checkout; returns its standard output."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -61,7 +62,7 @@ class Checkout:
         return done.stdout
 
     def train(self, output: Path, name: str, *options: str) -> Path:
-        """The folder of a run, which is trained unless it has ended already."""
+        """Train a run unless it is complete; returns its folder."""
         folder = output / name
         if not (folder / "metrics.json").exists():
             print(f"training {name} in {self.folder}", flush=True)
@@ -71,7 +72,7 @@ class Checkout:
 
 
 def check_out(revision: str, folder: Path) -> Checkout:
-    """The earlier revision in ``folder``, checked out on the first call."""
+    """Check out the earlier revision in ``folder`` on the first call."""
     git = ["git", "-C", str(PROJECT)]
     wanted = subprocess.run(
         [*git, "rev-parse", "--verify", f"{revision}^{{commit}}"],
@@ -80,7 +81,7 @@ def check_out(revision: str, folder: Path) -> Checkout:
         text=True,
     )
     if wanted.returncode:
-        raise SystemExit(f"--revision: there is no {revision} here; fetch the history first.")
+        raise SystemExit(f"--revision: unknown revision {revision}; fetch the history first.")
     commit = wanted.stdout.strip()
     if not folder.exists():
         subprocess.run([*git, "worktree", "add", "--detach", str(folder), commit], check=True)
@@ -122,14 +123,14 @@ def compare_training(given: argparse.Namespace, both: Sequence[Checkout]) -> dic
         "run.num_workers=0",
         "run.device=cpu",
     ]
-    # A step whose learning rate is 0 leaves the weights as they were drawn.
+    # A step with learning rate 0 leaves the initial weights unchanged.
     unmoved = ["run.max_steps=1", "run.warmup_steps=2", "run.warmup_lr=0", "run.valid_splits=[]"]
     label = f"{given.images}_{given.seed}"
     initial = old.train(given.out, f"initial_{label}", *common, *unmoved) / WEIGHTS
     ways = [f"model.fusion_weights={initial}", f"run.max_steps={given.steps}", "run.log_freq=1"]
     ways.append(f"run.val_every_steps={given.steps}")
     names = {each: f"{each.name}_{label}_{given.steps}" for each in both}
-    shutil.rmtree(given.out / names[both[1]], ignore_errors=True)  # of other code, perhaps
+    shutil.rmtree(given.out / names[both[1]], ignore_errors=True)  # it may be of other code
     folders = [each.train(given.out, name, *common, *ways) for each, name in names.items()]
     before, after = map(losses, folders)
     scores = [json.loads((folder / "metrics.json").read_text())["val"] for folder in folders]
@@ -142,10 +143,10 @@ def compare_training(given: argparse.Namespace, both: Sequence[Checkout]) -> dic
 
 
 def compare_speed(given: argparse.Namespace, both: Sequence[Checkout]) -> dict[str, Any]:
-    """Questions a second of each variant, and how many times as many as the reference's.
+    """Questions per second of each variant, and the ratio to the reference.
 
-    The checkouts take turns, so that what else the machine does falls on both. Of a round's steps
-    the fastest counts: nothing makes a step faster than it is.
+    The checkouts alternate, so that other load on the machine affects both. Of a round's steps, the
+    fastest counts, because load only slows steps down.
     """
     rates: dict[str, dict[str, list[float]]] = {
         each.name: {variant: [] for variant in VARIANTS} for each in both
@@ -179,7 +180,7 @@ def compare_speed(given: argparse.Namespace, both: Sequence[Checkout]) -> dict[s
 
 
 def compare_imports(both: Sequence[Checkout]) -> dict[str, float]:
-    """Seconds of ``import lavis_ext``, the best of several."""
+    """Seconds of ``import lavis_ext``, best of several."""
     seconds: dict[str, list[float]] = {each.name: [] for each in both}
     for _ in range(IMPORTS):
         for each in both:
@@ -188,24 +189,24 @@ def compare_imports(both: Sequence[Checkout]) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Everything that was compared, in Markdown."""
+    """All comparisons as Markdown tables."""
     training = found["training"]
-    rows = ["| step | loss before | loss after | largest difference |", "| --- | --- | --- | --- |"]
+    rows = []
     for step, difference in training["differences"].items():
         pair = [training[name][step]["loss"] for name in ("before", "after")]
-        rows.append(f"| {step} | {pair[0]:.6f} | {pair[1]:.6f} | {difference:.1e} |")
+        rows.append((str(step), f"{pair[0]:.6f}", f"{pair[1]:.6f}", f"{difference:.1e}"))
+    parts = [markdown(rows, ("step", "loss before", "loss after", "largest difference"))]
     worst = max(training["differences"].values())
-    rows += ["", f"Largest difference of a loss: {worst:.1e} (at most {SAME_LOSS:.0e})."]
-    rows += ["", "| on val | before | after |", "| --- | --- | --- |"]
+    parts.append(f"Largest difference of a loss: {worst:.1e} (at most {SAME_LOSS:.0e}).")
     before, after = (training["scores"][name] for name in ("before", "after"))
-    rows += [
-        f"| {name} | {before[name]:.4f} | {after[name]:.4f} |"
+    scores = [
+        (name, f"{before[name]:.4f}", f"{after[name]:.4f}")
         for name in before
         if name in after and (name.endswith("accuracy") or name == "loss")
     ]
+    parts.append(markdown(scores, ("on val", "before", "after")))
     if speed := found.get("speed"):
-        rows += ["", "| questions/s | before | after | after / before | times before | after |"]
-        rows += ["| --- | --- | --- | --- | --- | --- |"]
+        speeds = []
         for variant in VARIANTS:
             pair, times = (
                 [speed[name][variant][key] for name in ("before", "after")]
@@ -213,25 +214,27 @@ def table(found: dict[str, Any]) -> str:
             )
             ratio = pair[1] / pair[0]
             mark = "" if abs(ratio - 1) <= SAME_SPEED else " (differs)"
-            rows.append(
-                f"| {variant} | {pair[0]:.4g} | {pair[1]:.4g} | {ratio:.3f}{mark} "
-                f"| {times[0]:.3g} | {times[1]:.3g} |"
-            )
+            numbers = (f"{pair[0]:.4g}", f"{pair[1]:.4g}", f"{ratio:.3f}{mark}")
+            speeds.append((variant, *numbers, f"{times[0]:.3g}", f"{times[1]:.3g}"))
+        header = ("questions/s", "before", "after", "after / before", "times before", "after")
+        parts.append(markdown(speeds, header))
     imports = found["import_seconds"]
-    rows += ["", f"import lavis_ext: {imports['before']:.3f} s, now {imports['after']:.3f} s."]
-    return "\n".join(rows) + "\n"
+    parts.append(f"import lavis_ext: {imports['before']:.3f} s, now {imports['after']:.3f} s.")
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     """Compare, write and print the table; exit with 1 if losses differ."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="folder of the earlier checkout, runs and tables")
-    parser.add_argument("--revision", default=REVISION, help="the earlier one (%(default)s)")
-    parser.add_argument("--steps", type=int, default=50, help="trained (%(default)s)")
-    parser.add_argument("--images", type=int, default=600, help="of mini-GQA (%(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="of both runs (%(default)s)")
-    parser.add_argument("--no-speed", action="store_true", help="leave the speed out")
-    parser.add_argument("--rounds", type=int, default=4, help="of the speed (%(default)s)")
+    parser.add_argument("--revision", default=REVISION, help="earlier revision (%(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="training steps (%(default)s)")
+    parser.add_argument("--images", type=int, default=600, help="images of mini-GQA (%(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of both runs (%(default)s)")
+    parser.add_argument("--no-speed", action="store_true", help="skip the speed comparison")
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="rounds of the speed comparison (%(default)s)"
+    )
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="of a variant's steps a round (%(default)s)"
     )
@@ -244,7 +247,7 @@ def main() -> None:
     found["import_seconds"] = compare_imports(both)
     if not given.no_speed:
         found["speed"] = compare_speed(given, both)
-    write_json(given.out / "figures.json", found)
+    write_json(given.out / "metrics.json", found)
     text = table(found)
     with written_aside(given.out / "table.md") as path:
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""List the functions of ``lavis_ext`` that a question passes on its way from JSON to a loss.
+"""List the functions of ``lavis_ext`` called for a question on the way from JSON to a loss.
 
     python -m benchmarks.one_question
     python -m benchmarks.one_question --project OTHER_CHECKOUT
@@ -6,9 +6,9 @@
 ``train.py`` trains the miniature for two steps of one question each, on a mini-GQA of ten images,
 under ``sys.setprofile``. Two stretches count: the task's ``build_datasets``, which reads the JSON,
 and the loop from the end of the first step to the second step's ``backward``. Each function is
-listed once, where it is first entered; lambdas and comprehensions are left out. A star marks those
-that are handed a question (its text or id, alone or within something) or return one. The contract
-of LAVIS's tasks and torch's names are all that is relied on, so that revisions can be compared.
+listed once, at its first call; lambdas and comprehensions are left out. A star marks those that
+receive or return a question (its text or id, also nested). Only the interface of LAVIS's tasks and
+torch's names are relied on, so that revisions can be compared.
 """
 
 import argparse
@@ -47,13 +47,13 @@ READING, TRAINING = "from JSON to the data set", "from one step to the next step
 
 @dataclass
 class Way:
-    """What has been passed so far; a profile function for ``sys.setprofile``.
+    """A profile function for ``sys.setprofile`` that records the functions passed.
 
     Attributes:
-        package: the folder whose functions count.
+        package: folder whose functions count.
         texts: texts and ids of the questions.
-        passed: functions by stretch, in order, as file and qualified name.
-        handed: those that are handed a question, or return one.
+        passed: called functions by stretch, in order, as file and qualified name.
+        handed: functions that receive or return a question.
     """
 
     package: Path
@@ -67,7 +67,7 @@ class Way:
     _stepped: bool = False
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Note an event of the interpreter."""
+        """Record an event of the interpreter."""
         code = frame.f_code
         ours = code.co_filename.startswith(f"{self.package}{os.sep}")
         if event == "return":
@@ -102,7 +102,7 @@ class Way:
             self.handed.add(place)
 
     def _carries(self, value: Any, levels: int = 4) -> bool:
-        """Whether a question's text or id is in a value, or in what it consists of."""
+        """Whether ``value`` or its parts contain a question's text or id."""
         if isinstance(value, str):
             return value in self.texts
         if not levels:
@@ -152,14 +152,14 @@ def follow(project: Path, folder: Path) -> Way:
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    """Texts, as written and as processed, and ids of all questions."""
+    """Raw and processed texts, and ids, of all questions."""
     for path in folder.glob("*.json"):
         for name, record in json.loads(path.read_text(encoding="utf-8")).items():
             yield from (name, record["question"], record["question"].lower())
 
 
 def listing(way: Way) -> str:
-    """Each stretch's functions in order, then how many functions and files there are."""
+    """Each stretch's functions in order, then the numbers of functions and files."""
     lines: list[str] = []
     for stretch, places in way.passed.items():
         lines.append(f"{stretch}: {_counts(places, way)}")
@@ -175,11 +175,11 @@ def _counts(places: Iterable[Place], way: Way) -> str:
         f"{len(some)} functions in {len({path for path, _ in some})} files"
         for some in (every, every & way.handed)
     ]
-    return f"{counts[0]}, of which {counts[1]} are handed a question"
+    return f"{counts[0]}, of which {counts[1]} receive a question"
 
 
 def main() -> None:
-    """Follow one question, and print its way."""
+    """Trace one question and print the called functions."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--project", type=Path, default=PROJECT, help="the checkout (this one)")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The benchmarks' plots, in the colours of the drawings in ``docs/``."""
+"""Plots of the benchmarks, in the colors of the drawings in ``docs/``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ INCH = 100
 
 @contextmanager
 def drawn(path: Path, width: int, height: int, title: str) -> Iterator[Figure]:
-    """A figure of so many pixels; it is written as SVG, its letters as text."""
+    """Context manager with a figure in pixels, written as SVG with text kept as text."""
     style: Any = {
         "font.family": "sans-serif",
         "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
@@ -49,15 +49,15 @@ def drawn(path: Path, width: int, height: int, title: str) -> Iterator[Figure]:
             figure.savefig(aside, format="svg", metadata={"Date": None, "Title": title})
 
 
-def draw_speed(figures: Mapping[str, Any], path: Path) -> None:
-    """What ``benchmarks.speed`` measured: the ladder, and cost against the sizes of a batch."""
-    found = figures["variants"]
-    threads = f"{figures['threads']} core{'s' if figures['threads'] > 1 else ''} of a CPU"
-    where = threads if figures["device"] == "cpu" else figures["device"]
-    title = f"Training {figures['model']} on {where}"
+def draw_speed(metrics: Mapping[str, Any], path: Path) -> None:
+    """Plot the results of ``benchmarks.speed``: the ladder, and cost by batch size."""
+    found = metrics["variants"]
+    threads = f"{metrics['threads']} core{'s' if metrics['threads'] > 1 else ''} of a CPU"
+    where = threads if metrics["device"] == "cpu" else metrics["device"]
+    title = f"Training {metrics['model']} on {where}"
     with drawn(path, 1000, 640, title) as figure:
         figure.text(0.02, 0.945, title, fontsize=14, fontweight="bold")
-        _draw_ladder(figure.add_axes((0.37, 0.47, 0.6, 0.4)), found, figures["ladder"])
+        _draw_ladder(figure.add_axes((0.37, 0.47, 0.6, 0.4)), found, metrics["ladder"])
         swept = {field: _swept(found, field) for field in SWEPT}
         slowest = [row["slowest"] for rows in swept.values() for row in rows.values()]
         highest = 1 / min(slowest, default=1.0)
@@ -76,11 +76,11 @@ SWEPT = {
     "images": "images a batch",
     "processes": "processes",
 }
-"""Sizes of a variant, and what the plot calls them."""
+"""Sizes of a variant, with their labels in the plot."""
 
 
 def _swept(found: Mapping[str, Any], field: str) -> dict[int, Any]:
-    """Variants that differ from ``stored`` in this size alone, by it."""
+    """Variants that differ from ``stored`` only in ``field``, by its value."""
 
     def others(row: Any) -> dict[str, Any]:
         return {k: v for k, v in row["variant"].items() if k not in (field, "name", "label")}
@@ -93,15 +93,15 @@ def _swept(found: Mapping[str, Any], field: str) -> dict[int, Any]:
 def _draw_ladder(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> None:
     rows = [found[name] for name in names]
     places = range(len(rows))
-    colours = [FROZEN if row["variant"]["ways"] else TRAINED for row in rows]
-    axes.barh(places, [row["examples_per_second"] for row in rows], color=colours, height=0.62)
+    colors = [FROZEN if row["variant"]["ways"] else TRAINED for row in rows]
+    axes.barh(places, [row["examples_per_second"] for row in rows], color=colors, height=0.62)
     for place, row in enumerate(rows):
         axes.plot((row["slowest"], row["fastest"]), (place, place), color=TEXT, linewidth=1.2)
-        told = _shown(row["examples_per_second"])
+        label = _shown(row["examples_per_second"])
         if "times_straightforward" in row and place:
-            told += f" ({_shown(row['times_straightforward'])} times)"
+            label += f" ({_shown(row['times_straightforward'][1])} times)"
         axes.annotate(
-            told, (row["fastest"], place), (6, 0), textcoords="offset points", va="center"
+            label, (row["fastest"], place), (6, 0), textcoords="offset points", va="center"
         )
     axes.set_yticks(list(places), [row["label"] for row in rows])
     axes.invert_yaxis()
@@ -123,7 +123,7 @@ def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], highest: float
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel(label)
-    # One scale for all three, so that they can be compared.
+    # One scale for all three, for comparison.
     axes.set_ylim(0, 1.25 * highest)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -133,7 +133,7 @@ def _draw_sweep(axes: Axes, label: str, found: Mapping[int, Any], highest: float
 
 
 def _shown(number: float) -> str:
-    """Two digits that count, or all before the point."""
+    """Format with two significant digits, or as an integer from 10 on."""
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
@@ -144,13 +144,13 @@ def draw_accuracy(
     with drawn(path, 1000, 420, title) as figure:
         axes = figure.add_axes((0.07, 0.14, 0.9, 0.7))
         figure.text(0.02, 0.93, title, fontsize=14, fontweight="bold")
-        for (way, curves), colour in zip(runs.items(), (FROZEN, TRAINED), strict=True):
+        for (way, curves), color in zip(runs.items(), (FROZEN, TRAINED), strict=True):
             for place, points in enumerate(curves):
                 seconds, accuracies = zip(*points, strict=True)
                 axes.plot(
                     seconds,
                     [100 * accuracy for accuracy in accuracies],
-                    color=colour,
+                    color=color,
                     marker="o",
                     markersize=3.5,
                     linewidth=1.4,

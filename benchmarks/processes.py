@@ -1,4 +1,4 @@
-"""Programs in processes of their own, so that what one holds or has set is no other's."""
+"""Run programs in separate processes, so that they share no memory or settings."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def command(program: Sequence[str], processes: int = 1) -> list[str]:
-    """Python's arguments to run ``program``, in as many processes that train together.
+    """Command line that runs ``program`` in one process, or in several by torchrun.
 
     ``program`` is a file, or ``-m`` and a module, with its arguments. Run it in ``PROJECT``.
     """
@@ -20,5 +20,5 @@ def command(program: Sequence[str], processes: int = 1) -> list[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's environment, for a program of so many threads that finds the project."""
+    """Environment variables for a program with ``threads`` threads that imports the project."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(PROJECT)}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.question_store output/question_store --records 14300000
 
-Writes synthetic records in GQA's format into ten shards below the folder (some 11 GB for as many as
-GQA's ``train_all_questions`` has; they are used again), converts them anew and prints the figures
-as JSON. Each figure is of a process of its own. Memory is in MB of 2**20 bytes. What four workers
-and their process hold is the sum of their proportional shares (PSS) over what they hold for a data
-set of ten questions, after they went through ``--batches`` batches.
+Writes synthetic records in GQA's format to ten shards in the folder (about 11 GB for the size of
+GQA's ``train_all_questions``; they are reused), converts them and prints the metrics as JSON. Each
+metric is measured in a separate process. Memory is in MB of 2**20 bytes. The memory of four workers
+and their process is the sum of their proportional shares (PSS) after ``--batches`` batches, minus
+that for a data set of ten questions.
 """
 
 import argparse
@@ -28,21 +28,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.processes import command, environment
-from lavis_ext.datasets.gqa.mismatched import MismatchedQuestions
-from lavis_ext.datasets.gqa.question_table import QuestionTable
 from lavis_ext.datasets.gqa.questions import read_questions
+from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.table import QuestionTable
 from lavis_ext.datasets.samplers import BatchRows, TrainBatches
 
 SHARDS = 10
 QUESTIONS_AN_IMAGE = 168
-"""GQA has as many in ``train_all_questions``."""
+"""Number of shards of GQA's ``train_all_questions``."""
 BATCH = 256
 WORKERS = 4
 MB = 2**20
 
 
 def write_shards(folder: Path, records: int, shards: int = SHARDS) -> None:
-    """``records`` records in GQA's format, as long as GQA's, on one line a shard."""
+    """Write ``records`` records in GQA's format and of GQA's length, one line per shard."""
     folder.mkdir(parents=True)
     share = -(-records // shards)
     for shard in range(shards):
@@ -101,7 +101,7 @@ def convert(source: Path, store: Path) -> dict[str, float]:
 
 
 def open_converted(source: Path, store: Path) -> dict[str, float]:
-    """Open the store, and do what a run does at its start."""
+    """Time opening the store and preparing negatives, as at the start of a run."""
     started = time.perf_counter()
     table = read_questions(source, store)
     table.text("question", len(table) - 1)
@@ -111,7 +111,7 @@ def open_converted(source: Path, store: Path) -> dict[str, float]:
 
 
 class _Questions(Dataset[list[str]]):
-    """What the training data set does for a batch, but for the images."""
+    """The training data set without its images."""
 
     def __init__(self, table: QuestionTable) -> None:
         self.table = table
@@ -128,7 +128,7 @@ class _Questions(Dataset[list[str]]):
 
 
 def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str, float]:
-    """Memory of this process with its workers, and batches a second."""
+    """Memory of this process with its workers, and batches per second."""
     table = read_questions(source, store)
     if rows is not None:
         table = table.take(np.arange(0, len(table), len(table) // rows)[:rows])
@@ -152,7 +152,7 @@ def load(source: Path, store: Path, batches: int, rows: int | None) -> dict[str,
 
 
 class _Repeated:
-    """So many batches of an order, over and over where it has fewer."""
+    """A batch sampler repeated up to a number of batches."""
 
     def __init__(self, order: TrainBatches, batches: int) -> None:
         self._order = order
@@ -172,7 +172,7 @@ class _Repeated:
 
 
 def _proportional_share() -> float:
-    """PSS in MB of this process and its children: shared pages are counted once over them all."""
+    """PSS in MB of this process and its children, which counts shared pages once."""
     me = os.getpid()
     children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
     total = 0
@@ -183,13 +183,13 @@ def _proportional_share() -> float:
 
 
 def main() -> None:
-    """Write, convert, open and load, and print the figures."""
+    """Write, convert, open and load, and print the metrics."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--records", type=int, default=14_300_000)
     parser.add_argument("--batches", type=int, default=400)
     parser.add_argument(
-        "--only", choices=("convert", "open", "load", "load_few"), help="one figure"
+        "--only", choices=("convert", "open", "load", "load_few"), help="one metric"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

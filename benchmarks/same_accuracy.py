@@ -1,10 +1,13 @@
-"""Train the miniature the straightforward way and the fast one: how well, and in what time.
+"""Compare accuracy and training time of the miniature, trained in two ways.
 
     python -m benchmarks.same_accuracy output/same_accuracy
+    python -m benchmarks.same_accuracy output/attention_dropout --compare dropout --steps 300
 
-Both are ``train.py`` on mini-GQA with as many questions a step and as many steps, by each of a few
-seeds; the fast way is the recipe as it ships, of half its length. It takes an hour on one core.
-Writes ``figures.json``, ``table.md`` and ``accuracy.svg``. Runs that are done are not repeated.
+The first compares the straightforward way with the fast one, which is the shipped recipe at half
+its length, in an hour on one core; the second dropout of 0.1 without and with attention
+probabilities, in forty minutes. Both ways of a comparison use ``train.py`` on mini-GQA with the
+same number of questions per step and of steps, for several seeds. Writes ``metrics.json``,
+``table.md`` and ``accuracy.svg``. Finished runs are not repeated.
 """
 
 import argparse
@@ -18,16 +21,27 @@ from pathlib import Path
 from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
 from lavis_ext.common.files import write_json, written_aside
+from lavis_ext.common.tables import markdown
 
 RECIPE = "projects/pnp-vqa/train/mini_train.yaml"
-WAYS = ("straightforward", "fast")
-FIGURES = ("answer_accuracy", "itm_accuracy", "loss")
+COMPARISONS = {
+    "optimizations": ("straightforward", "fast"),
+    "dropout": ("dropout_but_on_attention", "dropout_on_attention_too"),
+}
+DROPOUT = 0.1
+DROPPING = ("model.fusion", "model.objectives.answer")
+METRICS = ("answer_accuracy", "itm_accuracy", "loss")
 
 
 def options_of(way: str, questions: int) -> list[str]:
-    """What makes a run of the recipe one of this way, with so many questions a step."""
+    """Options that make the recipe train this way, with ``questions`` per step."""
+    whole = [f"run.batch_size_train={questions}"]
     if way == "fast":
-        return [f"run.batch_size_train={questions}"]
+        return whole
+    if way in COMPARISONS["dropout"]:
+        hidden = [f"{section}.dropout={DROPOUT}" for section in DROPPING]
+        attention = [f"{section}.attention_dropout={DROPOUT}" for section in DROPPING]
+        return [*whole, *hidden, *(attention if way == "dropout_on_attention_too" else ())]
     return [
         "imports=[benchmarks.straightforward]",
         "run.task=straightforward",
@@ -38,7 +52,7 @@ def options_of(way: str, questions: int) -> list[str]:
 
 
 def train(given: argparse.Namespace, way: str, seed: int) -> Path:
-    """The folder of a run."""
+    """Train a run; returns its folder."""
     where: Path = given.out / f"{way}-{seed}-{given.steps}x{given.questions}"
     if not list(where.glob("*/metrics.json")):
         where.mkdir(parents=True, exist_ok=True)
@@ -69,7 +83,7 @@ def train(given: argparse.Namespace, way: str, seed: int) -> Path:
 
 
 def curve(folder: Path, questions_a_step: int) -> list[dict[str, float]]:
-    """Validations of a run: questions trained on, seconds of training (validations left out)."""
+    """Validations of a run with training questions and training seconds so far."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     points: list[dict[str, float]] = []
     step, seconds, questions = 0, 0.0, 0.0
@@ -78,19 +92,24 @@ def curve(folder: Path, questions_a_step: int) -> list[dict[str, float]]:
             taken = (entry["step"] - step) * questions_a_step
             step, questions = entry["step"], questions + taken
             seconds += taken / entry["examples_per_second"]
-        elif not points or points[-1]["step"] < entry["step"]:
-            figures = {name: entry[name] for name in FIGURES}
-            points.append({"step": step, "questions": questions, "seconds": seconds, **figures})
+        elif entry["kind"] == "val" and (not points or points[-1]["step"] < entry["step"]):
+            metrics = {name: entry[name] for name in METRICS}
+            points.append({"step": step, "questions": questions, "seconds": seconds, **metrics})
     return points
 
 
 def table(curves: Mapping[str, list[list[dict[str, float]]]]) -> str:
-    """How the runs ended, in Markdown."""
-    rows = [
-        "| | questions | seconds of training | questions/s | answers right on val "
-        "| pairs right on val | loss on val |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """Final metrics of each way, in Markdown."""
+    header = (
+        "",
+        "questions",
+        "seconds of training",
+        "questions/s",
+        "answers right on val",
+        "pairs right on val",
+        "loss on val",
+    )
+    rows = []
     for way, runs in curves.items():
         ends = [points[-1] for points in runs]
 
@@ -101,34 +120,51 @@ def table(curves: Mapping[str, list[list[dict[str, float]]]]) -> str:
 
         rate = statistics.mean(end["questions"] / end["seconds"] for end in ends)
         rows.append(
-            f"| {way} | {ends[0]['questions']:,.0f} | {cell('seconds', 1, 0)} | {rate:.3g} "
-            f"| {cell('answer_accuracy', 100, 1)} % | {cell('itm_accuracy', 100, 1)} % "
-            f"| {cell('loss', 1, 3)} |"
+            (
+                way,
+                f"{ends[0]['questions']:,.0f}",
+                cell("seconds", 1, 0),
+                f"{rate:.3g}",
+                f"{cell('answer_accuracy', 100, 1)} %",
+                f"{cell('itm_accuracy', 100, 1)} %",
+                cell("loss", 1, 3),
+            )
         )
-    return "\n".join(rows) + "\n"
+    return markdown(rows, header) + "\n"
 
 
 def main() -> None:
-    """Train, and write what came of it."""
+    """Train both ways and write metrics, table and plot."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=3, help="of each way (%(default)s)")
-    parser.add_argument("--steps", type=int, default=150, help="of a run (%(default)s)")
-    parser.add_argument("--questions", type=int, default=128, help="a step (%(default)s)")
+    parser.add_argument(
+        "--compare",
+        choices=COMPARISONS,
+        default="optimizations",
+        help="what the two ways differ in (%(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=(1, 2, 3), help="seeds of each way (1 2 3)"
+    )
+    parser.add_argument("--steps", type=int, default=150, help="steps of a run (%(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=128, help="questions per step (%(default)s)"
+    )
     parser.add_argument("--points", type=int, default=5, help="validations (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
     given = parser.parse_args()
     given.out = given.out.resolve()
-    runs = [(way, seed) for way in WAYS for seed in range(1, given.seeds + 1)]
-    train(given, "fast", 1)  # alone: the first run draws mini-GQA
+    ways = COMPARISONS[given.compare]
+    runs = [(way, seed) for way in ways for seed in given.seeds]
+    train(given, ways[-1], given.seeds[0])  # alone: the first run draws mini-GQA
     with ThreadPoolExecutor(given.jobs) as pool:
         folders = list(pool.map(lambda run: train(given, *run), runs))
-    curves: dict[str, list[list[dict[str, float]]]] = {way: [] for way in WAYS}
+    curves: dict[str, list[list[dict[str, float]]]] = {way: [] for way in ways}
     for (way, _), folder in zip(runs, folders, strict=True):
         curves[way].append(curve(folder, given.questions))
     text = table(curves)
-    write_json(given.out / "figures.json", curves)
+    write_json(given.out / "metrics.json", curves)
     with written_aside(given.out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     plots.draw_accuracy(
@@ -137,7 +173,7 @@ def main() -> None:
             for way, found in curves.items()
         },
         f"The miniature's fusion, {given.steps * given.questions:,} questions, "
-        f"{given.seeds} seeds each",
+        f"{len(given.seeds)} seeds each",
         given.out / "accuracy.svg",
     )
     print(text)

@@ -1,17 +1,17 @@
-"""Measure training's speed: the straightforward way, then one thing after another switched on.
+"""Measure training speed: the straightforward way, then each optimization added in turn.
 
     python -m benchmarks.speed output/speed            # `make bench`: base_esam at 384 px
     python -m benchmarks.speed output/speed --small    # `make bench SMALL=1`: model type mini
 
-All variants train on the same synthetic data on the same device, each in processes of its own, so
-that peaks of memory are its own; the rounds go through the ladder in turn, so that what else the
-machine does shows in the spread. The weights are random, which changes no time. Writes
-``figures.json``, ``table.md`` and ``speed.svg`` into the folder, anew after each variant. Three
-images of base_esam in a batch take 13 GiB of memory. ``--small`` takes three minutes on two cores:
-short rounds, no compilation, and the ladder alone.
+All variants train on the same synthetic data on the same device, each in separate processes, so
+that peak memory is its own; each round measures all variants, so that other load on the machine
+shows in the spread. The weights are random, which doesn't affect times. Writes ``metrics.json``,
+``table.md`` and ``speed.svg`` to the folder after each variant. Three images of base_esam in a
+batch take 13 GiB of memory. ``--small`` takes three minutes on two cores: short rounds, no
+compilation, and only the ladder.
 
-Without a GPU all cores are used; with one, bf16 and compilation, and more images a batch. The time
-of an epoch of GQA's balanced questions is reckoned from the FLOP rate.
+Without a GPU all cores are used; with one, bf16 and compilation, and more images per batch. The
+time of an epoch of GQA's balanced questions is estimated from the FLOP rate.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from benchmarks.processes import PROJECT, command, environment
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext import distributed
 from lavis_ext.common.files import write_json, written_aside
+from lavis_ext.common.tables import markdown
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.base import to_device
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.datasets.pictures import read_image
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.features.run_features import RunFeatures
 from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
@@ -52,25 +54,27 @@ from lavis_ext.runners.trainer import Stepper
 RECIPE = "projects/pnp-vqa/train/gqa_train.yaml"
 QUESTIONS_AN_IMAGE = 32
 PICTURE = (500, 375)
-"""Pixels of most of GQA's images."""
+"""Size of most of GQA's images in pixels."""
 GQA_QUESTIONS, GQA_IMAGES = 943_000, 72_140
-"""Of the balanced training split."""
+"""Size of the balanced training split."""
 SAME_LOSS = 1e-5
-REFERENCE = "straightforward"
+REFERENCE, STRICTER = "straightforward", "seen_once"
+REFERENCES = {"times_straightforward": REFERENCE, "times_stricter": STRICTER}
+"""By key of the metrics, the variant that others are compared with."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train.
+    """A training variant.
 
     Attributes:
-        name: its key in ``figures.json``.
-        label: what the table calls it.
-        ways: how far from straightforward; None is the library.
-        images, questions: images a batch, and questions of each.
-        stored: whether features are read in place of images.
-        options: of the run, besides.
-        processes: that train together.
+        name: key in ``metrics.json``.
+        label: label in the table.
+        ways: optimizations of the straightforward way; None is the library.
+        images, questions: images per batch, and questions per image.
+        stored: whether stored features replace images.
+        options: additional options of the run.
+        processes: number of processes.
     """
 
     name: str
@@ -84,16 +88,16 @@ class Variant:
 
 
 def ladder(images: int) -> list[Variant]:
-    """The straightforward way first, then each thing switched on beside those before it."""
+    """The straightforward way, then each optimization added to those before it."""
     fast = Variant("stored", "features stored", images=images)
     live = replace(fast, stored=False)
     bf16 = ("run.amp=true",)
     single = {"images": 1, "questions": 1, "stored": False}
     return [
         Variant(REFERENCE, "straightforward", STRAIGHTFORWARD, **single),  # type: ignore[arg-type]
-        # Beside the ladder: how much of it is due to seeing the image once for both pairs.
+        # Beside the ladder: the effect of encoding the image once for both pairs.
         Variant(
-            "seen_once",
+            STRICTER,
             "(straightforward, one encoding for both pairs)",
             Ways(seen_once=True),
             **single,  # type: ignore[arg-type]
@@ -116,7 +120,10 @@ def ladder(images: int) -> list[Variant]:
 
 
 def sweeps(images: int) -> list[Variant]:
-    """Cost against questions an image, images a batch, and processes; features stored, fp32."""
+    """Variants of questions per image, images per batch, dropout on attention, and processes.
+
+    All with stored features, fp32.
+    """
     base = Variant("", "", images=images)
     return [
         *(
@@ -127,12 +134,21 @@ def sweeps(images: int) -> list[Variant]:
             replace(base, name=f"images_{count}", label=f"{count} images", images=count)
             for count in (2 * images, 3 * images)
         ),
+        replace(
+            base,
+            name="attention_dropout",
+            label="dropout on attention",
+            options=(
+                "model.fusion.attention_dropout=0.1",
+                "model.objectives.answer.attention_dropout=0.1",
+            ),
+        ),
         replace(base, name="processes_2", label="2 processes", processes=2),
     ]
 
 
 def make_data(folder: Path, images: int) -> Path:
-    """Mini-GQA with as many questions about each training image, and pictures of GQA's size."""
+    """A mini-GQA with many questions per training image, and pictures of GQA's size."""
     root = folder / f"data_{images}"
     if root.exists():
         return root
@@ -150,13 +166,13 @@ def make_data(folder: Path, images: int) -> Path:
     chosen = {key: value for key, value in chosen.items() if value["imageId"] not in few}
     write_json(questions / "train_balanced_questions.json", chosen)
     for path in (aside / "images").iterdir():
-        Image.open(path).resize(PICTURE, Image.Resampling.BICUBIC).save(path, quality=90)
+        read_image(path).resize(PICTURE, Image.Resampling.BICUBIC).save(path, quality=90)
     aside.rename(root)
     return root
 
 
 def make_config(given: Namespace, variant: Variant) -> Config:
-    """The config of a variant's run."""
+    """Config of a variant's run."""
     root = given.out / ("small" if given.small else "base")
     options = [
         f"datasets.gqa_fusion.root={make_data(given.out, given.images)}",
@@ -184,15 +200,15 @@ def make_config(given: Namespace, variant: Variant) -> Config:
 
 
 def unfuse(optimizer: torch.optim.Optimizer) -> None:
-    """Let it go through the parameters one by one."""
+    """Make the optimizer update parameters one by one."""
     for group in optimizer.param_groups:
         group["fused"] = group["foreach"] = False
-    # The fused kernel alone can be told to leave everything as it is.
+    # Only the fused kernel supports skipped steps.
     optimizer.register_step_pre_hook(lambda each, *_: setattr(each, "found_inf", None))
 
 
 def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
-    """Figures of a variant, in this process and those that train with it."""
+    """Measure a variant in this process and its peers."""
     cfg = make_config(given, variant)
     with prepared(cfg, ["train"]) as parts:
         if cfg.run.features is not None:
@@ -215,17 +231,17 @@ def measure(given: Namespace, variant: Variant) -> dict[str, Any]:
             budget=given.seconds,
             at_least=given.steps if variant.ways is None or given.small else 2,
         )
-        figures = {
+        metrics = {
             "rates": found.rates,
             "waiting": found.waiting_share,
             "peak_bytes": found.peak_bytes,
             **flops,
         }
-        return figures if distributed.is_main_process() else {}
+        return metrics if distributed.is_main_process() else {}
 
 
 def make_features(given: Namespace) -> float:
-    """Make the stores, so that no variant's peak of memory is that of making them; the seconds."""
+    """Make the stores first, to keep their memory out of the variants' peaks; returns seconds."""
     cfg = make_config(given, Variant("", ""))
     assert cfg.run.features is not None
     with prepared(cfg, ["train"]) as parts:
@@ -236,10 +252,10 @@ def make_features(given: Namespace) -> float:
 
 
 def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch) -> dict[str, Any]:
-    """FLOPs of a question with its share of the image; for the library's ways, of both apart."""
+    """FLOPs of a question with its share of the image; for the library, also separately."""
     ways = variant.ways
     if ways is not None and not ways.fused_attention:
-        # Transformers' own passes look into their masks, which ``meta`` doesn't have.
+        # Transformers' forward passes read mask values, which ``meta`` doesn't have.
         train_mode(parts.model)
         passes = count_passes(lambda each: straightforward_loss(parts.model, each, ways), samples)
         parts.model.zero_grad(set_to_none=True)
@@ -262,7 +278,7 @@ def count(cfg: Config, parts: Prepared, variant: Variant, samples: QuestionBatch
 
 
 def matrix_multiply_peak(given: Namespace) -> dict[str, float]:
-    """FLOPs a second of large square products, the best of several, by dtype."""
+    """FLOPs per second of large square matrix products, best of several, by dtype."""
     device = torch.device(given.device)
     side = 8192 if device.type == "cuda" else 512 if given.small else 4096
     peaks = {}
@@ -280,7 +296,7 @@ def matrix_multiply_peak(given: Namespace) -> dict[str, float]:
 
 
 def largest_difference(given: Namespace) -> float:
-    """Of losses by the straightforward way and the library's, on the same questions, fp32."""
+    """Largest difference of the straightforward and the library's losses, fp32."""
     cfg = make_config(
         replace_namespace(given, small=True), Variant("", "", None, 2, 3, stored=False)
     )
@@ -293,7 +309,7 @@ def largest_difference(given: Namespace) -> float:
         train_mode(model)
         with torch.no_grad():
             assert model.fusion.gate is not None
-            model.fusion.gate.fill_(0.5)  # closed at first, when nothing behind it counts
+            model.fusion.gate.fill_(0.5)  # initially closed, which would hide the fusion
             batches = TrainingPlan.of(cfg.run, parts.datasets).batches
             samples = parts.datasets["train"].__getitems__(next(iter(batches)))
             fast = total_loss(model(samples))
@@ -303,14 +319,14 @@ def largest_difference(given: Namespace) -> float:
 
 
 def replace_namespace(given: Namespace, **changes: Any) -> Namespace:
-    """A copy with other values."""
+    """Copy a namespace with other values."""
     return Namespace(**{**vars(given), **changes})
 
 
 def in_child(
     given: Namespace, arguments: Sequence[str], *, processes: int = 1, threads: int | None = None
 ) -> Any:
-    """What ``--only`` prints, in a process of its own, or in several that train together."""
+    """JSON printed by ``--only`` in a separate process, or in several with torchrun."""
     done = subprocess.run(
         command(["-m", "benchmarks.speed", *arguments], processes),
         cwd=PROJECT,
@@ -325,7 +341,7 @@ def in_child(
 def summary(
     runs: dict[str, list[dict[str, Any]]], variants: Sequence[Variant], peaks: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """Each variant's rounds together: medians, spreads, and ratios to the straightforward way."""
+    """Medians, spreads, and ratios to the straightforward way over each variant's rounds."""
     found: dict[str, dict[str, Any]] = {}
     for variant in variants:
         rounds = runs[variant.name]
@@ -352,52 +368,89 @@ def summary(
             epoch = GQA_IMAGES * rounds[0]["image_flops"]
             epoch += GQA_QUESTIONS * rounds[0]["question_flops"]
         found[variant.name]["gqa_epoch_hours"] = epoch / (rate * flops) / 3600
-    reference = found.get(REFERENCE)
-    if reference:
-        for figures in found.values():
-            ratio = figures["examples_per_second"] / reference["examples_per_second"]
-            figures["times_straightforward"] = ratio
+        for key, name in REFERENCES.items():
+            if name in runs:
+                found[variant.name][key] = ratios(rounds, runs[name])
     return found
 
 
-def table(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
-    """The ladder in Markdown."""
-    rows = [
-        "| | questions/s | slowest to fastest step | times | GFLOP a question "
-        "| share of the matmul peak | memory, GiB | waiting for data | an epoch of GQA, h |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def ratios(
+    rounds: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> tuple[float, float, float]:
+    """Smallest, median and largest ratio of a round's median rate to the reference's."""
+    each = [
+        statistics.median(ours["rates"]) / statistics.median(theirs["rates"])
+        for ours, theirs in zip(rounds, reference, strict=True)
     ]
+    return min(each), statistics.median(each), max(each)
+
+
+def with_spread(ratio: Sequence[float] | None) -> str:
+    """A ratio's median, with its smallest and largest if they differ."""
+    if ratio is None:
+        return ""
+    smallest, median, largest = ratio
+    spread = "" if smallest == largest else f" ({smallest:.3g} to {largest:.3g})"
+    return f"{median:.3g}{spread}"
+
+
+def table(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
+    """The ladder as a Markdown table."""
+    header = (
+        "",
+        "questions/s",
+        "slowest to fastest step",
+        "times",
+        "times the stricter one",
+        "GFLOP a question",
+        "share of the matmul peak",
+        "memory, GiB",
+        "waiting for data",
+        "an epoch of GQA, h",
+    )
+    rows = []
     for name in names:
         each = found[name]
-        times = each.get("times_straightforward")
         rows.append(
-            f"| {each['label']} | {each['examples_per_second']:.3g} "
-            f"| {each['slowest']:.3g} to {each['fastest']:.3g} "
-            f"| {'' if times is None else f'{times:.3g}'} | {each['flops_a_question'] / 1e9:.3g} "
-            f"| {100 * each['share_of_peak']:.0f} % | {each['peak_gib']:.1f} "
-            f"| {100 * each['waiting']:.1f} % | {each['gqa_epoch_hours']:,.0f} |"
+            (
+                each["label"],
+                f"{each['examples_per_second']:.3g}",
+                f"{each['slowest']:.3g} to {each['fastest']:.3g}",
+                *(with_spread(each.get(key)) for key in REFERENCES),
+                f"{each['flops_a_question'] / 1e9:.3g}",
+                f"{100 * each['share_of_peak']:.0f} %",
+                f"{each['peak_gib']:.1f}",
+                f"{100 * each['waiting']:.1f} %",
+                f"{each['gqa_epoch_hours']:,.0f}",
+            )
         )
-    return "\n".join(rows) + "\n"
+    return markdown(rows, header) + "\n"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
-    """The program's arguments."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder of data, features and figures")
+    parser.add_argument("out", type=Path, help="folder of data, features and metrics")
     parser.add_argument("--small", action="store_true", help="model type mini")
-    parser.add_argument("--rounds", type=int, default=2, help="through all variants (%(default)s)")
     parser.add_argument(
-        "--seconds", type=float, help="of a variant's steps a round; 15, or 2 with --small"
+        "--rounds", type=int, default=2, help="rounds over all variants (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, help="at least; 200 on a GPU, 8 with --small, else 3")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="duration of a variant's steps per round; 15, or 2 with --small",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="minimum steps; 200 on a GPU, 8 with --small, else 3"
+    )
     parser.add_argument(
         "--questions-a-step",
         type=int,
         default=2,
-        help="that the straightforward way accumulates (%(default)s)",
+        help="questions that the straightforward way accumulates (%(default)s)",
     )
-    parser.add_argument("--images", type=int, default=40, help="of the data (%(default)s)")
-    parser.add_argument("--variants", nargs="+", help="only these, by name")
+    parser.add_argument("--images", type=int, default=40, help="images of the data (%(default)s)")
+    parser.add_argument("--variants", nargs="+", help="names of the only variants to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", help="measure one thing in this process and print it")
@@ -411,7 +464,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
 
 
 def main() -> None:
-    """Measure everything, and write it down."""
+    """Measure all variants and write the results."""
     given = parse_arguments()
     images = 8 if given.device == "cuda" else 1
     steps = ladder(images)
@@ -425,15 +478,15 @@ def main() -> None:
     elif given.only == "difference":
         print(json.dumps(largest_difference(given)))
     elif given.only:
-        if figures := measure(given, variants[given.only]):
-            print(json.dumps(figures), flush=True)
+        if metrics := measure(given, variants[given.only]):
+            print(json.dumps(metrics), flush=True)
     else:
         every = NAMES_OF_LADDER[:-1] if given.small else variants
         report(given, [v for v in variants.values() if v.name in (given.variants or every)])
 
 
 def report(given: Namespace, variants: list[Variant]) -> None:
-    """Go through the variants round by round, and write the figures, the table and the plot."""
+    """Measure the variants in rounds; write metrics, table and plot."""
     given.out.mkdir(parents=True, exist_ok=True)
     make_data(given.out, given.images)
     arguments = sys.argv[1:]
@@ -465,11 +518,11 @@ def write(
     peaks: dict[str, float],
     difference: float,
 ) -> str:
-    """Write the figures, the table and the plot of what has been measured; the table."""
+    """Write metrics, table and plot of the variants measured so far; returns the table."""
     measured = {v.name: v for v in variants if runs[v.name]}
     found = summary(runs, list(measured.values()), peaks)
     names = [name for name in NAMES_OF_LADDER if name in measured]
-    figures = {
+    metrics = {
         "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
         "threads": given.threads,
         "torch": torch.__version__,
@@ -479,11 +532,11 @@ def write(
         "ladder": names,
         "variants": found,
     }
-    write_json(given.out / "figures.json", figures)
+    write_json(given.out / "metrics.json", metrics)
     text = table(found, names)
     with written_aside(given.out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
-    plots.draw_speed(figures, given.out / "speed.svg")
+    plots.draw_speed(metrics, given.out / "speed.svg")
     return text
 
 

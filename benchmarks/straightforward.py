@@ -1,15 +1,14 @@
-"""The straightforward way to a loss, that the library's is measured against.
+"""A straightforward loss, the reference for the library's speed and losses.
 
-One question at a time. Its matched pair goes through everything, and then each of its mismatched
-pairs does: both encoders, the fusion, the text encoder. Attention is written as softmax of a
-product, as ``transformers`` and DIFNet's authors do in eager mode; DIFNet's two streams take two
-passes. The weights are those of the library's model, and so are loss and gradients; only dropout
-differs, if there is any.
+It processes one question at a time: its matched pair, then each of its mismatched pairs, passes
+both encoders, the fusion and the text encoder. Attention is a softmax of a product, as in eager
+mode of ``transformers`` and DIFNet's authors; DIFNet's two streams take two passes. Weights, loss
+and gradients are the library's; only dropout, if any, differs.
 
     imports: [benchmarks.straightforward]
     run: {task: straightforward, batch_size_train: 1, accum_grad_iters: 128}
 
-trains this way, with 128 questions a step.
+trains this way, with 128 questions per step.
 """
 
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
-from lavis_ext.datasets.gqa.vocabulary import OUTSIDE
+from lavis_ext.datasets.questions.dataset import QuestionBatch
+from lavis_ext.datasets.questions.vocabulary import OUTSIDE
 from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
 from lavis_ext.fusion.difnet import Attention, DifnetEncoder, Layer
@@ -37,11 +36,11 @@ from lavis_ext.tasks.gqa import GqaFusionTask
 
 @dataclass(frozen=True)
 class Ways:
-    """How far from straightforward.
+    """Optimizations added to the straightforward way.
 
     Attributes:
-        fused_attention: the library's passes with fused attention, and both streams in one.
-        seen_once: the image is encoded and fused once for all pairs of a question.
+        fused_attention: use the library's passes with fused attention, both streams in one.
+        seen_once: encode and fuse the image once for all pairs of a question.
     """
 
     fused_attention: bool = False
@@ -53,13 +52,13 @@ STRAIGHTFORWARD = Ways()
 
 @registry.register_task("straightforward")
 class StraightforwardTask(GqaFusionTask):
-    """``gqa_fusion`` with every training step taken the straightforward way."""
+    """``gqa_fusion`` with straightforward training steps."""
 
     takes_features = False
     ways = STRAIGHTFORWARD
 
     def train_step(self, model: Any, samples: QuestionBatch) -> StepOutput:
-        """The sum of all losses under one name."""
+        """Sum of all losses under one name."""
         loss = straightforward_loss(model, samples, self.ways)
         return StepOutput({"all": loss}, {}, len(samples["text_input"]))
 
@@ -67,13 +66,13 @@ class StraightforwardTask(GqaFusionTask):
 def straightforward_loss(
     model: PnpVqaFusion, samples: QuestionBatch, ways: Ways = STRAIGHTFORWARD
 ) -> Tensor:
-    """The loss of a batch summed, one question at a time; what the model's ``forward`` gives."""
+    """Sum of a batch's losses, one question at a time; equals the model's ``forward``."""
     losses = [question_loss(model, samples, q, ways) for q in range(len(samples["text_input"]))]
     return torch.stack(losses).sum()
 
 
 def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, ways: Ways) -> Tensor:
-    """The weighted losses of one question, summed."""
+    """Sum of the weighted losses of one question."""
     per_question = len(samples["mismatched_input"]) // len(samples["text_input"])
     texts = [
         samples["text_input"][question],
@@ -110,14 +109,14 @@ def question_loss(model: PnpVqaFusion, samples: QuestionBatch, question: int, wa
 
 
 def _fused(model: PnpVqaFusion, samples: QuestionBatch, image: int, ways: Ways) -> Tensor:
-    """Fused tokens [1, 1+N, D]; both encoders run anew."""
+    """Fused tokens [1, 1+N, D]; runs both encoders."""
     grid_image = samples["images"]["grid"][image : image + 1]
     segmentation_image = samples["images"]["segmentation"][image : image + 1]
     with no_grad_if_constant([model.blip.blip.vision_model]):
         if ways.fused_attention:
             grid_tokens = model.blip.encode(grid_image)
         else:
-            pixels = model.blip.normalise(grid_image)
+            pixels = model.blip.normalize(grid_image)
             grid_tokens = model.blip.blip.vision_model(pixels).last_hidden_state
     second = model.streams["segmentation"]
     with no_grad_if_constant([second]):
@@ -153,7 +152,7 @@ def _asked(model: PnpVqaFusion, head: QuestionHead, fused: Tensor, text: str, wa
     states = head.question_projection(states.last_hidden_state)
     for layer in head.layers:
         memory = head.token_projection(fused)
-        # Torch's own pass of the layer, which the library's is a subclass of.
+        # torch's forward pass; the library's layer is a subclass.
         states = cast(Any, nn.TransformerDecoderLayer).forward(layer, states, memory)
     scores: Tensor = head.score(head.norm(states.mean(dim=1)))
     return scores
@@ -171,7 +170,7 @@ def _answer_loss(model: PnpVqaFusion, scores: Tensor, answer: str | None) -> Ten
 
 @contextmanager
 def unfused(model: PnpVqaFusion) -> Iterator[None]:
-    """Attention as softmax of a product everywhere, and DIFNet's streams one after the other."""
+    """Context manager: unfused attention everywhere, and DIFNet's streams in separate passes."""
     encoder = model.fusion.encoder
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     blocks = [m for s in model.modules() if isinstance(s, EfficientSam) for m in s.modules()]
@@ -184,7 +183,7 @@ def unfused(model: PnpVqaFusion) -> Iterator[None]:
     for m in timms:
         m.fused_attn = False
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # torch's own decoder layer goes through it
+        with sdpa_kernel(SDPBackend.MATH):  # used by torch's decoder layer
             yield
     finally:
         for m, was in before:
@@ -219,7 +218,7 @@ def _two_passes(self: DifnetEncoder, grid_tokens: Tensor, segmentation_tokens: T
 
 
 def _one_stream(layer: Any, x: Tensor, *, segmentation: bool) -> Tensor:
-    """One stream through a layer of two, by its own norms."""
+    """Pass one stream through a two-stream layer with its own norms."""
     assert isinstance(layer, Layer)
     forward = layer.pwff
     norms: Any = (layer.lnorm, forward.layer_norm)
