@@ -44,8 +44,10 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Load a file and wait until it is there."""
+    def open(
+        self, path: Path | str, *, width: int = 1440, height: int = 900, dark: bool = False
+    ) -> None:
+        """Load a file or an address and wait until it is there."""
         narrow = width < 600
         self._call(
             "Emulation.setDeviceMetricsOverride",
@@ -56,7 +58,8 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        url = path if isinstance(path, str) else path.resolve().as_uri()
+        self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
@@ -73,6 +76,12 @@ class Page:
         while not self.run(condition):
             assert time.monotonic() < end, f"never true: {condition}"
             time.sleep(0.02)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to the input that a CSS selector names."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve())])
 
     def press(self, key: str) -> None:
         """Press a key such as ``Tab``, ``Enter`` or ``ArrowRight``."""

@@ -3,8 +3,8 @@
     python -m lavis_ext.datasets.gqa.download data/gqa --parts eval
     python -m tests.gqa_authors_script data/gqa/eval/eval.py output/gqa_parity
 
-prints every figure that both print, on 5,000 questions of mini-GQA. With ``--store`` it makes
-``tests/assets/parity/gqa_scores.json`` anew, which the tests compare with instead.
+prints every metric that both print, on 5,000 questions of mini-GQA. With ``--store`` it makes
+``tests/assets/parity/gqa_scores.json`` again, which the tests compare with instead.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from lavis_ext.common.tables import show, table
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.evaluation.gqa.__main__ import main as score
 from tests.gqa_rule import write_files
@@ -101,11 +102,11 @@ def draw(folder: Path, images: int, questions: int) -> dict[str, Path]:
 
 
 def main() -> None:
-    """Print the table, or store the figures."""
+    """Print the table, or store the metrics."""
     parser = argparse.ArgumentParser(description="GQA's own evaluation script beside ours.")
     parser.add_argument("script", type=Path, help="the authors' eval.py")
     parser.add_argument("folder", type=Path, help="where data and predictions go")
-    parser.add_argument("--store", action="store_true", help="make the tests' figures anew")
+    parser.add_argument("--store", action="store_true", help="rewrite the tests' expected metrics")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     images, questions = (40, sys.maxsize) if arguments.store else (800, 5000)
@@ -130,14 +131,14 @@ def main() -> None:
     ]
     rows.append(("grounding, regions", regions, 100 * our_regions))
     for name, theirs in BREAKDOWNS.items():
-        figures = ours["breakdowns"][name]
+        accuracies = ours["breakdowns"][name]
         rows += [
-            (f"{name} {kind}", value, 100 * figures[str(kind)]["value"])
+            (f"{name} {kind}", value, 100 * accuracies[str(kind)]["value"])
             for kind, (value, _) in sorted(authors[theirs].items())
         ]
-    for name, value, other in rows:
-        equal = "equal" if f"{value:.2f}" == f"{other:.2f}" else "DIFFERENT"
-        print(f"{name:<22}{value:>8.2f}{other:>8.2f}  {equal}")
+    pairs = [(name, f"{theirs:.2f}", f"{other:.2f}") for name, theirs, other in rows]
+    compared = [(*each, "equal" if each[1] == each[2] else "DIFFERENT") for each in pairs]
+    show(table(compared, ("metric", "authors", "ours", "")))
 
 
 def _printed(name: str, value: float) -> float:

@@ -1,4 +1,4 @@
-"""Weights and inputs by rule, with which the reference outputs in assets/parity were made."""
+"""The rule for the weights and inputs of the reference outputs in assets/parity."""
 
 import zlib
 from pathlib import Path
@@ -10,13 +10,13 @@ FOLDER = Path(__file__).parent / "assets" / "parity"
 
 
 def normal(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal numbers that depend on nothing but ``name`` and ``shape``."""
+    """Standard normal numbers that depend only on ``name`` and ``shape``."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
 
 
 def set_weights(module: torch.nn.Module) -> None:
-    """Give every parameter the value that the rule has for its name."""
+    """Set every parameter by the rule for its name."""
     module.load_state_dict(
         {
             name: 0.05 * normal(name, tuple(tensor.shape))

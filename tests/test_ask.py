@@ -1,6 +1,7 @@
-"""Asking a picture: what is printed, what is written, and what is refused."""
+"""The ask command: its output, files and errors."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_ext import ask
-from lavis_ext.ask import main, model_section, read_picture, samples_of
+from lavis_ext.ask.command import main
+from lavis_ext.ask.pipeline import Pipeline, model_section, unknown_word_notes
 from lavis_ext.config.typed import typed
+from lavis_ext.datasets.pictures import read_image
 from lavis_ext.encoders.blip.encoder import BlipEncoder, BlipEncoderConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from tests.evaluation.test_picture import made_output
@@ -19,8 +21,8 @@ from tests.tiny import BLIP
 LIMIT = 12
 
 
-class Told(torch.nn.Module):
-    """Stands in for the model: its answers are made up, its text encoder is a real one."""
+class FakeModel(torch.nn.Module):
+    """Replaces the model: its answers are invented, its text encoder is real."""
 
     captions = ["a red circle", "a blue square"]
 
@@ -29,6 +31,7 @@ class Told(torch.nn.Module):
         section = {**BLIP, "max_question_tokens": LIMIT}
         self.blip = BlipEncoder(typed(BlipEncoderConfig, section, "model.blip"))
         self.samples: Any = None
+        self.config: Any = None
 
     def answer(self, samples: Any) -> Any:
         self.samples = samples
@@ -39,11 +42,12 @@ class Told(torch.nn.Module):
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Told:
-    model = Told()
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    model = FakeModel()
 
-    def build(section: Any, *, answering: bool) -> Told:
+    def build(section: Any, *, answering: bool) -> FakeModel:
         assert answering
+        model.config = section
         return model
 
     monkeypatch.setattr(PnpVqaFusion, "from_config", build)
@@ -56,7 +60,7 @@ UNTRAINED = ("--model-type", "base_esam", "--device", "cpu")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The error with which the command ends."""
+    """Run the command and return its error message."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert ended.value.code == 2
@@ -68,16 +72,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_answers_are_printed_and_drawn(
-    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["cup.jpg", "What color is it?", *UNTRAINED])
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "Question: What color is it?",
-        "Answer:   red",
-        "Match:    50 % that question and picture belong together",
-        "Captions: a red circle",
+        "question  What color is it?",
+        "answer    red",
+        "match     50 % that question and picture belong together",
+        "captions  a red circle",
         "          a blue square",
+        "",
         "The captioner repeated itself: 2 different captions, not 100 (8 repetitions were left "
         "out).",
         "",
@@ -94,15 +99,15 @@ def test_answers_are_printed_and_drawn(
     with Image.open(tmp_path / "new" / "three.png") as drawn:
         assert drawn.height > 2 * one_question
     out = capsys.readouterr().out
-    assert [line for line in out.splitlines() if line.startswith("Question")] == [
-        "Question: what?",
-        "Question: where?",
-        "Question: who?",
+    assert [line for line in out.splitlines() if line.startswith("question")] == [
+        "question  what?",
+        "question  where?",
+        "question  who?",
     ]
 
 
 def test_json_is_one_document_with_points_in_pixels_of_the_picture(
-    told: Told, capsys: pytest.CaptureFixture[str]
+    fake: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["cup.jpg", "What color?", "Where?", *UNTRAINED, "--json", "--out", "x.png"])
     answers = json.loads(capsys.readouterr().out)
@@ -121,9 +126,9 @@ def test_json_is_one_document_with_points_in_pixels_of_the_picture(
 
 
 def test_ten_captions_are_printed_and_the_others_counted(
-    told: Told, capsys: pytest.CaptureFixture[str]
+    fake: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told.captions = [f"caption {number}" for number in range(14)]
+    fake.captions = [f"caption {number}" for number in range(14)]
     options = ("--options", "model.captioner.sampling.num_captions=14")
     main(["cup.jpg", "what?", *UNTRAINED, *options])
     out = capsys.readouterr().out
@@ -133,7 +138,9 @@ def test_ten_captions_are_printed_and_the_others_counted(
     assert "repeated itself" not in out
 
 
-def test_a_long_question_is_cut_and_said_so(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_question_is_cut_with_a_warning(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     long = "what color is the circle " + "that is left of the square " * 12
     main(["cup.jpg", "what color?", long, *UNTRAINED])
     notes = capsys.readouterr().err.splitlines()
@@ -144,9 +151,9 @@ def test_a_long_question_is_cut_and_said_so(told: Told, capsys: pytest.CaptureFi
     assert not any("question 1" in note for note in notes)
 
 
-def test_what_the_model_gets(told: Told) -> None:
+def test_the_model_gets_one_image_and_normalized_questions(fake: FakeModel) -> None:
     main(["cup.jpg", "  What   COLOR is it? ", "where?", *UNTRAINED])
-    samples = told.samples
+    samples = fake.samples
     assert samples["text_input"] == ["what color is it?", "where?"]
     assert samples["ids"] == samples["text_input"], "the same draws whatever else is asked"
     assert samples["image_index"].tolist() == [0, 0]
@@ -162,11 +169,11 @@ def test_what_the_model_gets(told: Told) -> None:
 
 def test_each_stream_gets_its_own_size() -> None:
     sizes = ["model.streams.grid.image_size=64", "model.streams.segmentation.image_size=128"]
-    section = model_section(None, "base_esam", sizes)
-    image = Image.new("RGB", (30, 20))
-    samples = samples_of(image, ["what?"], section, torch.device("cpu"))
-    assert samples["images"]["grid"].shape == (1, 3, 64, 64)
-    assert samples["images"]["segmentation"].shape == (1, 3, 128, 128)
+    model = FakeModel()
+    model.config = model_section(None, "base_esam", sizes)
+    Pipeline(model).ask(Image.new("RGB", (30, 20)), "what?")  # type: ignore[arg-type]
+    assert model.samples["images"]["grid"].shape == (1, 3, 64, 64)
+    assert model.samples["images"]["segmentation"].shape == (1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -176,12 +183,32 @@ def test_each_stream_gets_its_own_size() -> None:
         (["cup.jpg", "what?", " \t "], "Question 2 is empty"),
         (["cup.jpg", *["what?"] * 51], "51 questions are too many for one picture; ask at most 50"),
         (["no.jpg", "what?"], "no.jpg: the image can't be read (No such file or directory)."),
-        ([".", "what?"], "the image can't be read (Is a directory)."),
-        (["empty.jpg", "what?"], "empty.jpg: an empty file."),
-        (["text.jpg", "what?"], "text.jpg: not an image that is read here"),
+        (["empty", "what?"], "empty: there are no pictures in this folder."),
+        (["cup.jpg"], "There is no question about cup.jpg. Give --question"),
+        (
+            ["cup.jpg", "cup.png"],
+            "'cup.png' stands where a question is expected, and looks like a picture",
+        ),
+        (["cup.jpg", "what?", "no.webp"], "'no.webp' stands where a question is expected"),
+        (["cup.jpg", "some/cup", "what?"], "'some/cup' stands where a question is expected"),
+        (["cup.jpg", "empty", "what?"], "'empty' stands where a question is expected"),
+        (["cup.jpg", "no.jpg", "-q", "what?"], "no.jpg: the image can't be read (No such file"),
+        (["empty.jpg", "text.jpg", "-q", "what?"], "None of 2 pictures can be read."),
+        (
+            ["cup.jpg", "cup.png", "-q", "what?", "--out", "x.png"],
+            "--out is x.png, and a drawing is of one picture; for 2 pictures give a page",
+        ),
+        (["empty.jpg", "what?"], "empty.jpg: the image file is empty."),
+        (["text.jpg", "what?"], "text.jpg: not a supported image format"),
         (["half.jpg", "what?"], "half.jpg: the image can't be read (image file is truncated"),
-        (["cup.jpg", "what?", "--out", "x.jpg"], "--out is x.jpg; what is drawn is a PNG file"),
-        (["cup.png", "what?", "--out", "./cup.png"], "--out is cup.png, which is the picture that"),
+        (
+            ["cup.jpg", "what?", "--out", "x.jpg"],
+            "--out is x.jpg; the drawing is a PNG file and the page is HTML",
+        ),
+        (
+            ["cup.png", "what?", "--out", "./cup.png"],
+            "--out is cup.png, which is the input picture",
+        ),
         (["cup.jpg", "what?", "--out", "folder.png"], "--out is folder.png, which is a folder"),
         (["cup.jpg", "what?", "--out", "cup.png/x.png"], "--out: cup.png/x.png can't be written ("),
         (["cup.jpg", "what?", "--weights", "no.safetensors"], "there is no file no.safetensors"),
@@ -206,7 +233,7 @@ def test_each_stream_gets_its_own_size() -> None:
         ),
         (
             ["cup.jpg", "what?", "--options", "run.seed=3"],
-            "--options: 'run' isn't an option here; they all begin with model",
+            "--options: 'run' isn't an option here; only model options are",
         ),
         (
             ["cup.jpg", "what?", "--imports", "my_fusion"],
@@ -223,7 +250,7 @@ def test_each_stream_gets_its_own_size() -> None:
     ],
 )
 def test_mistakes_end_with_code_2_and_a_sentence(
-    told: Told,
+    fake: FakeModel,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -235,20 +262,21 @@ def test_mistakes_end_with_code_2_and_a_sentence(
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (9, 9)).save(tmp_path / "cup.png")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty").mkdir()
     assert says in refused(capsys, *arguments)
     assert not (tmp_path / "cup_answers.png").exists()
 
 
-def test_without_a_gpu_cuda_is_refused(
-    told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_a_gpu_cuda_is_rejected(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = refused(capsys, "cup.jpg", "what?", "--model-type", "base_esam", "--device", "cuda")
     assert message.startswith("--device is cuda, but torch finds no CUDA device")
 
 
-def test_no_disk_space_is_said_after_the_work_too(
-    told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_reported_after_the_work_too(
+    fake: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -258,24 +286,24 @@ def test_no_disk_space_is_said_after_the_work_too(
     assert message == "--out: cup_answers.png can't be written (No space left on device)."
 
 
-def test_pictures_of_the_same_name_and_odd_suffixes_are_told_apart(tmp_path: Path) -> None:
+def test_pictures_of_the_same_name_and_odd_suffixes_are_distinguished(tmp_path: Path) -> None:
     for suffix, side in ((".jpg", 8), (".png", 9)):
         Image.new("RGB", (side, side)).save(tmp_path / f"cup{suffix}")
     Image.new("L", (7, 7)).save(tmp_path / "upload", format="PNG")
-    assert read_picture(tmp_path / "cup.jpg").size == (8, 8)
-    assert read_picture(tmp_path / "cup.png").size == (9, 9)
-    assert read_picture(tmp_path / "upload").mode == "RGB"
+    assert read_image(tmp_path / "cup.jpg").size == (8, 8)
+    assert read_image(tmp_path / "cup.png").size == (9, 9)
+    assert read_image(tmp_path / "upload").mode == "RGB"
 
 
-def test_a_photograph_is_turned_the_way_up_that_its_camera_noted(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     photo = Image.new("RGB", (30, 20))
     exif = photo.getexif()
     exif[0x0112] = 6  # turned by a quarter
     photo.save(tmp_path / "photo.jpg", exif=exif)
-    assert read_picture(tmp_path / "photo.jpg").size == (20, 30)
+    assert read_image(tmp_path / "photo.jpg").size == (20, 30)
 
 
-def test_options_reach_the_section_and_win() -> None:
+def test_options_override_the_section() -> None:
     section = model_section(None, "base_esam", ["model.captioner.sampling.num_captions=5"])
     assert section.captioner.sampling.num_captions == 5
     assert section.model_type == "base_esam"
@@ -286,12 +314,12 @@ def test_options_reach_the_section_and_win() -> None:
 
 @pytest.mark.parametrize("model_type", [None, "mini"])
 def test_the_miniature_that_ships_is_the_default(model_type: str | None) -> None:
-    section = ask.model_section(None, model_type, [])
-    assert section.fusion_weights == ask.MINIATURE
+    section = model_section(None, model_type, [])
+    assert section.fusion_weights == PnpVqaFusion.SHIPPED["mini"]
     assert section.model_type == "mini"
 
 
-def test_the_real_pipeline_answers_the_same_whatever_else_is_asked(
+def test_the_real_pipelines_answers_are_independent_of_other_questions(
     mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = sorted((mini_gqa / "images").iterdir())[0]
@@ -314,3 +342,72 @@ def test_the_real_pipeline_answers_the_same_whatever_else_is_asked(
     assert all(0 <= x < 128 and 0 <= y < 128 for x, y in alone["points"])
     with Image.open(out) as drawn:
         assert drawn.width == 1400
+
+
+def test_words_that_the_text_encoder_does_not_know_are_named() -> None:
+    blip: Any = FakeModel().blip
+    (note,) = unknown_word_notes(blip, ["is the star red?", "what color is the xylophone?"])
+    assert "doesn't know: " in note
+    assert "xylophone" in note
+    assert "color" not in note
+    assert not unknown_word_notes(blip, ["what color is the circle?"])
+
+
+def test_several_pictures_and_folders_make_one_page(
+    fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.png", "cup.jpg"):
+        Image.new("RGB", (30, 20)).save(tmp_path / "more" / name)
+    (tmp_path / "more" / "notes.txt").write_text("no picture")
+    main(["cup.jpg", "more", "more/a.png", "--question", "what?", "-q", "<b>where?", *UNTRAINED])
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.splitlines() if "what?" in line]
+    assert [row[0] for row in rows] == ["cup.jpg", "more/a.png", "more/b.png", "more/cup.jpg"]
+    assert printed.out.endswith("Page: answers.html\n")
+    page = (tmp_path / "answers.html").read_text()
+    headings = ["cup.jpg", "a.png", "b.png", "more/cup.jpg"]  # a path where names are equal
+    assert re.findall("<h2>(.*?)</h2>", page) == headings
+    assert page.count("Answer: <b>red</b>") == 8
+    assert page.count("&lt;b&gt;where?") == 4
+    assert "<b>where" not in page
+    assert len(fake.samples["image_index"]) == 8, "all pictures in one pass"
+
+
+def test_broken_pictures_are_named_and_skipped_with_code_1(
+    fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_text("no picture")
+    with pytest.raises(SystemExit) as ended:
+        main(["broken.jpg", "cup.jpg", "--question", "what?", *UNTRAINED, "--json"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert [each["image"] for each in json.loads(printed.out)] == ["cup.jpg"]
+    assert "skipped: broken.jpg: not a supported image format" in printed.err
+    assert printed.err.endswith("error: 1 of 2 pictures can't be read.\n")
+    assert "Skipped: broken.jpg: not a supported" in (tmp_path / "answers.html").read_text()
+
+
+def test_a_page_of_one_picture_can_be_asked_for(fake: FakeModel, tmp_path: Path) -> None:
+    main(["cup.jpg", "what?", *UNTRAINED, "--out", "cup.html"])
+    page = (tmp_path / "cup.html").read_text()
+    assert "<title>cup.jpg</title>" in page
+    assert "<script" not in page
+
+
+def test_answers_are_independent_of_other_pictures(
+    mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [str(path) for path in sorted((mini_gqa / "images").iterdir())[:3]]
+    options = ["--options", "model.captioner.sampling.num_captions=3", "--device", "cpu"]
+
+    def asked(*given: str) -> list[dict[str, Any]]:
+        main([*given, "-q", "Is there a square?", "--json", *options, "--out", out])
+        answers: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return answers
+
+    out = str(tmp_path / "out.html")
+    together = asked(*pictures)
+    (alone,) = asked(pictures[1])
+    assert [each["image"] for each in together] == pictures
+    assert together[1] == alone

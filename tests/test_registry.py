@@ -1,4 +1,4 @@
-"""LAVIS as this library sees it: its own objects, without its models, with telling errors."""
+"""The interface to LAVIS: its objects, without its models, with helpful errors."""
 
 import importlib
 import json
@@ -95,8 +95,8 @@ def test_unresolved_name_of_a_replaced_package_is_an_import_error() -> None:
         from lavis.models import load_model_quickly  # noqa: F401
 
 
-def test_lavis_imported_before_is_used_as_it_is(tmp_path: Path) -> None:
-    """A lavis whose initialisers ran, as in an environment of its time."""
+def test_an_already_imported_lavis_is_unchanged(tmp_path: Path) -> None:
+    """LAVIS imported normally, as in an environment that it supports."""
     library = Path(registry.get_path("library_root"))
     said = {
         "": "from lavis.common.registry import registry\n"
@@ -110,9 +110,9 @@ def test_lavis_imported_before_is_used_as_it_is(tmp_path: Path) -> None:
         "datasets/builders": "",
     }
     for package, statements in said.items():
-        initialiser = tmp_path / "lavis" / package / "__init__.py"
-        initialiser.parent.mkdir(parents=True, exist_ok=True)
-        initialiser.write_text(f"__path__.append({str(library / package)!r})\n{statements}")
+        init_file = tmp_path / "lavis" / package / "__init__.py"
+        init_file.parent.mkdir(parents=True, exist_ok=True)
+        init_file.write_text(f"__path__.append({str(library / package)!r})\n{statements}")
     (tmp_path / "lavis" / "datasets" / "datasets").symlink_to(library / "datasets" / "datasets")
     (tmp_path / "lavis" / "datasets" / "data_utils.py").symlink_to(
         library / "datasets" / "data_utils.py"
@@ -135,18 +135,20 @@ except KeyError:
 
 
 @pytest.mark.parametrize(
-    ("pretence", "told"),
+    ("pretence", "message"),
     [
         ("util.find_spec = lambda name, package=None: None", "LAVIS is not installed"),
         ("metadata.version = lambda name: '1.0.1'", "salesforce-lavis 1.0.1 is installed"),
     ],
 )
-def test_missing_or_other_lavis_names_the_command(tmp_path: Path, pretence: str, told: str) -> None:
+def test_missing_or_other_lavis_names_the_command(
+    tmp_path: Path, pretence: str, message: str
+) -> None:
     code = f"from importlib import metadata, util\n{pretence}\nimport lavis_ext.registry"
     run = run_python(code, tmp_path)
     assert run.returncode != 0
     sentence = run.stderr.strip().splitlines()[-1]
-    assert told in sentence
+    assert message in sentence
     assert "pip install --no-deps salesforce-lavis==1.0.2" in sentence
 
 
@@ -172,7 +174,7 @@ def test_torchvision_made_for_another_torch(torch: str, requirement: str, fits: 
         assert part in str(raised.value)
 
 
-def test_torchvision_that_fails_to_load_is_told_with_both_builds(
+def test_torchvision_that_fails_to_load_is_reported_with_both_builds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(name: str) -> None:
@@ -201,12 +203,12 @@ def test_torchvision_that_fails_to_load_is_told_with_both_builds(
         ("get_path", "path"),
     ],
 )
-def test_unknown_name_is_told_with_its_kind(getter: str, kind: str) -> None:
+def test_an_unknown_name_is_an_error_with_its_kind(getter: str, kind: str) -> None:
     with pytest.raises(UnknownName, match=f"^No {kind} is registered as 'no such name'"):
         getattr(registry, getter)("no such name")
 
 
-def test_unknown_name_lists_the_names_and_the_nearest() -> None:
+def test_an_unknown_name_is_an_error_with_known_and_nearest_names() -> None:
     with pytest.raises(UserError) as raised:
         registry.get_lr_scheduler_class("linear_warmup_cosin_lr")
     assert isinstance(raised.value, KeyError)
@@ -217,18 +219,20 @@ def test_unknown_name_lists_the_names_and_the_nearest() -> None:
 
 
 def test_classes_register_the_lavis_way() -> None:
-    @registry.register_model("door_test_model")
+    @registry.register_model("entry_test_model")
     class Model(BaseModel):
         pass
 
     try:
-        assert registry.get_model_class("door_test_model") is Model
-        assert importlib.import_module("lavis").registry.get_model_class("door_test_model") is Model
+        assert registry.get_model_class("entry_test_model") is Model
+        assert (
+            importlib.import_module("lavis").registry.get_model_class("entry_test_model") is Model
+        )
         with pytest.raises(KeyError, match="already registered"):
-            registry.register_model("door_test_model")(type("Other", (BaseModel,), {}))
-        assert "door_test_model" in registered()["model"]
+            registry.register_model("entry_test_model")(type("Other", (BaseModel,), {}))
+        assert "entry_test_model" in registered()["model"]
     finally:
-        forget("model", "door_test_model")
+        forget("model", "entry_test_model")
 
 
 @pytest.mark.parametrize("kind", ["fusion", "objective"])
@@ -236,15 +240,15 @@ def test_fusions_and_objectives_are_kinds_of_the_registry(kind: str) -> None:
     register = getattr(registry, f"register_{kind}")
     first, second = type("First", (), {}), type("Second", (), {})
     try:
-        assert register("door_test")(first) is first
-        assert getattr(registry, f"get_{kind}_class")("door_test") is first
-        assert registry.mapping[f"{kind}_name_mapping"]["door_test"] is first
-        assert "door_test" in getattr(registry, f"list_{kind}s")()
+        assert register("entry_test")(first) is first
+        assert getattr(registry, f"get_{kind}_class")("entry_test") is first
+        assert registry.mapping[f"{kind}_name_mapping"]["entry_test"] is first
+        assert "entry_test" in getattr(registry, f"list_{kind}s")()
         assert registered()[kind] == getattr(registry, f"list_{kind}s")()
-        register("door_test")(first)
-        with pytest.raises(NameTaken, match=r"'door_test' belongs to .*First") as raised:
-            register("door_test")(second)
+        register("entry_test")(first)
+        with pytest.raises(NameTaken, match=r"'entry_test' belongs to .*First") as raised:
+            register("entry_test")(second)
         assert isinstance(raised.value, KeyError)
         assert isinstance(raised.value, UserError)
     finally:
-        forget(kind, "door_test")
+        forget(kind, "entry_test")

@@ -1,12 +1,12 @@
-"""The smallest model that has every part, and batches for it."""
+"""The smallest model with every part, and batches for it."""
 
 from typing import Any
 
 import torch
 
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.questions.dataset import QuestionBatch
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 
@@ -123,10 +123,12 @@ def make_model(
     return PnpVqaFusion(typed(PnpVqaFusionConfig, section, "model"), vocabulary())
 
 
-def make_answering_model(fusion: dict[str, Any] | None = None, seed: int = 0) -> PnpVqaFusion:
-    """The whole pipeline with random weights."""
+def make_answering_model(
+    fusion: dict[str, Any] | None = None, seed: int = 0, **options: Any
+) -> PnpVqaFusion:
+    """The whole pipeline with random weights; ``options`` are further ones of the section."""
     torch.manual_seed(seed)
-    section = model_section({"itm": None}, fusion)
+    section = {**model_section({"itm": None}, fusion), **options}
     config = typed(PnpVqaFusionConfig, section, "model")
     return PnpVqaFusion(config, vocabulary(), load_weights=False, answering=True).eval()
 

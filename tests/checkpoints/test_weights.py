@@ -1,18 +1,28 @@
-"""Weights are found, read and matched whole, or refused in a sentence that says what to do."""
+"""Weights are found, read and fully matched, or raise an error with a remedy."""
 
+import errno
 import hashlib
 import json
 import os
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lavis_ext.checkpoints.sources import resolve
+from lavis_ext.checkpoints.sources import (
+    CACHED,
+    MISSING,
+    TO_FETCH,
+    locate,
+    resolve,
+    settings_beside,
+)
 from lavis_ext.checkpoints.weights import load_into, read_state_dict
 from lavis_ext.common.errors import UserError
 
@@ -38,6 +48,21 @@ class Code:
         return os.system, ("exit 1",)
 
 
+@pytest.mark.parametrize("name", ["model.pth", "model.bin", "model.ckpt", "model"])
+def test_safetensors_are_read_under_any_name(name: str, tmp_path: Path, tensors: dict) -> None:
+    save_file(tensors, tmp_path / name)
+    assert torch.equal(read_state_dict(tmp_path / name)["bias"], tensors["bias"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torchs_files_are_read_under_safetensors_name(
+    zipped: bool, tmp_path: Path, tensors: dict
+) -> None:
+    path = tmp_path / "model.safetensors"
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    assert torch.equal(read_state_dict(path)["bias"], tensors["bias"])
+
+
 # --- resolve -------------------------------------------------------------------------------------
 
 
@@ -54,7 +79,7 @@ def test_a_missing_file_is_named_with_its_key(source: str) -> None:
         resolve(source, key=KEY)
 
 
-def test_an_empty_folder_says_what_it_lacks(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error_that_names_the_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors, pytorch_model\.bin"):
         resolve(str(tmp_path), key=KEY)
 
@@ -99,6 +124,74 @@ def test_a_url_is_downloaded_once(
     assert torch.equal(read_state_dict(path)["weight"], tensors["weight"])
 
 
+@pytest.fixture
+def at_address(
+    tmp_path: Path, tensors: dict, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[fsspec.AbstractFileSystem]:
+    """A file, a folder and a folder of shards below memory://weights."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    served = tmp_path / "served"
+    (served / "shards").mkdir(parents=True)
+    (served / "whole").mkdir()
+    _write_shards(served / "shards", tensors)
+    save_file(tensors, served / "whole" / "model.safetensors")
+    (served / "whole" / "config.json").write_text('{"a": 1}')
+    torch.save(tensors, served / "blip.pth")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{served}/", "/weights/", recursive=True)
+    yield memory
+    memory.rm("/weights", recursive=True)
+
+
+@pytest.mark.parametrize("name", ["blip.pth", "whole", "whole/", "shards"])
+def test_files_and_folders_at_an_address_are_downloaded_once(
+    name: str, at_address: fsspec.AbstractFileSystem, tensors: dict, tmp_path: Path
+) -> None:
+    source = f"memory://weights/{name}"
+    there = locate(source, key=KEY)
+    assert there.state == TO_FETCH
+    path = resolve(source, key=KEY)
+    assert path.is_relative_to(tmp_path / "home")
+    read = read_state_dict(path)
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    if name.startswith("whole"):
+        assert settings_beside(path) == {"a": 1}
+    at_address.rm("/weights", recursive=True)
+    at_address.pipe_file("/weights/other", b"")
+    assert resolve(source, key=KEY) == path
+    assert locate(source, key=KEY).state == CACHED
+    index = path.stat().st_size if name == "shards" else 0
+    assert (locate(source, key=KEY).size or 0) - index == there.size
+
+
+def test_a_download_from_an_address_that_fails_leaves_nothing(
+    at_address: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "memory://weights/blip.pth"
+    with pytest.raises(UserError, match=rf"{KEY}: {where} has the sha256 \w+, not {'0' * 64}"):
+        resolve(f"{where}#sha256={'0' * 64}", key=KEY)
+    with pytest.raises(UserError, match=rf"{KEY}: a hash is that of one file"):
+        resolve(f"memory://weights/whole#sha256={'0' * 64}", key=KEY)
+    for name in ("none.pth", "none"):
+        says = rf"{KEY}: could not download memory://weights/{name} \(there .*Set {KEY}"
+        with pytest.raises(UserError, match=says):
+            resolve(f"memory://weights/{name}", key=KEY)
+        assert locate(f"memory://weights/{name}", key=KEY).state == MISSING
+
+    def full(self: object, path: str, target: str) -> None:
+        Path(target).write_bytes(b"the first bytes")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def short(self: object, path: str, target: str) -> None:
+        Path(target).write_bytes(b"the first bytes")
+
+    for get_file, says in ((full, "No space left"), (short, "the connection ended after 15 of")):
+        monkeypatch.setattr(type(at_address), "get_file", get_file)
+        with pytest.raises(UserError, match=rf"{KEY}: could not download .*{says}"):
+            resolve(where, key=KEY)
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
     "source", ["Salesforce/blip-itm-base-coco", "https://example.invalid/efficient_sam.pt"]
@@ -108,9 +201,9 @@ def test_without_a_network_it_fails_at_once(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = time.monotonic()
-    with pytest.raises(UserError, match=rf"{KEY}: .*{source}.*Give {KEY}") as caught:
+    with pytest.raises(UserError, match=rf"{KEY}: .*{source}.*Set {KEY}") as caught:
         resolve(source, key=KEY)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # retries would take minutes
     assert str(tmp_path) in str(caught.value)  # where it was looked for
 
 
@@ -164,7 +257,7 @@ def test_a_parameter_called_model_is_not_a_wrapper(tmp_path: Path, tensors: dict
     assert read_state_dict(tmp_path / "c.pth").keys() == {"model", "bias"}
 
 
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_an_error_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"model": Code()}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match=r"evil\.pt holds more than tensors.*run code .*system"):
         read_state_dict(tmp_path / "evil.pt")
@@ -196,7 +289,7 @@ def test_an_archive_around_one_file_is_read_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"model": {"layers": [1]}}])
-def test_files_without_tensors_are_refused(content: object, tmp_path: Path) -> None:
+def test_files_without_tensors_are_errors(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt"):
         read_state_dict(tmp_path / "other.pt")
@@ -225,7 +318,7 @@ def test_a_full_match_is_loaded_and_reported(tensors: dict) -> None:
         ({f"x{i}": torch.zeros(1) for i in range(5)}, "5 unexpected: x0, x1, x2 and 2 more"),
     ],
 )
-def test_what_does_not_fit_is_listed_and_nothing_is_loaded(
+def test_a_mismatch_lists_names_and_loads_nothing(
     changes: dict, message: str, tensors: dict
 ) -> None:
     module = nn.Linear(3, 2)
@@ -236,7 +329,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(
     assert torch.equal(module.weight, before)
 
 
-def test_patterns_allow_names_and_never_shapes(tensors: dict) -> None:
+def test_patterns_allow_names_but_not_shapes(tensors: dict) -> None:
     module = nn.Linear(3, 2)
     state = {"weight": tensors["weight"], "decoder.a": torch.zeros(1), "decoder.b": torch.zeros(1)}
     report = load_into(

@@ -1,4 +1,4 @@
-"""What is declared against what is written, installed, locked and imported; what import costs."""
+"""Declared dependencies match the installed, locked and imported ones; import time is bounded."""
 
 import ast
 import re
@@ -18,14 +18,17 @@ from packaging.version import Version
 
 import lavis_ext
 from lavis_ext.common.environment import LAVIS_VERSION
+from tests.sources import parsed
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
-# LAVIS cannot be declared, pyproject.toml says why.
-UNDECLARED = {"lavis", "lavis_ext"}
+# LAVIS cannot be declared, pyproject.toml says why. lmms-eval is what imports the module for it.
+UNDECLARED = {"lavis", "lavis_ext", "lmms_eval"}
 # By transformers for spiece.model, by LAVIS.
-USED_BY_OTHERS = {"protobuf", "sentencepiece"} | {"iopath", "tqdm", "webdataset"}
+USED_BY_OTHERS = {"protobuf", "sentencepiece"} | {"iopath", "webdataset"}
+UNLOCKED = {"s3fs"}
+"""Of an extra that is not in the locks; pyproject.toml says why."""
 
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -53,7 +56,7 @@ def test_dependencies_have_lower_bounds_that_the_installed_versions_satisfy() ->
 
 
 def locked(name: str) -> dict[str, str]:
-    """The versions in a lock by name. Nothing else stands there, no index or path above all."""
+    """Versions in a lock file by name; it must not have anything else, such as indexes or paths."""
     versions = {}
     for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -67,11 +70,13 @@ def locked(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-lowest.lock"])
-def test_locks_are_of_what_is_declared(name: str) -> None:
+def test_locks_match_declared_dependencies(name: str) -> None:
     versions = locked(name)
     # The site is built with the locked versions alone.
     tools = TOOLS if name == "requirements.lock" else map(Requirement, EXTRAS["dev"])
     for requirement in [*REQUIREMENTS, *tools]:
+        if requirement.name in UNLOCKED:
+            continue
         (bound,) = requirement.specifier
         version = versions[canonicalize_name(requirement.name)]
         if name == "requirements.lock":
@@ -81,9 +86,9 @@ def test_locks_are_of_what_is_declared(name: str) -> None:
 
 
 def imported_packages(source: Path) -> set[str]:
-    """The top-level names that a file imports, wherever in it."""
+    """Top-level packages imported anywhere in a file."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -92,7 +97,10 @@ def imported_packages(source: Path) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    optional = map(Requirement, EXTRAS["tensorboard"])  # whose absence is the user's error
+    # Their absence is the user's error.
+    optional = [
+        Requirement(text) for extra in ("serve", "sweep", "tensorboard") for text in EXTRAS[extra]
+    ]
     names = {canonicalize_name(requirement.name) for requirement in [*REQUIREMENTS, *optional]}
     for source in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]:
         if source.name == "setup.py":
@@ -133,7 +141,7 @@ def test_makefile_agrees_with_pyproject_and_library() -> None:
 
 
 def seconds_to_import(modules: str) -> float:
-    clock = "time.perf_counter()"
+    clock = "time.process_time()"  # other processes take none of it
     code = f"import time; start = {clock}; import {modules}; print({clock} - start)"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -143,9 +151,9 @@ def seconds_to_import(modules: str) -> float:
 
 
 def test_import_takes_at_most_1_3_times_its_three_large_dependencies() -> None:
-    """Best of up to three alternating runs each; other processes can only slow a run down."""
+    """Best of up to five alternating runs each; other processes can only slow a run down."""
     ours, theirs = [], []
-    for _ in range(3):
+    for _ in range(5):
         theirs.append(seconds_to_import("torch, torchvision, transformers"))
         ours.append(seconds_to_import("lavis_ext"))
         if min(ours) <= 1.3 * min(theirs):

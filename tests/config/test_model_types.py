@@ -18,12 +18,15 @@ from tests.tiny import vocabulary
 TRAIN = Path(__file__).parents[2] / "projects" / "pnp-vqa" / "train" / "gqa_train.yaml"
 TOKENIZER = "model.streams.grid.tokenizer=packaged:miniature/vocabulary.txt"
 MILLIONS = {
-    # model type: BLIP, EfficientSAM, DIFNet
+    # model type: BLIP, EfficientSAM (0 without it), DIFNet (0 for the first stream alone)
     "base_esam": (223.7, 26.4, 85.1),
     "base_esam_ti": (223.7, 10.2, 85.1),
     "large_esam": (446.1, 26.4, 151.2),
     "paper_difnet": (223.7, 26.4, 9.5),
     "mini": (1.5, 0.8, 0.6),
+    "pnp_vqa_base": (446.1, 0.0, 0.0),
+    "pnp_vqa_large": (446.1, 0.0, 0.0),
+    "pnp_vqa_3b": (446.1, 0.0, 0.0),
 }
 
 
@@ -38,13 +41,13 @@ def millions(module: Any) -> float:
 
 
 @pytest.mark.parametrize("model_type", MILLIONS)
-def test_every_model_type_has_the_size_that_its_config_says(
+def test_every_model_type_has_the_size_in_its_config(
     configured: Callable[..., Config], model_type: str
 ) -> None:
     model = build(configured, f"model.model_type={model_type}")
     found = (
         millions(model.streams["grid"]),
-        millions(model.streams["segmentation"]),
+        millions(model.streams["segmentation"]) if "segmentation" in model.streams else 0.0,
         millions(model.fusion.encoder),
     )
     assert found == MILLIONS[model_type]
@@ -77,7 +80,7 @@ def test_load_model_builds_as_laviss_does() -> None:
     assert not model.training
 
 
-def test_a_type_whose_weights_cannot_be_fetched_says_what_takes_a_local_path(
+def test_weights_that_cannot_be_fetched_name_the_key_for_a_local_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_network(*_: Any, **__: Any) -> None:
@@ -89,6 +92,6 @@ def test_a_type_whose_weights_cannot_be_fetched_says_what_takes_a_local_path(
         lavis_ext.load_model("pnp_vqa_fusion", "base_esam")
 
 
-def test_an_unknown_type_names_those_there_are() -> None:
+def test_an_unknown_type_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"base_esam, .*Did you mean 'base_esam'"):
         lavis_ext.load_model("pnp_vqa_fusion", "base_esma")

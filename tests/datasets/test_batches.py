@@ -1,4 +1,4 @@
-"""Batches: each question once an epoch, batches and processes with equally much to do."""
+"""Batches: every question once per epoch, and equal work for batches and processes."""
 
 from itertools import pairwise, product
 from typing import Any
@@ -20,6 +20,7 @@ def train_batches(
     rank: int = 0,
     world_size: int = 1,
     images: np.ndarray = IMAGES,
+    images_per_batch: int | None = None,
 ) -> TrainBatches:
     return TrainBatches(
         images,
@@ -28,6 +29,7 @@ def train_batches(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        images_per_batch=images_per_batch,
     )
 
 
@@ -37,7 +39,7 @@ def epoch_rows(batches: TrainBatches | EvalBatches) -> list[list[int]]:
 
 SETTINGS = list(product([1, 7, 16, 1000], [1, 3, 8, 100], [1, 2, 3, 7]))
 SKEWED = np.repeat(np.arange(60), [168, 90, *[40] * 4, *[13] * 24, *[2] * 10, *[1] * 20])
-"""A few images with most of the questions, and many with one."""
+"""A few images with most of the questions, and many with one each."""
 
 
 def global_batches(world_size: int = 1, **settings: Any) -> list[list[BatchRows]]:
@@ -54,7 +56,7 @@ def rows_of(batch: list[BatchRows]) -> np.ndarray:
 
 @pytest.mark.parametrize("images", [IMAGES, SKEWED])
 @pytest.mark.parametrize(("batch_size", "examples_per_image", "world_size"), SETTINGS)
-def test_every_question_is_used_once_an_epoch_whatever_the_processes(
+def test_every_question_is_used_once_per_epoch_for_any_number_of_processes(
     batch_size: int, examples_per_image: int, world_size: int, images: np.ndarray
 ) -> None:
     batches = global_batches(
@@ -68,7 +70,7 @@ def test_every_question_is_used_once_an_epoch_whatever_the_processes(
 
 
 def test_processes_share_the_global_batches_of_one() -> None:
-    """12 images a batch, which 1, 2, 3 and 4 processes share evenly."""
+    """12 images per batch, divisible among 1, 2, 3 and 4 processes."""
     images = np.repeat(np.arange(240), 4)
     found = {}
     for world in (1, 2, 3, 4):
@@ -132,7 +134,7 @@ def test_questions_of_an_image_stand_together_and_are_regrouped_each_epoch() -> 
 
 
 def test_an_images_questions_are_divided_evenly() -> None:
-    """17 questions, 16 at a time, are 9 and 8: a row of 16 and one of 1 would cost a row more."""
+    """17 questions, at most 16 at a time, are split into 9 and 8, not 16 and 1."""
     images = np.repeat(np.arange(8), 17)
     batches = train_batches(batch_size=16, examples_per_image=16, images=images)
     found = [np.bincount(images[rows]).max() for rows in epoch_rows(batches)]
@@ -157,3 +159,17 @@ def test_evaluation_sees_every_question_once_over_all_processes(
         seen += [row for rows in found for row in rows]
     assert sorted(seen) == list(range(QUESTIONS))
     assert (np.diff(images[seen]) >= 0).all(), "an image's questions are encoded together"
+
+
+@pytest.mark.parametrize(("images_per_batch", "world_size"), product([1, 3, 8], [1, 2]))
+def test_batches_are_bounded_by_images_too(images_per_batch: int, world_size: int) -> None:
+    """With one question per image, a batch of 64 questions would have 64 images."""
+    images = np.arange(240)
+    bounds = {"images_per_batch": images_per_batch, "world_size": world_size}
+    batches = global_batches(batch_size=64, images=images, **bounds)
+    assert max(len(share.rows) for batch in batches for share in batch) == images_per_batch
+    rows = np.concatenate([rows_of(batch) for batch in batches])
+    assert sorted(rows) == images.tolist()
+    for rank in range(world_size):
+        evaluated = epoch_rows(EvalBatches(IMAGES, batch_size=64, rank=rank, **bounds))
+        assert max(len(np.unique(IMAGES[rows])) for rows in evaluated) <= images_per_batch

@@ -1,13 +1,13 @@
-"""Data that fail a run in the middle: it bears with them, leaves them out, or stops; as it says."""
+"""Runs retry, skip or stop on data faults, as configured."""
 
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets import forks, loader, pictures
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
-from lavis_ext.datasets.loader import Loader
+from lavis_ext.datasets.loader import Loader, LostWorkers
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.runners.launch import started
@@ -37,7 +38,7 @@ SKIP = "run.data_faults.then=skip"
 
 @pytest.fixture
 def data(mini_gqa: Path, tmp_path: Path) -> Path:
-    """A mini-GQA of its own, whose images a test may break."""
+    """A copy of mini-GQA with images that a test may break."""
     folder = tmp_path / "data"
     shutil.copytree(mini_gqa, folder)
     return folder
@@ -58,25 +59,8 @@ def train(cfg: Config, splits: list[str] = SPLITS) -> Trainer:
     return runner
 
 
-@pytest.fixture
-def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], None]:
-    """``before_step(2, do)`` lets a run ``do`` something when it begins its second step."""
-
-    def at(wanted: int, do: Callable[[], Any]) -> None:
-        step = Stepper.step
-
-        def watched(self: Stepper, group: Any, epoch: int, steps: int) -> torch.Tensor:
-            if steps == wanted - 1:
-                do()
-            return step(self, group, epoch, steps)
-
-        monkeypatch.setattr(Stepper, "step", watched)
-
-    return at
-
-
 def broken(monkeypatch: pytest.MonkeyPatch, images: set[str], times: int = 10**9) -> list[str]:
-    """Lets reading some images fail, each so many times; returns those that were tried."""
+    """Makes reading some images fail a number of times; returns the attempted ones."""
     read = ImageFolder.read
     tried: list[str] = []
 
@@ -105,7 +89,7 @@ def some_rows(train: GqaFusionDataset, images: int) -> tuple[np.ndarray, list[st
     return rows, sorted({str(train.table.text("image_id", int(row))) for row in rows})
 
 
-def test_an_image_that_fails_for_a_while_is_tried_again(
+def test_a_temporarily_unreadable_image_is_retried(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = dataset(data)
@@ -175,24 +159,24 @@ def first_batch(cfg: Config) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_skips_what_it_can_not_read_and_says_so(
+def test_a_run_skips_unreadable_images_and_logs_them(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, workers: int, tmp_path: Path
 ) -> None:
     options = [SKIP, "run.log_freq=1", f"run.num_workers={workers}", *UNVALIDATED]
     asked, images = first_batch(config(*options, f"run.output_dir={tmp_path / 'plan'}"))
     broken(monkeypatch, {images[0]})
     runner = train(config(*options, "run.test_splits=[]", "run.max_epoch=2"))
-    told = lines(runner.output_dir, "left_out")
-    lost = {question for line in told for question in line["ids"]}
+    entries = lines(runner.output_dir, "left_out")
+    lost = {question for line in entries for question in line["ids"]}
     assert asked[0] in lost
-    assert {line["image_id"] for line in told} == {images[0]}
+    assert {line["image_id"] for line in entries} == {images[0]}
     state = RunState.load(state_paths(runner.output_dir)[0])
-    assert state.left_out == sum(len(line["ids"]) for line in told) == 2 * len(lost)
+    assert state.left_out == sum(len(line["ids"]) for line in entries) == 2 * len(lost)
     assert "were left out" in (runner.output_dir / "log.txt").read_text()
     assert [line["step"] for line in lines(runner.output_dir)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_batch_of_which_nothing_can_be_read_takes_the_step_and_counts_for_nothing(
+def test_a_fully_unreadable_batch_takes_part_in_the_step_with_zero_weight(
     config: Callable[..., Config], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = dataset(data, "skip")
@@ -222,7 +206,7 @@ def test_a_batch_of_which_nothing_can_be_read_takes_the_step_and_counts_for_noth
     assert windows[0][0] == pytest.approx(windows[1][0])
 
 
-def test_too_many_questions_left_out_stop_the_run_all_the_same(
+def test_too_many_unreadable_questions_end_the_run(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options = [SKIP, "run.log_freq=1", *UNVALIDATED, "run.test_splits=[]"]
@@ -234,7 +218,7 @@ def test_too_many_questions_left_out_stop_the_run_all_the_same(
         train(config("run.data_faults.then=stop", *options[1:]))
 
 
-def test_an_evaluation_says_what_it_has_not_seen(
+def test_an_evaluation_reports_unreadable_images(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(SKIP, "run.max_steps=1", "run.test_splits=[]")
@@ -248,7 +232,7 @@ def test_an_evaluation_says_what_it_has_not_seen(
     (line,) = lines(runner.output_dir, "unseen")
     assert (line["split"], line["image_id"]) == ("val", image)
     assert metrics["answer_accuracy"] >= 0
-    assert "were given a black image" in (runner.output_dir / "log.txt").read_text()
+    assert "were evaluated with a black image" in (runner.output_dir / "log.txt").read_text()
 
 
 def test_a_state_keeps_the_count(
@@ -264,7 +248,7 @@ def test_a_state_keeps_the_count(
 
 
 class Numbers:
-    """A data set of which one batch, the first time, does something to its worker."""
+    """A data set with one batch that disturbs its worker on first use."""
 
     def __init__(self, folder: Path, at: int, do: Callable[[], Any], times: int = 1) -> None:
         self.images = ImageFolder(folder)
@@ -294,7 +278,7 @@ BATCHES = [[2 * place, 2 * place + 1] for place in range(9)]
 
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("do", [die, stop])
-def test_every_batch_comes_once_and_in_order_though_a_worker_dies_or_stalls(
+def test_every_batch_comes_once_and_in_order_despite_dead_or_stalled_workers(
     tmp_path: Path, do: Callable[[], Any], persistent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = DataFaultsConfig(stall_seconds=1.0)
@@ -304,26 +288,107 @@ def test_every_batch_comes_once_and_in_order_though_a_worker_dies_or_stalls(
     assert (tmp_path / "done0").exists()
 
 
-@pytest.mark.parametrize(("do", "told"), [(die, "was killed by SIGKILL"), (stop, "for 0.5 s")])
-def test_workers_are_started_again_so_often_and_no_more(
-    tmp_path: Path, do: Callable[[], Any], told: str
+@pytest.mark.parametrize(("do", "reason"), [(die, "was killed by SIGKILL"), (stop, "for 1.5 s")])
+def test_the_number_of_worker_restarts_is_limited(
+    tmp_path: Path, do: Callable[[], Any], reason: str
 ) -> None:
-    faults = DataFaultsConfig(stall_seconds=0.5, retries=2)
+    faults = DataFaultsConfig(stall_seconds=1.5, retries=2)
     loader = Loader(Numbers(tmp_path, 7, do, times=99), BATCHES, 1, faults)
     got = []
     started_at = time.monotonic()
     with pytest.raises(UserError) as caught:
         got.extend(iter(loader))
-    assert got == BATCHES[:3]
-    assert told in str(caught.value)
+    # The batch before the fault may die with the worker, on its way through the queue.
+    assert got in (BATCHES[:2], BATCHES[:3])
+    assert reason in str(caught.value)
     assert "3 times in a row (run.data_faults.retries)" in str(caught.value)
     assert len(list(tmp_path.glob("done*"))) == 3
-    assert time.monotonic() - started_at < 30
+    assert time.monotonic() - started_at < 120
     if do is stop:
-        assert str(caught.value).startswith(f"{tmp_path}: no batch has come")
+        assert str(caught.value).startswith(f"{tmp_path}: no batch of its images was loaded")
 
 
-def test_a_worker_that_dies_during_a_step_is_told_where_batches_are_waited_for(
+def test_a_dead_worker_of_another_loader_disturbs_no_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as validation's, killed while training waits. Its loader replaces it when used again."""
+    folders = [tmp_path / name for name in ("other", "own")]
+    for folder in folders:
+        folder.mkdir()
+    faults = DataFaultsConfig()
+    earlier = multiprocessing.active_children()
+    other = Loader(Numbers(folders[0], -1, die), BATCHES, 1, faults, persistent=True)
+    assert list(other) == BATCHES
+    (worker,) = set(multiprocessing.active_children()).difference(earlier)
+
+    def kill_the_other() -> None:  # in a worker, whose batch is awaited
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        while forks._state(Path(f"/proc/{worker.pid}")) not in ("Z", ""):
+            time.sleep(0.01)
+
+    assert list(Loader(Numbers(folders[1], 7, kill_the_other), BATCHES, 1, faults)) == BATCHES
+    assert not caplog.text
+    assert list(other) == BATCHES
+    assert "was killed by SIGKILL" in caplog.text
+
+
+def wait_forever() -> None:
+    threading.Event().wait()
+
+
+def test_the_log_says_where_a_stalled_worker_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = signal.getsignal(forks.STACK_SIGNAL)
+    faults = DataFaultsConfig(stall_seconds=1.0)
+    loader = Loader(Numbers(tmp_path, 7, wait_forever), BATCHES, 2, faults)
+    assert list(loader) == BATCHES
+    assert "loader workers that bring nothing" in caplog.text
+    assert "in wait_forever" in caplog.text
+    assert signal.getsignal(forks.STACK_SIGNAL) is before
+
+
+def test_a_worker_that_hangs_before_its_start_is_replaced_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lock of another thread that was held at the fork is never released in the child."""
+    settle_in = loader._settle_in
+
+    def hang_once(*arguments: Any) -> None:
+        try:
+            (tmp_path / "hung").touch(exist_ok=False)
+        except FileExistsError:
+            settle_in(*arguments)
+        else:
+            wait_forever()
+
+    monkeypatch.setattr(loader, "_settle_in", hang_once)  # in forked workers too
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.2)
+    faults = DataFaultsConfig(stall_seconds=300)
+    assert list(Loader(Numbers(tmp_path, -1, die), BATCHES, 2, faults)) == BATCHES
+    assert "hangs before its start" in caplog.text
+    assert "in hang_once" in caplog.text
+
+
+def test_workers_are_forked_while_no_other_thread_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "IDLE_SECONDS", 0.2)
+    ends = threading.Event()
+
+    def run() -> None:
+        while not ends.is_set():
+            pass
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert not forks.wait_for_idle_threads()
+    ends.set()
+    thread.join()
+    monkeypatch.setattr(forks, "IDLE_SECONDS", 60.0)
+    assert forks.wait_for_idle_threads()
+
+
+def test_a_worker_that_dies_during_a_step_raises_where_batches_are_awaited(
     tmp_path: Path,
 ) -> None:
     loader = Loader(Numbers(tmp_path, -1, die), BATCHES, 1, DataFaultsConfig())
@@ -338,12 +403,13 @@ def test_a_worker_that_dies_during_a_step_is_told_where_batches_are_waited_for(
     assert got == BATCHES
 
 
-@pytest.mark.parametrize("fault", ["killed", "fifo"])
-def test_a_run_whose_worker_dies_or_whose_file_stalls_ends_as_an_undisturbed_one(
+@pytest.mark.parametrize("fault", ["killed", "stalled"])
+def test_a_run_with_dead_or_stalled_workers_equals_an_undisturbed_one(
     config: Callable[..., Config],
     data: Path,
     tmp_path: Path,
     before_step: Callable[[int, Callable[[], Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
     options = ["run.log_freq=1", "run.num_workers=1", "run.max_epoch=2", "run.test_splits=[]"]
@@ -356,17 +422,24 @@ def test_a_run_whose_worker_dies_or_whose_file_stalls_ends_as_an_undisturbed_one
             rows = list(runner.plan.batches)[2].rows
             dataset = runner.datasets["train"]
             path = dataset.images.path(str(dataset.table.text("image_id", int(rows[0]))))
-        content = path.read_bytes()
-        path.unlink()
-        os.mkfifo(path)
+        read, start_over = pictures.read_image, Loader._continue_or_raise
+        stalled = tmp_path / "stalled"
+        stalled.touch()
 
-        def mended() -> None:
-            path.unlink()
-            path.write_bytes(content)
+        def stall(each: Path) -> Any:
+            while each == path and stalled.exists():
+                time.sleep(0.1)
+            return read(each)
 
-        Timer(4, mended).start()
+        def mend_at_the_second_stall(loader: Loader, lost: LostWorkers, *counts: int) -> None:
+            if counts[0] == 2:
+                stalled.unlink(missing_ok=True)
+            start_over(loader, lost, *counts)
+
+        monkeypatch.setattr(pictures, "read_image", stall)  # in forked workers too
+        monkeypatch.setattr(Loader, "_continue_or_raise", mend_at_the_second_stall)
     found = train(config(*options, f"run.output_dir={tmp_path / 'b'}")).output_dir
-    assert "new loader workers go on with batch" in (found / "log.txt").read_text()
+    assert "new loader workers continue with batch" in (found / "log.txt").read_text()
     ours, theirs = (RunState.load(state_paths(folder)[0]).model for folder in (undisturbed, found))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     losses = [[line["loss"] for line in lines(folder)] for folder in (undisturbed, found)]

@@ -1,4 +1,4 @@
-"""Batches of several data sets: shares by ratios, and the same from any point on."""
+"""Batches of several data sets: their ratios, and equal continuation from any batch."""
 
 from itertools import islice
 
@@ -19,10 +19,10 @@ def made(ratios: list[float] | None = None) -> MixedBatches:
 
 def epoch(batches: MixedBatches, number: int, start: int = 0) -> list[tuple[int, list[int]]]:
     batches.epoch, batches.start = number, start
-    return [told(batch) for batch in batches]
+    return [summary(batch) for batch in batches]
 
 
-def told(batch: BatchRows) -> tuple[int, list[int]]:
+def summary(batch: BatchRows) -> tuple[int, list[int]]:
     return batch.source, batch.rows.tolist()
 
 
@@ -44,9 +44,9 @@ def test_ratios_are_shares_of_the_batches_and_no_example_is_skipped() -> None:
     for each in found:
         counts = np.bincount([source for source, _ in each])
         assert abs(int(counts[0]) - int(counts[1])) <= 1
-    # The larger data set goes on where it stopped: its first forty examples are all different.
+    # The larger data set continues where it stopped: its first forty examples are all different.
     assert sorted(rows_of(found, 0)[:40]) == list(range(40))
-    # The smaller one is started anew: each of its passes has every example.
+    # The smaller one starts over: each of its passes has every example.
     small = rows_of(found, 1)
     for start in range(0, len(small) - 12 + 1, 12):
         assert sorted(small[start : start + 12]) == list(range(12))

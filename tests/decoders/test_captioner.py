@@ -1,4 +1,4 @@
-"""Captions follow the chosen patches, are distinct, bounded, and the same in any batch."""
+"""Captions depend on the chosen patches, are distinct, limited, and the same in any batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,7 @@ def say(
 
 
 def rigged(word: str) -> BlipCaptioner:
-    """A captioner that says ``word`` and nothing else, whatever it sees."""
+    """A captioner that only generates ``word``."""
     captioner = build()
     with torch.no_grad():
         bias = captioner.blip.text_decoder.cls.predictions.bias
@@ -131,6 +131,26 @@ def test_a_caption_that_ends_early_does_not_change_the_others(
     assert [each.texts[0] for each in alone] == whole.texts
 
 
+def test_finished_captions_leave_the_batch_and_patches_are_projected_once(tokens: Tensor) -> None:
+    ending = build()
+    decoder = ending.blip.text_decoder
+    with torch.no_grad():
+        decoder.cls.predictions.bias[ending.tokenizer.sep_token_id] = 6.0
+    rows: list[int] = []
+    projected: list[int] = []
+    decoder.cls.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    decoder.bert.encoder.layer[0].crossattention.self.key.register_forward_pre_hook(
+        lambda _, args: projected.append(len(args[0]))
+    )
+    captions = say(ending, tokens, min_length=0, max_length=20, max_tries=1)
+    assert sum(map(len, captions.texts)) + sum(captions.repeated) == rows[0] == 24
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 12
+    # 24 captions of 4 patches each, of 3 images with 16 patches.
+    (different,) = projected
+    assert different <= 3 * PATCHES
+
+
 def test_more_captions_extend_fewer(captioner: BlipCaptioner, tokens: Tensor) -> None:
     few, many = (say(captioner, tokens, num_captions=count).texts for count in (2, 6))
     assert [texts[:2] for texts in many] == few
@@ -170,7 +190,7 @@ def test_words_are_drawn_with_the_captioner_s_probabilities(
         logits = captioner.blip.text_decoder(
             input_ids=prompt, encoder_hidden_states=tokens[:1, 1:]
         ).logits[0, -1]
-    refused = [*captioner._not_words, captioner.tokenizer.sep_token_id]
+    refused = [*captioner.not_words, captioner.tokenizer.sep_token_id]
     logits[refused] = -torch.inf
     chances, words = logits.softmax(0).sort(descending=True)
     if allowed is None:
@@ -184,7 +204,7 @@ def test_words_are_drawn_with_the_captioner_s_probabilities(
     assert stats.chisquare(found, expected.numpy()).pvalue > 0.001
 
 
-def test_every_step_draws_anew(tokens: Tensor) -> None:
+def test_every_step_draws_new_numbers(tokens: Tensor) -> None:
     indifferent = build()
     with torch.no_grad():
         indifferent.blip.text_decoder.cls.predictions.transform.LayerNorm.weight.zero_()
@@ -221,7 +241,7 @@ def test_generation_equals_reading_the_whole_text_at_every_step(
             scores = captioner.blip.text_decoder(
                 input_ids=torch.tensor([ids]), encoder_hidden_states=tokens[1:2, 1:]
             ).logits[0, -1]
-        scores[captioner._not_words] = -torch.inf
+        scores[captioner.not_words] = -torch.inf
         if len(ids) < 6:
             scores[end] = -torch.inf
         ids.append(int(scores.argmax()))
@@ -245,14 +265,14 @@ def test_a_caption_sees_the_drawn_patches_of_its_image_and_no_other(
     assert changed == (IMAGE_INDEX == 0).tolist()
 
 
-def test_a_captioner_that_repeats_itself_ends_and_says_so(tokens: Tensor) -> None:
+def test_a_captioner_that_repeats_itself_ends_and_counts_repeats(tokens: Tensor) -> None:
     captions = say(rigged("red"), tokens, num_captions=5, max_tries=3)
     assert captions.texts == [["red " * 7 + "red"]] * len(QUESTIONS)
     # Of 5 samples 4 repeat the first, and they do it again in two more tries.
     assert captions.repeated == [12] * len(QUESTIONS)
 
 
-def test_a_captioner_that_says_nothing_ends_and_says_so(tokens: Tensor) -> None:
+def test_a_captioner_without_output_ends_and_counts_repeats(tokens: Tensor) -> None:
     captions = say(rigged("[SEP]"), tokens, min_length=0, num_captions=2, max_tries=2)
     assert captions.texts == [[]] * len(QUESTIONS)
     assert captions.repeated == [4] * len(QUESTIONS)
@@ -281,7 +301,7 @@ def test_saved_weights_give_the_same_captions(
     assert say(loaded, tokens) == say(captioner, tokens)
 
 
-def test_weights_of_another_width_are_refused(captioner: BlipCaptioner, tmp_path: Path) -> None:
+def test_weights_of_another_width_are_errors(captioner: BlipCaptioner, tmp_path: Path) -> None:
     captioner.blip.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"BLIP captioner .* of another shape"):
         build(weights=str(tmp_path), text_mlp=32)
@@ -323,7 +343,7 @@ def test_long_captions_are_cut_in_training(tokens: Tensor) -> None:
     torch.testing.assert_close(long, cut)
 
 
-def test_training_by_the_loss_teaches_what_it_then_says(tokens: Tensor) -> None:
+def test_training_by_the_loss_changes_the_captions(tokens: Tensor) -> None:
     learner = build(sampling={"num_captions": 1, "top_k": 1, "min_length": 0}).train()
     texts = ["red circle", "a blue square on the left", "yes"]
     optimizer = torch.optim.Adam(learner.blip.text_decoder.parameters(), lr=3e-3)
@@ -343,14 +363,12 @@ def test_training_by_the_loss_teaches_what_it_then_says(tokens: Tensor) -> None:
     assert [said[0] for said in captions.texts] == texts
 
 
-def test_heat_of_another_grid_is_refused(captioner: BlipCaptioner, tokens: Tensor) -> None:
+def test_heat_of_another_grid_is_an_error(captioner: BlipCaptioner, tokens: Tensor) -> None:
     with pytest.raises(UserError, match=r"heat maps have 25 patches.* 16.*model\.captioner"):
         captioner.caption(tokens, torch.tensor([0]), torch.ones(1, 25), ["1"])
 
 
-def test_bad_heat_and_too_many_patches_are_refused(
-    captioner: BlipCaptioner, tokens: Tensor
-) -> None:
+def test_bad_heat_and_too_many_patches_are_errors(captioner: BlipCaptioner, tokens: Tensor) -> None:
     with pytest.raises(UserError, match="question 17 "):
         captioner.caption(tokens, torch.tensor([0]), torch.full((1, 16), torch.nan), ["17"])
     too_many = replace(captioner.config.sampling.patches, num_patches=17)
@@ -376,11 +394,11 @@ def test_wrong_configs_name_their_key(changes: dict[str, Any], message: str) -> 
         build(**changes)
 
 
-def test_a_call_s_own_sampling_is_checked_too(captioner: BlipCaptioner, tokens: Tensor) -> None:
+def test_sampling_options_of_a_call_are_checked(captioner: BlipCaptioner, tokens: Tensor) -> None:
     with pytest.raises(UserError, match=r"model\.captioner\.sampling\.max_length is 49"):
         say(captioner, tokens, max_length=49)
 
 
-def test_images_of_another_size_are_refused(captioner: BlipCaptioner) -> None:
+def test_images_of_another_size_are_errors(captioner: BlipCaptioner) -> None:
     with pytest.raises(UserError, match="40x32"):
         captioner.encode_image(torch.zeros(1, 3, 40, 32))

@@ -1,4 +1,4 @@
-"""Keyed noise is random to a statistician, and a function of its keys alone."""
+"""Keyed noise passes statistical tests, and depends only on its keys."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_noise_is_finite_at_both_ends() -> None:
     assert gumbel(extremes).isfinite().all()
 
 
-def test_neighbouring_keys_are_independent() -> None:
+def test_neighboring_keys_are_independent() -> None:
     values = uniform(noise_keys(QUESTIONS))
     for before, after in (
         (values[:-1], values[1:]),  # question ids that differ in a digit
@@ -54,7 +54,7 @@ def test_neighbouring_keys_are_independent() -> None:
         assert stats.chisquare(torch.bincount(cells.flatten()).numpy()).pvalue > 0.001
 
 
-def test_seed_and_purpose_change_everything() -> None:
+def test_numbers_depend_on_seed_and_purpose() -> None:
     keys = torch.stack([text_keys(QUESTIONS, *labels) for labels in ((0, "a"), (1, "a"), (0, "b"))])
     assert keys.unique().numel() == keys.numel()
 

@@ -1,4 +1,4 @@
-"""Patches are drawn by heat, each once, and the same for the same question."""
+"""Patches are sampled by heat, without replacement, and reproducibly for a question."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lavis_ext.decoders.keyed_noise import fold_in, text_keys
 from lavis_ext.decoders.patches import PatchConfig, check_heat, draw_patches
 
 HEAT = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
-"""One map of 6 patches, two of them without heat."""
+"""A map of 6 patches, two of them without heat."""
 
 
 def drawn(config: PatchConfig, heat: torch.Tensor = HEAT, captions: int = 4000) -> torch.Tensor:
@@ -19,7 +19,7 @@ def drawn(config: PatchConfig, heat: torch.Tensor = HEAT, captions: int = 4000) 
 
 
 def shares(patches: torch.Tensor, of: int = 6) -> torch.Tensor:
-    """How many of the captions see each patch."""
+    """Number of captions with each patch."""
     return torch.bincount(patches.flatten(), minlength=of) / len(patches)
 
 
@@ -55,7 +55,7 @@ def test_patches_without_heat_come_last() -> None:
     assert shares(patches)[[0, 5]].tolist() == pytest.approx([0.5, 0.5], abs=0.05)
 
 
-def test_the_smallest_heat_there_is_comes_before_none() -> None:
+def test_the_smallest_positive_heat_comes_before_zero() -> None:
     heat = torch.zeros(6)
     heat[3] = 1e-45
     assert (drawn(PatchConfig(num_patches=1), heat) == 3).all()
@@ -89,14 +89,14 @@ def test_a_batch_of_questions_equals_each_alone(choose: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
-def test_heat_that_means_nothing_is_refused_with_its_question(value: float) -> None:
+def test_invalid_heat_is_an_error_that_names_the_question(value: float) -> None:
     heat = torch.ones(3, 6)
     heat[1, 4] = value
     with pytest.raises(UserError, match=r"question 0017 .*(not finite|negative)"):
         check_heat(heat, ["0016", "0017", "0018"], PatchConfig(num_patches=2), "model.patches")
 
 
-def test_more_patches_than_there_are_is_refused() -> None:
+def test_too_many_patches_are_an_error() -> None:
     config = PatchConfig(num_patches=7)
     with pytest.raises(UserError, match=r"model\.patches\.num_patches is 7.* 6 patches"):
         check_heat(torch.ones(1, 6), ["1"], config, "model.patches")

@@ -1,7 +1,8 @@
-"""The reader: passages apart, decoded together, in batches that change nothing."""
+"""The reader encodes passages separately and decodes them together, independently of the batch."""
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +15,13 @@ import torch
 import transformers
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.decoders.fid_reader import FidReader, ReaderConfig, end_to_end, normalise_answer
+from lavis_ext.decoders.fid_reader import FidReader, ReaderConfig, end_to_end, normalize_answer
+from tests.lavis_references import T5, T5_PIECES
 
 TOKENIZER = "packaged:miniature/reader_tokenizer.json"
 SIZES: dict[str, Any] = {
+    **T5,
     "tokenizer": TOKENIZER,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "num_heads": 4,
     "vocab_size": 660,
     "num_captions_fid": 2,
     "max_answer_tokens": 6,
@@ -69,7 +66,7 @@ def trained() -> FidReader:
     return reader.eval()
 
 
-def test_training_by_the_loss_teaches_what_is_then_read(trained: FidReader) -> None:
+def test_training_by_the_loss_changes_the_answers(trained: FidReader) -> None:
     assert trained.read(QUESTIONS, CAPTIONS) == ANSWERS
 
 
@@ -81,7 +78,7 @@ def test_passages_are_the_question_with_some_captions_each() -> None:
     ]
 
 
-def test_passages_are_encoded_apart_and_laid_end_to_end() -> None:
+def test_passages_are_encoded_separately_and_concatenated() -> None:
     reader = make_reader()
     together, mask = end_to_end(reader.encode(QUESTIONS[:1], CAPTIONS[:1], 2))
     alone = []
@@ -119,6 +116,30 @@ def test_answers_and_losses_do_not_depend_on_the_batch(trained: FidReader, beams
     torch.testing.assert_close(losses, alone, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_word_reads_the_passages_as_transformers_does_without_projecting_them(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = make_reader(seed=3)
+    plain = transformers.T5ForConditionalGeneration(reader.t5.config).eval()
+    plain.load_state_dict(reader.t5.state_dict())
+    some = slice(0, 4 if masked else 1)
+    states, mask = end_to_end(reader.encode(QUESTIONS[some], CAPTIONS[some]))
+    assert bool((mask == 0).any()) == masked
+    words = torch.tensor([[0]] * len(states))
+    expected, found = (
+        t5(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=words).logits
+        for t5 in (plain, reader.t5)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for block in reader.t5.decoder.block:
+        attention = block.layer[1].EncDecAttention
+        for projection in (attention.k, attention.v):
+            monkeypatch.setattr(projection, "forward", pytest.fail)
+    reader.read(QUESTIONS, CAPTIONS)
+
+
 def test_the_loss_is_that_of_transformers_for_one_passage() -> None:
     reader = make_reader()
     passage, answer = reader.passages(QUESTIONS[0], ["a red circle"])[0], "dark red"
@@ -129,7 +150,7 @@ def test_the_loss_is_that_of_transformers_for_one_passage() -> None:
     torch.testing.assert_close(found[0], expected)
 
 
-def test_longest_and_shortest_answers_are_kept_to() -> None:
+def test_answers_keep_their_length_limits() -> None:
     reader = make_reader(seed=1)
     exact = ReaderConfig(**{**SIZES, "min_answer_tokens": 4, "max_answer_tokens": 4})
     states, mask = end_to_end(reader.encode(QUESTIONS, CAPTIONS, 2))
@@ -143,7 +164,7 @@ def test_longest_and_shortest_answers_are_kept_to() -> None:
     assert states.shape[:2] == mask.shape
 
 
-def test_a_question_without_captions_is_refused_by_name() -> None:
+def test_a_question_without_captions_is_an_error_that_names_it() -> None:
     with pytest.raises(
         UserError, match=r"no captions for the question 'is there a ring\?'.*max_tries"
     ):
@@ -178,7 +199,35 @@ def test_an_old_checkpoint_with_every_tied_name_loads(tmp_path: Path) -> None:
     assert reader.load_report.unexpected == (unused,)
 
 
-def test_other_sizes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["LAVIS", "FiD", "PNP-VQA"])
+def test_a_reader_that_lavis_stored_loads(program: str, tmp_path: Path) -> None:
+    """Its encoder is in a wrapper that has the layers a second time (T5EncoderWrapper)."""
+    saved = make_reader(seed=5)
+    state = {}
+    for name, tensor in saved.t5.state_dict().items():
+        inner = name.removeprefix("encoder.")
+        if inner == name:
+            state[name] = tensor
+        elif program == "FiD":  # with activation checkpoints
+            state[re.sub(r"^encoder\.(block\.\d+\.)?", r"encoder.encoder.\1module.", name)] = tensor
+        else:
+            state[f"encoder.encoder.{inner}"] = tensor
+            if inner.startswith("block."):
+                state[name] = tensor
+    if program == "PNP-VQA":
+        state = {f"question_answering_model.{name}": each for name, each in state.items()}
+        state["image_captioning_model.text_decoder.bert.x"] = torch.ones(1)
+    torch.save({"model": state}, tmp_path / "reader.pth")
+    loaded = make_reader(seed=6, weights=str(tmp_path / "reader.pth"))
+    assert loaded.load_report is not None
+    assert (loaded.load_report.missing, loaded.load_report.unexpected) == ((), ())
+    assert "names of FiD and LAVIS" in str(loaded.load_report)
+    assert loaded.read(QUESTIONS, CAPTIONS) == saved.read(QUESTIONS, CAPTIONS)
+    ours = loaded.t5.state_dict()
+    assert all(torch.equal(ours[name], each) for name, each in saved.t5.state_dict().items())
+
+
+def test_weights_of_other_sizes_are_errors(tmp_path: Path) -> None:
     make_reader().t5.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="reader from"):
         make_reader(weights=str(tmp_path), d_ff=128)
@@ -215,12 +264,12 @@ HUB_FILES: dict[str, Any] = {
         "additional_special_tokens": [f"<extra_id_{n}>" for n in range(100)],
     },
 }
-"""Beside ``spiece.model`` and the weights in UnifiedQA's repositories; T5's own has the first."""
+"""Files beside ``spiece.model`` and weights in UnifiedQA's repositories; T5's have the first."""
 
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model with T5's special tokens, in the file that T5's repositories have."""
+    """A SentencePiece model with T5's special tokens, named as in T5's repositories."""
     folder = tmp_path_factory.mktemp("spiece")
     generator = random.Random(0)
     texts = folder / "texts.txt"
@@ -230,14 +279,7 @@ def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_prefix=str(folder / "spiece"),
         vocab_size=60,
         hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        pad_piece="<pad>",
-        eos_piece="</s>",
-        unk_piece="<unk>",
-        minloglevel=2,
+        **T5_PIECES,
     )
     return folder / "spiece.model"
 
@@ -279,15 +321,15 @@ def test_a_folder_with_just_the_files_that_the_hub_has_gives_sentencepieces_ids(
     assert len(reader.read(QUESTIONS, CAPTIONS)) == len(QUESTIONS)
 
 
-def test_a_damaged_spiece_model_is_refused(spiece: Path, tmp_path: Path) -> None:
+def test_a_damaged_spiece_model_is_an_error(spiece: Path, tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(spiece.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"model\.reader\.tokenizer: .* is no T5 tokenizer"):
+    with pytest.raises(UserError, match=r"model\.reader\.tokenizer: .* is not a T5 tokenizer"):
         make_reader(tokenizer=str(tmp_path))
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_not_tokenizers(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"model\.reader\.tokenizer: .* is no T5 tokenizer"):
+    with pytest.raises(UserError, match=r"model\.reader\.tokenizer: .* is not a T5 tokenizer"):
         make_reader(tokenizer=str(tmp_path))
     with pytest.raises(UserError, match=r"vocab_size is 100; the tokenizer .* needs 657"):
         make_reader(vocab_size=100)
@@ -298,4 +340,4 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     [("Red.", "red"), (" to the  left", "to the left"), ('"yes"', "yes"), ("t-shirt", "t-shirt")],
 )
 def test_answers_are_written_as_gqa_writes_them(said: str, answer: str) -> None:
-    assert normalise_answer(said) == answer
+    assert normalize_answer(said) == answer

@@ -1,4 +1,4 @@
-"""Modules that an example of the documentation imports are its own."""
+"""Isolate the modules imported by the documentation's examples."""
 
 import sys
 from collections.abc import Iterator

@@ -107,7 +107,11 @@ def commands(text: str) -> list[str]:
 
 def is_run(command: str) -> bool:
     words = shlex.split(command, comments=True)
-    return words[:2] == ["python", "-m"] and words[2] in RUN
+    return (
+        words[:2] == ["python", "-m"]
+        and words[2] in RUN
+        and words[3:4] not in (["fetch"], ["push"])
+    )
 
 
 PIECES = [piece for page in PAGES for piece in pieces(page)]
@@ -142,6 +146,9 @@ def place(mini_gqa: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = folder / "output" / "RUN"
     run.mkdir(parents=True)
     (run / "fusion_encoder_best.safetensors").symlink_to(WEIGHTS)
+    (folder / "OWNER").mkdir()
+    for name in ("NAME", "NAME@COMMIT"):  # in place of a name on the hub
+        (folder / "OWNER" / name).symlink_to(WEIGHTS)
     return folder
 
 
@@ -173,7 +180,7 @@ def test_a_code_block_works(piece: Piece, here: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_are_blocks_of_each_kind() -> None:
-    """Else the pages are elsewhere, or blocks aren't found."""
+    """Guards against a moved page or a parser that finds nothing."""
     assert {piece.kind for piece in PIECES} >= {"sh", "python", "yaml"}
     assert {piece.how for piece in PIECES} >= {"runs", "parses", "loads"}
     assert {"README.md", "CONTRIBUTING.md", "extend.md"} <= {piece.page.name for piece in PIECES}
@@ -254,6 +261,10 @@ def check_command(words: list[str]) -> None:
     elif program == "sbatch":
         script = next(index for index, word in enumerate(arguments) if word.endswith(".sh"))
         check_script(arguments[script])
+        module = re.search(r'python -m (\S+) "\$@"', Path(arguments[script]).read_text())
+        if module:
+            check_python(["-m", module[1], *arguments[script + 1 :]])
+            return
         config, *options = arguments[script + 1 :]
         Config(Namespace(cfg_path=config, options=options))
     elif program.endswith(".sh"):
@@ -264,6 +275,8 @@ def check_command(words: list[str]) -> None:
             check_python(["-m", module[1], *arguments])
     elif program == "pip":
         check_pip(arguments)
+    elif program == "lmms-eval":
+        assert arguments[:3] == ["--model", "lavis_ext", "--model_args"], arguments
     elif program == "pytest":
         for path in arguments:
             assert (PROJECT / path).exists(), path
@@ -290,6 +303,7 @@ def check_pip(arguments: list[str]) -> None:
 
 def check_python(arguments: list[str]) -> None:
     """Run the program, or stop it when it has parsed its arguments and load its config."""
+    runs = is_run(shlex.join(["python", *arguments]))
     is_module = arguments[0] == "-m"
     name, *rest = arguments[1:] if is_module else arguments
     parsed: list[Namespace] = []
@@ -301,7 +315,7 @@ def check_python(arguments: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *rest])
-        if name not in RUN:
+        if not runs:
             patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(Parsed):
@@ -314,7 +328,7 @@ def check_python(arguments: list[str]) -> None:
                         sys.modules[name] = loaded
             else:
                 runpy.run_path(name, run_name="__main__")
-    if name in RUN:
+    if runs:
         assert out.getvalue().strip(), f"{name} prints nothing"
         return
     assert parsed, f"{name} parses no arguments"

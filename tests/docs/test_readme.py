@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""The README's examples work."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def block(language: str) -> str:
     return found
 
 
-def test_the_fusion_of_ones_own_trains_from_a_yaml(
+def test_a_custom_fusion_trains_from_a_yaml(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     configured: Callable[..., Config],
@@ -45,7 +45,7 @@ def test_the_fusion_of_ones_own_trains_from_a_yaml(
     assert torch.any(gradient != 0)
 
 
-def test_the_example_is_as_short_as_promised() -> None:
+def test_the_example_is_as_short_as_documented() -> None:
     code = block("python").split("@dataclass")[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
 
@@ -56,6 +56,19 @@ def test_every_file_and_command_that_it_names_exists() -> None:
     for module in re.findall(r"python -m (lavis_ext[\w.]*)", README):
         file = PROJECT / Path(*module.split("."))
         assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
+PAGES = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((PROJECT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    for path, test in re.findall(
+        r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")
+    ):
+        code = (PROJECT / path).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in code, (path, test)
 
 
 def test_it_has_at_most_1500_words() -> None:

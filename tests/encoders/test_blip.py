@@ -1,4 +1,4 @@
-"""BLIP's parts give what transformers' whole gives, from weights in every format."""
+"""BLIP's parts equal transformers' complete model, with weights in every format."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ WORDS = [
     "what",
     "is",
     "the",
-    "colour",
+    "color",
     "of",
     "this",
     "dog",
@@ -86,7 +86,7 @@ def scores(encoder: BlipEncoder, images: torch.Tensor) -> torch.Tensor:
 
 
 def read(encoder: BlipEncoder, questions: list[str]) -> torch.Tensor:
-    """States of the questions [Q, L, W], from the text alone."""
+    """Text-only states of the questions [Q, L, W]."""
     packed = encoder.pack(questions)
     return packed.unpack(encoder.encode_questions(packed))
 
@@ -106,17 +106,17 @@ def test_match_equals_transformers(vocab: Path, images: torch.Tensor) -> None:
     assert (ours[0] - ours[1]).abs().max() > 1e-2
 
 
-def test_pixels_are_normalised_as_transformers_processor_does(
+def test_pixels_are_normalized_as_by_transformers_processor(
     vocab: Path, images: torch.Tensor
 ) -> None:
     processor = transformers.BlipImageProcessor(do_resize=False)
     expected = processor(list(images), return_tensors="pt")["pixel_values"]
-    normalise = build(vocab).normalise
-    torch.testing.assert_close(normalise(images), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalise(images / 255), expected, atol=1e-5, rtol=0)
+    normalize = build(vocab).normalize
+    torch.testing.assert_close(normalize(images), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalize(images / 255), expected, atol=1e-5, rtol=0)
 
 
-def test_a_question_scores_the_same_alone_and_beside_a_longer_one(
+def test_a_questions_score_is_independent_of_a_longer_one_in_the_batch(
     vocab: Path, images: torch.Tensor
 ) -> None:
     encoder = build(vocab)
@@ -165,7 +165,7 @@ def test_gradient_reaches_the_tokens_through_frozen_weights(
 
 def test_long_questions_are_cut_and_counted(vocab: Path) -> None:
     encoder = build(vocab, max_question_tokens=5)
-    ids, mask = encoder.tokenize(["what is", "what is the colour of this"])
+    ids, mask = encoder.tokenize(["what is", "what is the color of this"])
     assert ids.tolist() == [[2, 5, 6, 3, 0], [2, 5, 6, 7, 3]]
     assert mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert encoder.truncated_questions == 1
@@ -199,7 +199,7 @@ def test_published_formats_give_equal_scores(
     torch.testing.assert_close(scores(loaded, images), scores(source, images), atol=0, rtol=0)
 
 
-def test_weights_of_another_depth_are_refused(vocab: Path, tmp_path: Path) -> None:
+def test_weights_of_another_depth_are_errors(vocab: Path, tmp_path: Path) -> None:
     build(vocab, text_layers=3).blip.save_pretrained(tmp_path / "three")
     with pytest.raises(UserError, match=r"text_encoder\.encoder\.layer\.2.*allow_unexpected"):
         build(vocab, weights=str(tmp_path / "three"))
@@ -227,7 +227,7 @@ def test_wrong_configs_name_their_key(changes: dict, message: str, vocab: Path) 
         BlipEncoder(tiny(vocab, **changes))
 
 
-def test_images_of_another_size_are_refused(vocab: Path) -> None:
+def test_images_of_another_size_are_errors(vocab: Path) -> None:
     with pytest.raises(UserError, match="40x32"):
         build(vocab).encode(torch.zeros(1, 3, 40, 32))
 

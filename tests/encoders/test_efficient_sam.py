@@ -1,4 +1,4 @@
-"""EfficientSAM's image encoder gives the authors' numbers, at any size; its files load whole."""
+"""EfficientSAM's image encoder: parity with the authors' at any size, and their files."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_tokens_lie_row_by_row_on_a_wide_grid() -> None:
     changed = image.clone()
     changed[:, :, 16:32, 48:64] = 1.0
     with torch.no_grad():
-        # Without attention, a patch reaches its own token and, through the neck, its neighbours.
+        # Without attention, a patch reaches its own token and, through the neck, its neighbors.
         encoder.image_encoder.blocks[0].attn.proj.weight.zero_()
         tokens, other = encoder.encode(image), encoder.encode(changed)
     assert encoder.grid_of(48, 80) == (3, 5)
@@ -63,12 +63,12 @@ def test_positions_matter_in_an_untrained_encoder() -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 60), (0, 16)])
-def test_sides_off_the_patch_grid_are_refused(size: tuple[int, int]) -> None:
+def test_sides_off_the_patch_grid_are_errors(size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=rf"{size[0]}x{size[1]}.*multiples of 16"):
         small().encode(torch.zeros(1, 3, *size))
 
 
-def test_the_authors_file_loads_whole_and_says_so(tmp_path: Path) -> None:
+def test_the_authors_file_loads_completely(tmp_path: Path) -> None:
     source = small()
     torch.save({"model": source.state_dict()}, tmp_path / "efficient_sam.pt")
     torch.manual_seed(1)
@@ -82,7 +82,7 @@ def test_the_authors_file_loads_whole_and_says_so(tmp_path: Path) -> None:
         small(width=48, weights=str(tmp_path / "efficient_sam.pt"))
 
 
-def test_an_image_encoder_alone_loads_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_an_image_encoder_alone_loads_if_allowed(tmp_path: Path) -> None:
     source = small()
     alone = {n: t for n, t in source.state_dict().items() if n.startswith("image_encoder.")}
     torch.save(alone, tmp_path / "encoder.pt")

@@ -1,4 +1,4 @@
-"""EfficientSAM's masks: the authors' numbers, whatever shares the batch; and they can be learnt."""
+"""EfficientSAM's masks: parity with the authors' for any batch, and training."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_masks_and_their_predicted_ious_are_the_authors() -> None:
     torch.testing.assert_close(iou, reference("efficient_sam", "iou")[:, 0], atol=1e-5, rtol=0)
 
 
-def test_a_query_gets_the_same_masks_in_any_company() -> None:
+def test_masks_of_a_query_do_not_depend_on_the_others() -> None:
     sam = small()
     tokens = tokens_of(sam, 2)
     together = predict(sam, tokens, POINTS, LABELS, [1, 0, 1])
@@ -99,7 +99,7 @@ def test_no_queries_give_no_masks() -> None:
     assert best_mask(MaskPrediction(logits, iou))[0].shape == (0, 16, 16)
 
 
-def test_padding_is_nothing_wherever_it_lies() -> None:
+def test_the_point_of_padding_does_not_matter() -> None:
     sam = small()
     tokens = tokens_of(sam, 1)
     given = predict(sam, tokens, torch.tensor([[[4.0, 9.0]]]), torch.tensor([[1]]), [0])
@@ -113,7 +113,7 @@ def test_padding_is_nothing_wherever_it_lies() -> None:
     assert differ(given, other)
 
 
-def test_points_beyond_the_decoders_number_count_for_nothing() -> None:
+def test_points_after_max_points_are_ignored() -> None:
     sam = small()
     tokens = tokens_of(sam, 1)
     points = torch.arange(16.0).view(1, 8, 2)
@@ -124,10 +124,10 @@ def test_points_beyond_the_decoders_number_count_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 4, -2, 0.73, 1.0])
-def test_scores_and_other_labels_are_refused(label: float) -> None:
+def test_scores_and_other_labels_are_errors(label: float) -> None:
     sam = small()
     labels = torch.tensor([[1, label]])
-    with pytest.raises(UserError, match=r"label of a point; labels are 1, 2, 3 or -1"):
+    with pytest.raises(UserError, match=r"label of a point; labels are the integers 1, 2, 3"):
         predict(sam, tokens_of(sam, 1), POINTS[:1], labels, [0])
 
 
@@ -143,23 +143,23 @@ def test_a_box_is_not_two_points() -> None:
     assert differ(box, swapped)
 
 
-def test_a_point_has_the_place_of_the_patch_it_lies_on_in_a_wide_image() -> None:
+def test_a_point_has_the_position_of_its_patch_in_a_wide_image() -> None:
     sam = small()
     size, grid = (24, 40), (3, 5)
     tokens = tokens_of(sam, 1, size)
     prompts = sam.prompt_encoder
-    centre = torch.tensor([[[4 * 8 + 3.5, 8 + 3.5]]])  # of the patch in row 1, column 4
+    center = torch.tensor([[[4 * 8 + 3.5, 8 + 3.5]]])  # of the patch in row 1, column 4
     one = torch.tensor([[1]])
     with torch.no_grad():
-        place = prompts(centre, one, size)[0, 0] - prompts.point_embeddings.weight[0]
+        place = prompts(center, one, size)[0, 0] - prompts.point_embeddings.weight[0]
         torch.testing.assert_close(
             place, prompts.grid_positions(grid)[1 * 5 + 4], atol=1e-5, rtol=0
         )
-        logits, _ = sam.predict_masks(tokens, grid, size, centre, one, torch.tensor([0]))
+        logits, _ = sam.predict_masks(tokens, grid, size, center, one, torch.tensor([0]))
     assert logits.shape == (1, 3, 12, 20)
 
 
-def test_the_best_mask_is_the_one_predicted_to_be() -> None:
+def test_the_best_mask_has_the_highest_predicted_iou() -> None:
     logits = torch.arange(6.0).view(2, 3, 1, 1).expand(2, 3, 4, 5)
     iou = torch.tensor([[0.2, 0.1, 0.9], [0.8, 0.8, -0.3]])
     mask, best = best_mask(MaskPrediction(logits, iou))
@@ -168,7 +168,7 @@ def test_the_best_mask_is_the_one_predicted_to_be() -> None:
     assert best.tolist() == pytest.approx([0.9, 0.8])
 
 
-def test_a_decoder_for_a_single_mask_gives_one() -> None:
+def test_a_single_mask_decoder_gives_one_mask() -> None:
     sam = small(multimask_outputs=1)
     found = predict(sam, tokens_of(sam, 2), POINTS, LABELS, [0, 1, 1])
     assert found.logits.shape == (3, 1, 16, 16)
@@ -206,7 +206,7 @@ def test_a_mask_can_be_learnt_on_frozen_tokens(bf16: bool) -> None:
     assert torch.equal(logits[0] > 0, target > 0)
 
 
-def test_gradients_reach_whatever_is_read_and_the_image() -> None:
+def test_gradients_reach_all_read_streams_and_the_image() -> None:
     sam = small()
     images = torch.rand(1, 3, *SIZE)
     prediction = sam.predict_masks(
@@ -220,7 +220,7 @@ def test_gradients_reach_whatever_is_read_and_the_image() -> None:
     assert sam.image_encoder.patch_embed.proj.weight.grad.abs().max() > 0
 
 
-def test_bf16_rounds_numbers_and_not_places() -> None:
+def test_bf16_does_not_round_positions() -> None:
     sam = small()
     tokens = tokens_of(sam, 2)
     exact = predict(sam, tokens, POINTS, LABELS, [0, 1, 1])

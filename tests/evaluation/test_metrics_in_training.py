@@ -11,6 +11,7 @@ import pytest
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.samplers import BatchRows
+from lavis_ext.evaluation.by_image import ByImage
 from lavis_ext.evaluation.gqa.__main__ import main as score_command
 from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.runners.launch import started
@@ -37,11 +38,11 @@ def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["kind"] == kind]
 
 
-def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run(
+def test_the_metrics_are_those_that_the_command_gives_the_predictions_of_the_run(
     config: Configured, mini_gqa: Path, tmp_path: Path
 ) -> None:
     with started(config(ALL, *UNSAMPLED, "run.seed=1"), SPLITS) as runner:
-        figures = runner.train()["testdev"]
+        metrics = runner.train()["testdev"]
     folder = runner.output_dir
     score_command(
         [
@@ -55,13 +56,18 @@ def test_the_figures_are_those_that_the_command_gives_the_predictions_of_the_run
     ours = json.loads((folder / "testdev_scores.json").read_text())
     assert ours["metrics"] == scores["metrics"]
     assert ours["breakdowns"] == scores["breakdowns"]
-    metrics = scores["metrics"]
-    assert {"consistency", "validity", "plausibility", "distribution"} <= metrics.keys()
+    scored = scores["metrics"]
+    assert {"consistency", "validity", "plausibility", "distribution"} <= scored.keys()
     for name in ("consistency", "validity", "plausibility", "distribution"):
-        assert figures[name] == metrics[name]["value"]
-    assert figures["answer_accuracy"] == metrics["accuracy"]["value"]
-    assert figures["answer_accuracy_open"] == metrics["open"]["value"]
+        assert metrics[name] == scored[name]["value"]
+    assert metrics["answer_accuracy"] == scored["accuracy"]["value"]
+    assert metrics["answer_accuracy_open"] == scored["open"]["value"]
     assert "the answer head has no attention map" in ours["not_computed"]["grounding"]
+    by_image = ByImage.read(folder / "testdev_by_image.json")
+    assert by_image is not None
+    assert {"answer_accuracy", "consistency", "validity"} <= by_image.sums.keys()
+    for name, sums in by_image.sums.items():
+        assert sums.sum() / by_image.counts[name].sum() == pytest.approx(metrics[name]), name
 
 
 def test_validations_read_no_more_files_unless_asked_to(config: Configured) -> None:
@@ -89,8 +95,8 @@ def test_any_metric_selects_in_its_own_direction(
 ) -> None:
     with started(config(f"run.metric={metric}", *options), ["train", "val"]) as runner:
         assert runner.early_stopping.goal == goal
-        figures = runner.eval_epoch("val")
-        assert metric in figures
+        metrics = runner.eval_epoch("val")
+        assert metric in metrics
 
 
 def test_the_direction_can_be_given(config: Configured) -> None:
@@ -109,7 +115,7 @@ def test_the_direction_can_be_given(config: Configured) -> None:
         (["task.resamples=7"], r"task\.resamples is 7; it must be 0"),
     ],
 )
-def test_a_metric_that_cannot_be_had_is_refused_before_training(
+def test_an_unavailable_metric_is_rejected_before_training(
     config: Configured, options: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message), started(config(*options), SPLITS):
@@ -117,7 +123,7 @@ def test_a_metric_that_cannot_be_had_is_refused_before_training(
     assert not (tmp_path / "output").exists()
 
 
-def test_without_choices_the_run_says_so_and_selecting_by_them_is_refused(
+def test_without_choices_their_metrics_have_a_reason_and_cannot_select(
     config: Configured, mini_gqa: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "gqa"
@@ -154,9 +160,9 @@ def test_choices_of_another_split_are_a_reason_not_an_error(
         f"datasets.gqa_fusion.choices.testdev={other}", "run.valid_splits=[]", "run.patience=null"
     )
     with started(cfg, ["train", "testdev"]) as runner:
-        figures = runner.train()["testdev"]
+        metrics = runner.train()["testdev"]
         scores = json.loads((runner.output_dir / "testdev_scores.json").read_text())
-    assert "validity" not in figures
+    assert "validity" not in metrics
     assert "no choices for" in scores["not_computed"]["validity"]
 
 
@@ -219,3 +225,23 @@ def test_grounding_of_heat_maps_is_that_of_the_command(
     trace = next(iter(evaluation.details.traces.values()))
     assert trace.raw.max() == trace.refined.max() == 255
     assert max(trace.refined.shape) <= 32
+
+
+def test_metrics_that_plain_records_cannot_have_are_left_out(
+    config: Configured, mini_gqa: Path, tmp_path: Path
+) -> None:
+    given = []
+    for split in SPLITS:
+        source = mini_gqa / "questions" / f"{split}_balanced_questions.json"
+        content = json.loads(source.read_text())
+        path = tmp_path / f"{split}.json"
+        plain = ("question", "imageId", "answer")
+        path.write_text(json.dumps({n: {k: r[k] for k in plain} for n, r in content.items()}))
+        given.append(f"datasets.gqa_fusion.questions.{split}={path}")
+    with started(config(*given), SPLITS) as runner:
+        metrics = runner.train()["testdev"]
+    assert "answer_accuracy" in metrics
+    text = (runner.output_dir / "log.txt").read_text()
+    assert "not computed" not in text
+    page = (runner.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "consistency" not in page

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lavis_ext.evaluation.answered import Answered
 from lavis_ext.evaluation.page import Lettering, write_png
 from lavis_ext.evaluation.picture import CAPTION, answer_figure
 
@@ -55,6 +56,10 @@ def made_output(
     )
 
 
+def answered(questions: list[str], **options: Any) -> list[Answered]:
+    return Answered.all_of(questions, made_output(len(questions), **options))
+
+
 def gray(width: int = 320, height: int = 240) -> Image.Image:
     return Image.new("RGB", (width, height), (128, 128, 128))
 
@@ -94,11 +99,9 @@ CASES: dict[str, tuple[tuple[int, int], list[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_texts_are_apart_and_on_the_page(case: str) -> None:
+def test_texts_do_not_overlap_and_are_on_the_page(case: str) -> None:
     size, questions, options = CASES[case]
-    figure = answer_figure(
-        gray(*size), "photo.jpg" * 30, questions, made_output(len(questions), **options)
-    )
+    figure = answer_figure(gray(*size), "photo.jpg" * 30, answered(questions, **options))
     figure.canvas.draw()
     boxes = text_boxes(figure)
     page = figure.bbox
@@ -111,13 +114,13 @@ def test_texts_are_apart_and_on_the_page(case: str) -> None:
         assert apart(first, second), (one, other)
 
 
-def test_the_file_is_as_wide_as_a_laptop_shows_and_a_row_higher_for_each_question(
+def test_the_drawing_fits_a_laptops_width_and_grows_a_row_per_question(
     tmp_path: Path,
 ) -> None:
     sizes = []
     for count in (1, 2, 3):
         path = tmp_path / f"{count}.png"
-        write_png(answer_figure(gray(), "photo.jpg", ["what?"] * count, made_output(count)), path)
+        write_png(answer_figure(gray(), "photo.jpg", answered(["what?"] * count)), path)
         with Image.open(path) as written:
             sizes.append(written.size)
     assert [width for width, _ in sizes] == [1400] * 3
@@ -143,26 +146,26 @@ def panel(figure: Any, label: str) -> np.ndarray:
     return pixels[rows, round(box.x0 * width) : round(box.x1 * width)]
 
 
-def centre_of(shares: np.ndarray) -> tuple[float, float]:
-    """(y, x) of the centre of the pixels that are True, in shares of the panel."""
+def center_of(shares: np.ndarray) -> tuple[float, float]:
+    """(y, x) of the center of the pixels that are True, in shares of the panel."""
     y, x = shares.nonzero()
     return (y.mean() + 0.5) / shares.shape[0], (x.mean() + 0.5) / shares.shape[1]
 
 
 @pytest.mark.parametrize("size", [(320, 240), (900, 300), (200, 600)])
-def test_heat_points_and_mask_stand_where_the_output_has_them(size: tuple[int, int]) -> None:
-    figure = answer_figure(gray(*size), "photo.jpg", ["what?"], made_output(hot=(1, 6)))
+def test_heat_points_and_mask_are_drawn_at_their_positions(size: tuple[int, int]) -> None:
+    figure = answer_figure(gray(*size), "photo.jpg", answered(["what?"], hot=(1, 6)))
     expected = pytest.approx((1.5 / GRID, 6.5 / GRID), abs=0.03)
     yellow = panel(figure, "raw heat")
-    assert centre_of(yellow[..., 0] - yellow[..., 2] > 30) == expected
+    assert center_of(yellow[..., 0] - yellow[..., 2] > 30) == expected
     masked = panel(figure, "points and mask")
-    assert centre_of(masked[..., 2] - masked[..., 0] > 60) == expected, "the blue outline"
-    assert centre_of(masked.sum(axis=-1) < 60) == expected, "the point's black rim"
+    assert center_of(masked[..., 2] - masked[..., 0] > 60) == expected, "the blue outline"
+    assert center_of(masked.sum(axis=-1) < 60) == expected, "the point's black rim"
     assert masked[-4, 4].mean() == pytest.approx(0.4 * 128 + 0.6 * 255, abs=3), "pale outside"
 
 
 def test_nothing_is_hot_where_there_is_no_heat() -> None:
-    figure = answer_figure(gray(), "photo.jpg", ["what?"], made_output(hot=None))
+    figure = answer_figure(gray(), "photo.jpg", answered(["what?"], hot=None))
     raw = panel(figure, "raw heat: none")
     assert np.ptp(raw, axis=(0, 1)).max() < 3
     shown = panel(figure, "no points, no mask")
@@ -171,7 +174,7 @@ def test_nothing_is_hot_where_there_is_no_heat() -> None:
 
 
 def test_a_map_without_points_is_drawn_without_a_mask() -> None:
-    figure = answer_figure(gray(), "photo.jpg", ["what?"], made_output(points=False))
+    figure = answer_figure(gray(), "photo.jpg", answered(["what?"], points=False))
     assert np.ptp(panel(figure, "no points, no mask")) < 3
     assert np.ptp(panel(figure, "refined heat: as raw")) > 60
 
@@ -191,10 +194,10 @@ def test_all_captions_that_fit_are_written_and_the_others_counted() -> None:
 
 
 def _figure(captions: list[str]) -> Any:
-    return answer_figure(gray(), "photo.jpg", ["what?"], made_output(captions=captions))
+    return answer_figure(gray(), "photo.jpg", answered(["what?"], captions=captions))
 
 
-def test_lines_hold_all_the_words_or_say_that_they_do_not() -> None:
+def test_wrapped_lines_have_all_words_or_end_in_an_ellipsis() -> None:
     lettering = Lettering()
     whole = lettering.wrapped(LONG, CAPTION, 250, 9)
     assert " ".join(whole) == LONG

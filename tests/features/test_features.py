@@ -1,4 +1,4 @@
-"""The feature store: what it holds, what it refuses, and that nothing finished is lost."""
+"""The feature store: contents, errors, and resumption without losses."""
 
 import errno
 import json
@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -20,12 +20,14 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from lavis_ext.common import locks
+from lavis_ext.common import locks, progress
+from lavis_ext.common.addresses import Address, RemoteFile
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.base import StoredTokens
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.features import extraction
 from lavis_ext.features.config import FeaturesConfig
@@ -39,7 +41,7 @@ from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.freezing import freeze_all_but, trained_patterns
 from lavis_ext.runners.launch import started
-from tests.launching import torchrun
+from tests.launching import PATIENCE, torchrun, wait_until
 from tests.runners.test_runner import TINY_MODEL
 from tests.tiny import make_model
 
@@ -50,7 +52,7 @@ RANDOM = StreamImagesConfig(sizes={"grid": 32, "segmentation": 32}, crop=0.5, ji
 
 
 class Run:
-    """A tiny model and mini-GQA, with stores in a folder of the test's."""
+    """A tiny model and mini-GQA, with stores in the test's folder."""
 
     def __init__(self, root: Path, data: Path) -> None:
         self.root = root
@@ -83,7 +85,7 @@ class Run:
         )
 
     def stores(self) -> dict[str, Path]:
-        """Folders of the stores by stream; there is one of each."""
+        """Folders of the stores by stream, one each."""
         return {path.name.split("-")[0]: path for path in self.root.glob("*-*") if path.is_dir()}
 
     def shards(self, stream: str = "grid") -> list[Path]:
@@ -149,7 +151,7 @@ def test_loss_and_gradients_of_stored_features_are_those_of_the_images(
 def test_a_run_makes_its_features_first_and_trains_as_with_images(
     configured: Callable[..., Config], tiny_options: list[str], run: Run, tmp_path: Path
 ) -> None:
-    """On two processes too, and the stores of both are equal byte for byte."""
+    """Also on two processes, with stores equal byte for byte."""
     frozen = [*tiny_options, *TINY_MODEL, "run.trainable=[fusion.*]", "run.max_steps=3"]
     stored = ["run.features.dtype=fp32", "run.features.images_per_shard=4"]
     metrics = []
@@ -174,7 +176,36 @@ def test_a_run_makes_its_features_first_and_trains_as_with_images(
     assert both["testdev"] == pytest.approx(live["testdev"], abs=1e-3)
 
 
-def test_the_command_makes_verifies_and_mends_a_store(
+def test_a_later_run_reuses_the_store_of_an_earlier_one(
+    configured: Callable[..., Config],
+    tiny_options: list[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = [
+        *(*tiny_options, *TINY_MODEL, "run.trainable=null", "run.max_steps=2"),
+        *(f"run.features.root={run.root}", "run.features.make=true"),
+    ]
+
+    def train(*more: str) -> dict[str, dict[str, float]]:
+        with started(configured(*options, *more), ["train", "val", "testdev"]) as runner:
+            return runner.train()
+
+    first = train()
+    written = {path: path.stat().st_mtime_ns for path in run.root.rglob("*.*") if path.is_file()}
+    assert written
+
+    def extract(self: extraction.Extraction, *_: Any, **__: Any) -> None:
+        raise UserError("encodes images")
+
+    monkeypatch.setattr(extraction.Extraction, "run", extract)
+    assert train() == first
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    with pytest.raises(UserError, match="encodes images"):
+        train("run.seed=1")  # encoders of other random weights
+
+
+def test_the_command_makes_verifies_and_repairs_a_store(
     configured: Callable[..., Config],
     tiny_options: list[str],
     run: Run,
@@ -210,7 +241,7 @@ def test_the_command_makes_verifies_and_mends_a_store(
 
 
 def test_an_extraction_that_is_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
-    """``benchmarks/feature_store.py`` does it ten times on more images."""
+    """``benchmarks/feature_store.py`` repeats it ten times on more images."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.feature_store", str(tmp_path)),
@@ -219,7 +250,7 @@ def test_an_extraction_that_is_killed_and_resumed_gives_the_same_bytes(tmp_path:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -229,10 +260,10 @@ def test_an_extraction_that_is_killed_and_resumed_gives_the_same_bytes(tmp_path:
 
 
 @pytest.mark.parametrize("last", range(0, 12, 3))
-def test_wherever_the_work_ends_it_goes_on_from_there(
+def test_extraction_resumes_from_any_interruption(
     run: Run, undisturbed: Run, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """Of 5 shards of 2 streams and 2 indices, so many are written before the power fails."""
+    """``last`` of 12 files (5 shards of 2 streams, 2 indices) are written before a power cut."""
 
     class PowerFailure(BaseException):
         pass
@@ -261,10 +292,10 @@ def test_wherever_the_work_ends_it_goes_on_from_there(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was finished is kept"
 
 
-def test_a_finished_store_is_sound_and_one_that_lacks_images_is_not(made: Run) -> None:
+def test_a_store_without_its_index_is_incomplete(made: Run) -> None:
     made.features().verify()
     (made.stores()["grid"] / "index.arrow").unlink()
-    with pytest.raises(UserError, match="no finished store"):
+    with pytest.raises(UserError, match="no complete feature store"):
         made.features().verify()
 
 
@@ -317,16 +348,18 @@ def test_tokens_that_were_altered_are_noticed_when_they_are_read(made: Run) -> N
         datasets["train"].features.read(images, 0)
 
 
-def test_features_of_other_weights_are_never_read_and_the_difference_is_said(made: Run) -> None:
+def test_features_of_other_weights_are_never_read_and_the_difference_is_named(made: Run) -> None:
     other = made.model(seed=1)
-    with pytest.raises(UserError, match=r"no finished store.*grid-\w+ differs in encoder\.weights"):
+    with pytest.raises(
+        UserError, match=r"no complete feature store.*grid-\w+ differs in encoder\.weights"
+    ):
         made.features(model=other).use(CPU, 0)
     with pytest.raises(UserError, match=r"differs in dtype \(bf16 there, fp32 here\)"):
         made.features(dtype="fp32").use(CPU, 0)
     store = made.stores()["grid"]
     with pytest.raises(UserError, match=r"is a store of other features; .*encoder\.weights"):
         made.features(model=other, root=str(store)).use(CPU, 0)
-    with pytest.raises(UserError, match="itself a store; name the folder above"):
+    with pytest.raises(UserError, match="itself a store; set its parent folder"):
         made.features(root=str(store)).use(CPU, 0)
 
 
@@ -342,7 +375,79 @@ def test_a_shard_of_another_store_is_not_read(made: Run) -> None:
         made.features().use(CPU, 0)
 
 
-def test_room_is_looked_for_before_anything_is_encoded(
+@pytest.fixture
+def at_address(made: Run) -> str:
+    """The address of a copy of the finished stores."""
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{made.root}/", "/stores/", recursive=True)
+    return "memory://stores"
+
+
+def test_stores_at_an_address_are_copied_once_and_read_like_local_ones(
+    made: Run, at_address: str, tmp_path: Path
+) -> None:
+    here, there = made.datasets(), made.datasets()
+    made.features(here).use(CPU, 0)
+    given = {"root": at_address, "cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"memory://stores/grid-\w+: .* differs in enc"):
+        made.features(model=made.model(seed=1), **given).use(CPU, 0)
+    made.features(there, **given).use(CPU, 0)
+    images = sorted(here["train"].all_images())
+    read = [datasets["train"].features.read(images, 0) for datasets in (here, there)]
+    for stream, one in read[0].items():
+        assert torch.equal(one.values, read[1][stream].values)
+    fsspec.filesystem("memory").rm("/stores", recursive=True)
+    made.features(**given).use(CPU, 0)  # without a network
+
+
+def test_an_interrupted_copy_of_stores_continues_and_damaged_shards_are_noticed(
+    made: Run, at_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = made.features(root=at_address, cache=str(tmp_path / "cache"))
+    copied: list[str] = []
+    copy = Address.copy
+
+    def copying(self: Address, file: RemoteFile, target: Path) -> None:
+        if len(copied) == 3:
+            raise UserError("the network is gone")
+        copied.append(file.path)
+        copy(self, file, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Address, "copy", copying)
+        with pytest.raises(UserError, match="the network is gone"):
+            features.use(CPU, 0)
+    first = set(copied)
+    monkeypatch.setattr(
+        Address, "copy", lambda *arguments: copied.append(arguments[1].path) or copy(*arguments)
+    )
+    features.use(CPU, 0)
+    assert len(copied) == len(set(copied)), "no file is copied twice"
+    shard = next((tmp_path / "cache").rglob(Path(next(iter(first))).name))
+    cut(shard)
+    with pytest.raises(UserError, match=f"{shard}: damaged.*--rebuild"):
+        features.verify()
+    features.make(CPU, 0, rebuild=True)
+    features.verify()
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(next(iter(first)), b"short")
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: the shard is damaged"):
+        features.make(CPU, 0)
+
+
+def test_images_that_stores_at_an_address_lack_are_not_extracted(
+    made: Run, at_address: str, tmp_path: Path
+) -> None:
+    images = sorted((made.data / "images").iterdir())
+    made.data = shutil.copytree(made.data, tmp_path / "data")
+    (made.data / "images" / images[0].name).write_bytes(images[1].read_bytes())
+    features = made.features(root=at_address, cache=str(tmp_path / "cache"), make=True)
+    with pytest.raises(UserError, match=rf"is out of date for 1 .*copy of {at_address}, which is"):
+        features.use(CPU, 0)
+
+
+def test_disk_space_is_checked_before_encoding(
     run: Run, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(path.stat().st_size for path in undisturbed.root.rglob("*.safetensors"))
@@ -355,13 +460,13 @@ def test_room_is_looked_for_before_anything_is_encoded(
     for free in (needed - 1, needed):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         if free < needed:
-            with pytest.raises(UserError, match=r"need .* GiB and there are .* GiB free"):
+            with pytest.raises(UserError, match=r"need .* GiB and .* GiB are free"):
                 run.features().make(CPU, 0)
             assert not list(run.root.rglob("*.safetensors"))
     run.features().make(CPU, 0)
 
 
-def test_a_disk_that_runs_full_ends_the_work_and_keeps_what_is_finished(
+def test_a_full_disk_ends_extraction_and_keeps_finished_shards(
     run: Run, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, left = Path.write_bytes, [3]
@@ -375,14 +480,16 @@ def test_a_disk_that_runs_full_ends_the_work_and_keeps_what_is_finished(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(UserError, match=r"No space left.* What is finished is kept"):
+        with pytest.raises(UserError, match=r"No space left.* Finished shards are kept"):
             run.features().make(CPU, 0)
     assert len(list(run.root.rglob("*.safetensors*"))) == 3
     run.features().make(CPU, 0)
     assert run.contents() == undisturbed.contents()
 
 
-def test_a_changed_image_is_noticed_and_a_copied_one_is_not(made: Run, tmp_path: Path) -> None:
+def test_a_changed_image_is_detected_and_a_copied_one_is_accepted(
+    made: Run, tmp_path: Path
+) -> None:
     made.data = shutil.copytree(made.data, tmp_path / "data")  # with the same times
     datasets, model = made.datasets(), made.model()
     train = datasets["train"]
@@ -391,16 +498,16 @@ def test_a_changed_image_is_noticed_and_a_copied_one_is_not(made: Run, tmp_path:
     os.utime(path, ns=(1, 1))
     made.features().use(CPU, 0)
     Image.new("RGB", (64, 64), "red").save(path)
-    with pytest.raises(UserError, match=f"has an earlier state of 1 of .*{image}"):
+    with pytest.raises(UserError, match=f"is out of date for 1 of .*{image}"):
         made.features().use(CPU, 0)
     before = {path.name for path in made.shards()}
     seen = model.encode(train[0])["grid"].values
     made.features(datasets, model, make=True).use(CPU, 0)
-    assert len(before - {path.name for path in made.shards()}) == 1, "one shard is made anew"
+    assert len(before - {path.name for path in made.shards()}) == 1, "one shard is replaced"
     assert torch.allclose(model.encode(train[0])["grid"].values, seen, atol=0.05)
 
 
-def test_an_image_that_changes_meanwhile_is_not_taken_for_what_it_was(
+def test_an_image_that_changes_during_extraction_is_noticed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.data = shutil.copytree(run.data, tmp_path / "data")
@@ -434,11 +541,11 @@ def test_encoders_that_are_trained_have_no_stored_features(run: Run) -> None:
     freeze_all_but(model, ["fusion.*", "streams.grid.blip.text_encoder.*"])
     run.features(model=model)
     freeze_all_but(model, ["fusion.*", "streams.segmentation.*"])
-    with pytest.raises(UserError, match=r"run\.trainable lets the encoder of the segmentation"):
+    with pytest.raises(UserError, match=r"run\.trainable includes the encoder of the segmentation"):
         run.features(model=model)
 
 
-def test_tasks_that_need_images_refuse_features(
+def test_tasks_that_need_images_reject_features(
     configured: Callable[..., Config], tiny_options: list[str], run: Run
 ) -> None:
     config = configured(
@@ -457,7 +564,7 @@ def test_tasks_that_need_images_refuse_features(
         model.locate(batch(datasets["val"]))
 
 
-def test_a_fusion_that_reads_one_stream_stores_and_reads_that_alone(run: Run) -> None:
+def test_a_fusion_of_one_stream_stores_and_reads_only_that(run: Run) -> None:
     datasets = run.datasets()
     model = run.model(fusion={"name": "grid_only"})
     run.features(datasets, model, make=True).use(CPU, 0)
@@ -502,7 +609,7 @@ def test_eight_bits_are_within_half_a_step_of_each_tokens_own_scale() -> None:
     assert stored["tokens"].nbytes + stored["scales"].nbytes == 15 * bytes_a_token(16, "int8")
 
 
-def test_what_a_dtype_cannot_hold_is_refused() -> None:
+def test_values_beyond_a_dtypes_range_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"1e\+05 are not finite as fp16"):
         compressed(torch.full((1, 1, 2), 1e5), "fp16")
     with pytest.raises(ValueError, match="not finite"):
@@ -514,7 +621,7 @@ def random_views(datasets: dict[str, GqaFusionDataset]) -> dict[str, GqaFusionDa
     return datasets
 
 
-def test_stored_views_are_chosen_by_image_and_epoch_alone(run: Run) -> None:
+def test_stored_views_depend_only_on_image_and_epoch(run: Run) -> None:
     datasets = random_views(run.datasets())
     run.features(datasets, views=3, make=True, token_dropout=0.3, noise=0.1).use(CPU, 0)
     assert len(run.stores()) == 2
@@ -547,10 +654,10 @@ def test_several_views_are_stored_and_all_of_them_used(run: Run) -> None:
     assert len(different) == 3
 
 
-def test_views_need_a_processor_that_draws_and_the_other_way_round(run: Run) -> None:
-    with pytest.raises(UserError, match="same image every time"):
+def test_several_views_and_random_processors_need_each_other(run: Run) -> None:
+    with pytest.raises(UserError, match=r"vis_processor\.train isn't random"):
         run.features(views=2)
-    with pytest.raises(UserError, match="one stored view would fix what it draws"):
+    with pytest.raises(UserError, match="only one view would be stored"):
         run.features(random_views(run.datasets()))
 
 
@@ -562,26 +669,25 @@ def test_live_augmentation_follows_image_and_epoch(run: Run) -> None:
     assert first.shape[1:] == (3, 32, 32)
 
 
-def test_who_comes_second_waits_and_finds_the_work_done(
+def test_the_second_process_waits_and_finds_the_work_done(
     run: Run, undisturbed: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(locks, "SECONDS_A_LINE", 0.02)
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 0.02)
     monkeypatch.setattr(locks, "SECONDS_A_LOOK", 0.01)
     features = run.features()
     store = features.groups[0].extraction.stores[0][1]
     lock = store.lock()
     assert lock.taken()
-    lock.tell("features of 7 of 9 images stored")
+    lock.write_note("features of 7 of 9 images stored")
     caplog.set_level("INFO")
     monkeypatch.setattr("lavis_ext.runners.run_log.log.propagate", True)
     second = threading.Thread(target=features.make, args=(CPU, 0))
     second.start()
-    time.sleep(0.3)
+    wait_until(lambda: "Waiting for another process: features of 7 of 9" in caplog.text)
     assert not list(run.root.rglob("*.safetensors"))
     shutil.copytree(undisturbed.root, run.root, dirs_exist_ok=True)
     first = {path: path.stat().st_mtime_ns for path in run.root.rglob("*.safetensors")}
     lock.close()
-    second.join(60)
-    assert "Waiting for another process: features of 7 of 9" in caplog.text
+    second.join(PATIENCE)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert run.contents() == undisturbed.contents()

@@ -1,11 +1,17 @@
-"""DIFNet's encoder gives the authors' numbers."""
+"""Parity of DIFNet's encoder with the authors'."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.checkpoints.weights import load_into
 from lavis_ext.common.errors import UserError
 from lavis_ext.fusion.difnet import DifnetConfig, DifnetEncoder
+from lavis_ext.fusion.difnet_export import authors_state
+from lavis_ext.fusion.network import FusionNetwork
+from lavis_ext.fusion.stream_adapter import StreamLayout
 from tests.parity import normal, reference, set_weights
 
 SMALL = {"lf": 2, "t": 2, "n": 4, "heads": 4, "d_ff": 128}
@@ -45,15 +51,73 @@ def test_the_streams_share_weights_and_have_their_own_norms() -> None:
     assert sum("fc_q.weight" in name for name in names) == 4
 
 
-def test_an_authors_checkpoint_loads_with_one_pattern_allowed() -> None:
+def authors_names(mode: str, layers: int) -> list[str]:
+    """Names of the encoder in the authors' files (models/difnet, models/difnet_lrp)."""
+    linears = [f"mhatt.attention.fc_{each}" for each in "qkvo"] + ["pwff.fc1", "pwff.fc2"]
+    norms = ["mhatt.layer_norm", "lnorm", "lnorm1", "pwff.layer_norm", "pwff.layer_norm1"]
+    norms += ["mhatt.layer_norm1"] if mode == "difnet" else []
+    return [
+        f"encoder.layers.{layer}.{part}.{kind}"
+        for layer in range(layers)
+        for part in (*linears, *norms)
+        for kind in ("weight", "bias")
+    ]
+
+
+def authors_file(path: Path, mode: str) -> str:
+    """As their train.py saves it, with the values of the parity rule."""
     encoder = DifnetEncoder(DifnetConfig(**SMALL), 64)
-    state = encoder.state_dict()
-    for layer in range(4):
-        for block in ("mhatt.layer_norm1", "lnorm1", "pwff.layer_norm1"):
-            for kind in ("weight", "bias"):
-                state.setdefault(f"layers.{layer}.{block}.{kind}", torch.zeros(64))
-    report = load_into(encoder, state, name="DIFNet", allow_unexpected=["layers.*norm1.*"])
-    assert (report.missing, len(report.unexpected)) == ((), 16)
+    set_weights(encoder)
+    own = encoder.state_dict()
+    state = {
+        name: own.get(name.removeprefix("encoder."), torch.full((64,), 9.0))
+        for name in authors_names(mode, 4)
+    }
+    state |= {"decoder.fc.weight": torch.ones(5, 64), "decoder.running_seq": torch.zeros(1)}
+    state |= {"embed_image.0.weight": torch.ones(64, 2), "embed_pixel.1.bias": torch.ones(64)}
+    beside = {
+        "torch_rng_state": torch.get_rng_state(),
+        "numpy_rng_state": np.random.RandomState(0).get_state(),
+    }
+    torch.save({"state_dict": state, "best_cider": np.float64(1.3), **beside}, path)
+    return str(path)
+
+
+def network(**options: object) -> FusionNetwork:
+    config = DifnetConfig(**SMALL, d_model=64, **options)  # type: ignore[arg-type]
+    layouts = {"grid": StreamLayout(64, (4, 4), 1), "segmentation": StreamLayout(64, (4, 4), 0)}
+    return FusionNetwork(config, layouts).eval()
+
+
+@pytest.mark.parametrize("mode", ["difnet", "difnet_lrp"])
+@torch.no_grad()
+def test_the_authors_files_of_both_modes_give_the_authors_output(mode: str, tmp_path: Path) -> None:
+    loaded = network(weights=authors_file(tmp_path / "DIFNet.pth", mode))
+    report = str(loaded.load_report)
+    assert f"{len(loaded.encoder.state_dict())} of " in report
+    assert "0 missing, 0 unexpected; read by the names of DIFNet's authors" in report
+    grid, segmentation = normal("small.grid", (2, 17, 64)), normal("small.seg", (2, 17, 64))
+    fused = loaded.encoder(grid, segmentation)
+    torch.testing.assert_close(fused, reference("difnet", "small"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["difnet", "difnet_lrp"])
+def test_weights_go_back_to_the_authors_names(mode: str, tmp_path: Path) -> None:
+    """Every name that their encoder has, so that their strict loading takes it."""
+    state = network(weights=authors_file(tmp_path / "DIFNet.pth", mode)).encoder.state_dict()
+    back = authors_state(state, mode)
+    assert set(back) == set(authors_names(mode, 4))
+    assert all(torch.equal(back[f"encoder.{name}"], each) for name, each in state.items())
+    assert (back["encoder.layers.3.lnorm1.weight"] == 1).all()  # unread above Lf
+
+
+def test_a_difnet_of_another_depth_is_rejected(tmp_path: Path) -> None:
+    path = authors_file(tmp_path / "DIFNet.pth", "difnet")
+    with pytest.raises(UserError, match=r"unexpected: layers\.3\."):
+        FusionNetwork(
+            DifnetConfig(**{**SMALL, "n": 3}, d_model=64, weights=path),
+            {"grid": StreamLayout(64, (4, 4), 1), "segmentation": StreamLayout(64, (4, 4), 0)},
+        )
 
 
 def test_attention_starts_xavier_with_zero_biases() -> None:
@@ -63,7 +127,7 @@ def test_attention_starts_xavier_with_zero_biases() -> None:
     assert not attention.fc_o.bias.any()
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     encoder = DifnetEncoder(DifnetConfig(**SMALL, dropout=0.5), 64)
     grid, segmentation = normal("small.grid", (2, 17, 64)), normal("small.seg", (2, 17, 64))
     with torch.no_grad():
@@ -72,12 +136,25 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(encoder(grid, segmentation), encoder(grid, segmentation))
 
 
-def test_no_layer_left_for_the_sum_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:.*kernel")  # torch's reasons, beside its error
+def test_dropout_leaves_attention_in_the_fused_kernel_unless_it_is_asked_for() -> None:
+    streams = normal("small.grid", (2, 17, 64)), normal("small.seg", (2, 17, 64))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the only one of the CPU that is fused
+        DifnetEncoder(DifnetConfig(**SMALL, dropout=0.5), 64)(*streams).sum().backward()
+        dropped = DifnetEncoder(DifnetConfig(**SMALL, dropout=0.0, attention_dropout=0.5), 64)
+        with pytest.raises(RuntimeError, match="No available kernel"):
+            dropped(*streams)
+    assert not torch.equal(dropped(*streams), dropped(*streams))
+    dropped.eval()
+    assert torch.equal(dropped(*streams), dropped(*streams))
+
+
+def test_lf_must_be_below_n() -> None:
     with pytest.raises(UserError, match=r"model\.fusion\.lf is 3 and model\.fusion\.n is 3"):
         DifnetConfig(lf=3, n=3).check_together("model.fusion")
 
 
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+def test_heads_that_do_not_divide_the_width_are_errors() -> None:
     with pytest.raises(UserError, match=r"model\.fusion\.heads is 8.*width 60"):
         DifnetEncoder(DifnetConfig(), 60)
 

@@ -1,4 +1,4 @@
-"""Fusions behind one interface: what reaches the text encoder, and what is trained."""
+"""Fusions by their common interface: fused tokens, gradients and options."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def given(
     cells: tuple[int, int] = (4, 4),
     grid_size: tuple[int, int] = (4, 4),
 ) -> dict[str, Tokens]:
-    """What encoders would give."""
+    """Encoders' tokens."""
     streams = {"grid": Tokens(grid, grid_size, 1)}
     if segmentation is not None:
         streams["segmentation"] = Tokens(segmentation, cells, 0)
@@ -111,7 +111,7 @@ def test_the_segmentation_stream_is_used(name: str) -> None:
     assert (fused - network(given(grid, other))).abs().amax(dim=(0, 2))[1:].min() > 1e-3
 
 
-def test_the_streams_are_told_apart() -> None:
+def test_the_order_of_streams_matters_to_a_fusion() -> None:
     network = build(gate=False).eval()
     # With other norms for each stream, as training makes them.
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_grid_only_gives_blips_own_scores(tmp_path: Path) -> None:
     with torch.no_grad():
         fused = build("grid_only")({"grid": blip(images)})
         whole = blip.blip(
-            input_ids=input_ids, pixel_values=blip.normalise(images), attention_mask=mask
+            input_ids=input_ids, pixel_values=blip.normalize(images), attention_mask=mask
         )
         ours = blip.match(fused, blip.pack(["red dog", "dog"]))
     torch.testing.assert_close(ours, whole.itm_score, atol=1e-5, rtol=0)
@@ -188,7 +188,7 @@ def weighted_sum() -> Iterator[str]:
     del registry.mapping["fusion_name_mapping"]["weighted_sum"]
 
 
-def test_a_fusion_of_ones_own(weighted_sum: str) -> None:
+def test_a_new_fusion(weighted_sum: str) -> None:
     network = build(weighted_sum, start=0.25)
     grid, segmentation = tokens()
     assert torch.equal(network(given(grid, segmentation)), grid)
@@ -201,7 +201,7 @@ def test_a_fusion_of_ones_own(weighted_sum: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["difnet", "sum", "others_only"])
-def test_a_third_stream_is_read_beside_the_two(name: str) -> None:
+def test_a_third_stream_is_read_too(name: str) -> None:
     torch.manual_seed(0)
     section = {"name": name, **OPTIONS.get(name, {}), "gate": False}
     network = FusionNetwork(
@@ -228,7 +228,7 @@ def test_a_third_stream_is_read_beside_the_two(name: str) -> None:
 
 
 def ramp(rows: int, columns: int) -> torch.Tensor:
-    """Tokens [1, rows*columns, 2] that say where they are: the middle of their cell in 0..1."""
+    """Tokens [1, rows*columns, 2] that are their own position: the center of the cell in 0..1."""
     y, x = torch.meshgrid(
         (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
     )
@@ -239,7 +239,7 @@ def ramp(rows: int, columns: int) -> torch.Tensor:
     ("source", "target"),
     [((6, 6), (24, 24)), ((24, 24), (6, 6)), ((6, 10), (12, 5)), ((4, 4), (4, 4))],
 )
-def test_tokens_stay_where_they_are_in_the_image(
+def test_tokens_keep_their_position_in_the_image(
     source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     resized = resize_grid(ramp(*source), source, target)
@@ -255,17 +255,25 @@ def test_shrinking_loses_no_token() -> None:
     assert resize_grid(tokens, (6, 6), (2, 2)).amax(dim=(1, 2)).min() > 0
 
 
+def test_a_grid_is_shrunk_in_bfloat16_too() -> None:
+    tokens = ramp(6, 6)
+    found = resize_grid(tokens.bfloat16(), (6, 6), (3, 3))
+    assert found.dtype == torch.bfloat16
+    expected = resize_grid(tokens, (6, 6), (3, 3))
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.02)
+
+
 def test_a_wide_segmentation_grid_meets_a_tall_grid() -> None:
     network = build(gate=False, grid_size=(8, 2)).eval()
     grid, segmentation = tokens(cells=15)
     assert network(given(grid, segmentation, (3, 5), (8, 2))).shape == grid.shape
-    with pytest.raises(UserError, match=r"has 15 tokens.*4x4 are 16"):
+    with pytest.raises(UserError, match=r"has 15 tokens.*4x4 make 16"):
         network(given(grid, segmentation, (4, 4), (8, 2)))
 
 
-def test_a_stream_of_another_size_or_none_is_refused() -> None:
+def test_a_missing_stream_and_one_of_another_size_are_errors() -> None:
     grid, segmentation = tokens()
-    with pytest.raises(UserError, match=r"has 10 tokens.*4x4 are 17"):
+    with pytest.raises(UserError, match=r"has 10 tokens.*4x4 make 17"):
         build()(given(grid[:, :10], segmentation))
     with pytest.raises(UserError, match="reads the stream 'segmentation'"):
         build()(given(grid))
@@ -295,3 +303,22 @@ def test_all_fusions_are_registered() -> None:
 def test_wrong_options_name_their_key(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(**options)
+
+
+# --- without a model around it -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["difnet", "sum", "others_only"])
+def test_the_network_trains_alone_on_any_loss(name: str) -> None:
+    """Without model, objectives and text encoder, on a regression of the fused tokens."""
+    network = build(name, gate=False)
+    (grid, segmentation), (target, _) = tokens(), tokens(seed=5)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = (network(given(grid, segmentation)) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,13 +1,12 @@
-"""Fuzz what reads other people's files: questions, configs and weights.
+"""Fuzz the readers of untrusted files: questions of all formats, configs, weights and names.
 
     python -m tests.fuzzing.fuzz questions --seconds 600 --seed 0
     python -m tests.fuzzing.fuzz --seconds 600          # one target after the other
 
-Hypothesis draws a sound file and what is done to it: bytes flipped, cut, copied and spliced in, and
-values of its tree exchanged, doubled, nested and renamed; some files are made by a grammar from
-nothing. Whatever it is, reading has to end with a sound result or with a UserError, within
-``SECONDS_AN_EXAMPLE`` and ``BYTES_MORE`` of memory, and leave no file behind. What doesn't is made
-as small as Hypothesis can, and its files are kept.
+Hypothesis draws a valid file and mutations: flipped, deleted, copied and spliced bytes, and
+exchanged, duplicated, nested and renamed values; some files come from a grammar. Reading must end
+with a valid result or a UserError, within ``SECONDS_AN_EXAMPLE`` and ``BYTES_MORE`` of memory, and
+leave no file behind. Hypothesis minimizes examples that don't, and their files are kept.
 """
 
 import argparse
@@ -35,26 +34,28 @@ from hypothesis.strategies import SearchStrategy
 
 from lavis_ext.common.errors import UserError
 from tests.fuzzing.fuzz_configs import configs, read_config
+from tests.fuzzing.fuzz_names import names, read_names
 from tests.fuzzing.fuzz_questions import questions, read_question_files
+from tests.fuzzing.fuzz_vqa import read_vqa_files, vqa_questions
 from tests.fuzzing.fuzz_weights import read_weights, weights
 
 SECONDS_AN_EXAMPLE = 30.0
 BYTES_MORE = 6 * 2**30
-"""Address space beyond what is mapped when fuzzing begins; most of it is torch's."""
+"""Additional address space after the start of fuzzing; torch uses most of it."""
 EXAMPLES_A_ROUND = 400
 LONGEST_MESSAGE = 1500
-"""Characters; paths and names of keys are as long as they are."""
+"""Maximum length of a message in characters, including paths and keys."""
 
 Files: TypeAlias = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed.
+    """A reader to fuzz.
 
     Attributes:
-        cases: draws the arguments of ``read``; the first are the files.
-        read: reads the files, which lie in the folder that it gets, and checks what it got.
+        cases: strategy for the arguments of ``read``; the first are files.
+        read: reads the files in a given folder, and checks the result.
     """
 
     cases: SearchStrategy[tuple[Files, Any]]
@@ -63,31 +64,33 @@ class Target:
 
 TARGETS = {
     "questions": Target(questions(), read_question_files),
+    "vqa": Target(vqa_questions(), read_vqa_files),
     "configs": Target(configs(), read_config),
     "weights": Target(weights(), read_weights),
+    "names": Target(names(), read_names),
 }
 
 
 class Hang(BaseException):
-    """An example took too long. No ``except Exception`` takes it for damage."""
+    """Timeout of an example, which ``except Exception`` must not catch."""
 
 
 class Left(AssertionError):
-    """Reading left or changed files."""
+    """Raised if reading left or changed files."""
 
 
 class Unclear(AssertionError):
-    """A message that says nothing, or more than anybody reads."""
+    """Raised for an empty or overlong error message."""
 
 
 @dataclass
 class Tally:
-    """What came of the examples.
+    """Results of the examples.
 
     Attributes:
-        accepted: examples that were read.
-        refusals: messages by kind, in words that don't depend on the example.
-        faults: what broke the rule, by the place in the code where it did, and how often.
+        accepted: number of accepted examples.
+        refusals: counts of error messages, without the examples' values.
+        faults: counts of violations by place in the code.
         slowest: seconds of the slowest example.
     """
 
@@ -111,7 +114,7 @@ class Tally:
 
 
 def fuzz(target: Target, seed: int, seconds: float, out: Path, most: int = 10**9) -> Tally:
-    """Try examples until the time is over, or ``most`` of them; faults go into ``out``."""
+    """Try up to ``most`` examples within ``seconds``; faults are saved in ``out``."""
     tally = Tally()
     ends = time.monotonic() + seconds
     number = 0
@@ -130,7 +133,7 @@ def fuzz(target: Target, seed: int, seconds: float, out: Path, most: int = 10**9
             hypothesis.seed(f"{seed}.{number}")(one_round)()
         except _Fault as fault:
             tally.faults[fault.where] += 1
-        except Flaky as flaky:  # one that took too long, and then didn't
+        except Flaky as flaky:  # a timeout that didn't repeat
             tally.faults[str(flaky).splitlines()[0]] += 1
         number += 1
     return tally
@@ -145,7 +148,7 @@ class _Fault(Exception):
 def _try(target: Target, case: tuple[Files, Any], tally: Tally, out: Path, ends: float) -> None:
     if time.monotonic() >= ends:
         return
-    # Where a crash of the interpreter leaves the files that caused it.
+    # If the interpreter crashes, its files are left here.
     folder = Path(tempfile.mkdtemp(prefix="example-", dir=out))
     try:
         _read(target, case, tally, folder, out)
@@ -180,7 +183,7 @@ def _read(target: Target, case: tuple[Files, Any], tally: Tally, folder: Path, o
 
 
 def _keep(error: BaseException, folder: Path, out: Path, how: Any, tally: Tally) -> None:
-    """Keep the files of a fault that is new; Hypothesis then looks for smaller ones."""
+    """Keep the files of a new fault; Hypothesis then minimizes them."""
     where = f"{type(error).__name__} in {_place(error)}"
     if where in tally.faults:
         tally.faults[where] += 1
@@ -188,26 +191,26 @@ def _keep(error: BaseException, folder: Path, out: Path, how: Any, tally: Tally)
     kept = out / where.replace("/", ".").replace(" ", "_")
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(folder, kept / "files")
-    told = "".join(traceback.format_exception(error))
-    (kept / "fault.txt").write_text(f"{how!r}\n\n{told}", encoding="utf-8", errors="replace")
+    trace = "".join(traceback.format_exception(error))
+    (kept / "fault.txt").write_text(f"{how!r}\n\n{trace}", encoding="utf-8", errors="replace")
     raise _Fault(where) from None
 
 
 def _place(error: BaseException) -> str:
-    """The line of this library that was being run, or of what checks its result."""
+    """The line of an error in this library, or in the check of its result."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "lavis_ext" in f.filename] or frames
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "the folder"
 
 
 def _kind(message: str, folder: Path) -> str:
-    """A message without what comes from the example, to tell how many ways there are."""
+    """A message without the example's values, to count distinct messages."""
     words = message.replace(str(folder), "").split()
     return " ".join(word for word in words if word.isalpha() and word.isascii())[:60]
 
 
 def _contents(folder: Path) -> dict[str, int]:
-    """Names and sizes; locks are left where they were taken, and stores where they were written."""
+    """Names and sizes of files; locks and stores may remain."""
     return {
         str(path.relative_to(folder)): path.stat().st_size
         for path in folder.rglob("*")
@@ -230,7 +233,7 @@ def _limited() -> Iterator[None]:
 
 
 def limit_memory() -> None:
-    """Bound what this process may map from now on."""
+    """Limit additional memory mappings of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + BYTES_MORE
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,4 +1,4 @@
-"""Configs for the fuzzer: the shipped YAML files and options, sound or not."""
+"""Configs for the fuzzer: shipped YAML files and options, valid or mutated."""
 
 import json
 from argparse import Namespace
@@ -60,7 +60,7 @@ odd_scalars: SearchStrategy[Any] = st.one_of(
 
 @cache
 def _keys() -> list[str]:
-    """Every key of a config that is sound."""
+    """All keys of a valid config."""
     config = Config(Namespace(cfg_path=str(PROJECT / YAMLS[0]), options=[]))
     return sorted(_leaves(OmegaConf.to_container(config.config)))
 
@@ -103,12 +103,12 @@ def configs(draw: Any) -> tuple[dict[str, bytes], list[str]]:
 
 
 def read_config(folder: Path, options: list[str]) -> None:
-    """Read it as a program does; a config is sound if it can be saved with weights, and read."""
+    """Read a config as programs do; a valid one survives saving with weights and loading."""
     config = Config(Namespace(cfg_path=str(folder / "mine.yaml"), options=options))
     plain = OmegaConf.to_container(config.config)
-    # As the files of weights and of states have it.
+    # As stored in weights and states.
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    # As the run's folder has it. It stands for itself: nothing in it is resolved again.
+    # As stored in the run's folder: already resolved.
     text = OmegaConf.to_yaml(config.config)
     again = OmegaConf.create(text)
     if "${" not in text and "???" not in text:

@@ -1,4 +1,4 @@
-"""Question files for the fuzzer: one file or shards, GQA's layout or LAVIS's, sound or not."""
+"""Question files for the fuzzer: one file or shards, GQA's or LAVIS's format, valid or mutated."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,13 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa import json_records, question_conversion, question_store
-from lavis_ext.datasets.gqa.mismatched import MismatchedQuestions
-from lavis_ext.datasets.gqa.question_table import QuestionTable
 from lavis_ext.datasets.gqa.questions import read_questions
-from lavis_ext.datasets.gqa.vocabulary import AnswerVocabulary
+from lavis_ext.datasets.questions import conversion as question_conversion
+from lavis_ext.datasets.questions import json_records
+from lavis_ext.datasets.questions import store as question_store
+from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.table import QuestionTable
+from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.gqa.questions import answers_of, balanced_questions, entailed_ids
 from tests.fuzzing.mutations import Raw, changed, changes, damaged, deeds, odd_values, written
 
@@ -56,7 +58,7 @@ LISTED = [
 
 @st.composite
 def _trees(draw: Any) -> bytes:
-    """A file whose records are sound or changed, or drawn from nothing."""
+    """A file of valid, mutated or random records."""
     if draw(st.integers(0, 9)) == 0:
         tree: Any = draw(odd_values | st.dictionaries(st.text(max_size=3), odd_values, max_size=4))
         tree = Raw(written(tree))
@@ -71,7 +73,7 @@ def _trees(draw: Any) -> bytes:
 
 @st.composite
 def questions(draw: Any) -> tuple[dict[str, bytes], dict[str, int]]:
-    """Question files, and the sizes that the reader works with."""
+    """Question files, and the reader's buffer sizes."""
     contents = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         content = draw(_trees())
@@ -88,7 +90,7 @@ def questions(draw: Any) -> tuple[dict[str, bytes], dict[str, int]]:
 
 
 def read_question_files(folder: Path, how: dict[str, int]) -> None:
-    """Read them as a run does, and use all that a run and an evaluation use of them."""
+    """Read the files as a run does, and use them as runs and evaluations do."""
     source = folder / ("q.json" if (folder / "q.json").exists() else "q")
     with (
         patch.object(json_records, "CHUNK", how["chunk"]),
@@ -108,7 +110,7 @@ def read_question_files(folder: Path, how: dict[str, int]) -> None:
 
 
 def _check(table: QuestionTable, source: Path) -> None:
-    """The table has what json reads from the files, and nothing in it stops what comes after."""
+    """Compare the table with json's result, and run all later steps on it."""
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     given: dict[str, Any] = {}
     for file in files:
@@ -118,7 +120,7 @@ def _check(table: QuestionTable, source: Path) -> None:
     ids = table.data["question_id"].to_pylist()
     assert sorted(ids) == sorted(given), "other questions than the files have"
     for row, name in enumerate(ids):
-        # As text: a number that isn't one is not equal to itself.
+        # As text, because NaN isn't equal to itself.
         assert json.dumps(table.structure(row)) == json.dumps(given[name])
         for column in ("image_id", "question"):
             assert table.text(column, row)
@@ -130,5 +132,5 @@ def _check(table: QuestionTable, source: Path) -> None:
         MismatchedQuestions(table, count=1, hard=False, seed=0).draw(0, 0)
         scored = balanced_questions(table)
     except UserError:
-        return  # sound, but for scoring
+        return  # valid, but not for scoring
     answers_of(table, entailed_ids(scored))

@@ -1,4 +1,4 @@
-"""Files of weights and states for the fuzzer: every format that is read, sound or not."""
+"""Weights and states for the fuzzer: all supported formats, valid or mutated."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from lavis_ext.ask import model_section
+from lavis_ext.ask.pipeline import model_section
 from lavis_ext.checkpoints import trained_weights as fusion_weights
 from lavis_ext.checkpoints.sources import resolve
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
@@ -49,7 +49,7 @@ WORDS = [
 
 
 class Code:
-    """Opening it would run something."""
+    """A pickle that would run code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, ("1/0",)
@@ -82,7 +82,7 @@ def _saved(content: Any, how: str) -> bytes:
 
 
 def _with_members(content: bytes, change: Callable[[str, bytes], bytes], packed: int) -> bytes:
-    """A zip with its members changed and checksums that fit them."""
+    """A zip with changed members and matching checksums."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as before,
@@ -122,7 +122,7 @@ def _header(content: bytes) -> tuple[Any, bytes]:
 
 @st.composite
 def _safetensors(draw: Any, content: bytes) -> bytes:
-    """``content`` with a changed header, its length in front."""
+    """``content`` with a changed header and its length."""
     header, data = _header(content)
     text = written(changed(header, draw(changes(2)))).encode("utf-8", "replace")
     return len(text).to_bytes(8, "little") + text + data
@@ -182,7 +182,7 @@ def _run_state() -> RunState:
 
 
 class _Json:
-    """Stands for the module in one that writes facts, and notes or replaces them."""
+    """Replaces a module that writes facts, to record or change them."""
 
     def __init__(self, text: str | None = None) -> None:
         self.facts: Any = None
@@ -196,7 +196,7 @@ class _Json:
 
 
 def _facts_of(kind: str, text: str | None = None) -> tuple[Any, bytes]:
-    """The facts that a file of this kind has, and the file, with the checksum of other facts."""
+    """Facts of a file of this kind, and the file with ``text`` in their place."""
     with tempfile.TemporaryDirectory() as place, patch.object(files, "_flush", lambda path: None):
         folder = Path(place)
         if kind == "fusion":
@@ -216,7 +216,7 @@ def _sound(kind: str) -> tuple[Any, bytes]:
 
 @st.composite
 def weights(draw: Any) -> tuple[dict[str, bytes], str]:
-    """Files, and what they are to be read as."""
+    """Files, and the kind to read them as."""
     kind = draw(st.sampled_from(["torch", "safetensors", "shards", "fusion", "fusion", "state"]))
     if kind == "shards":
         found = draw(_shards())
@@ -243,13 +243,13 @@ def weights(draw: Any) -> tuple[dict[str, bytes], str]:
 
 @cache
 def _config() -> Config:
-    """The config of a run that is to go on; which of its keys may change is what matters."""
+    """The config of a resumed run; only its changeable keys matter."""
     yaml = Path(__file__).parents[2] / "projects" / "pnp-vqa" / "train" / "gqa_small.yaml"
     return Config(Namespace(cfg_path=str(yaml), options=[]))
 
 
 def read_weights(folder: Path, kind: str) -> None:
-    """Read the file as what it is meant for, and use what was read."""
+    """Read the file as its kind, and use the result."""
     (file,) = folder.iterdir() if kind != "shards" else [folder]
     if kind == "state":
         state = RunState.load(file)

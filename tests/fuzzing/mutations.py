@@ -1,4 +1,4 @@
-"""What fuzzing does to sound files: strategies of Hypothesis for bytes and for trees of values."""
+"""Mutations of valid files: Hypothesis strategies for bytes and for trees of values."""
 
 import json
 import re
@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 Tree: TypeAlias = Any
-"""Values as JSON has them, and :class:`Raw`."""
+"""JSON values, and :class:`Raw`."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Text that stands in a file as it is, such as a number that no Python value prints as."""
+    """Text to be written verbatim, such as a number without a Python value."""
 
     text: str
 
 
 class Pairs(list[tuple[str, Tree]]):
-    """An object whose names may stand twice."""
+    """An object with possibly repeated names."""
 
 
 def nested(depth: int) -> Raw:
-    """A list in a list in a list."""
+    """``depth`` nested lists."""
     return Raw("[" * depth + "]" * depth)
 
 
@@ -65,7 +65,7 @@ Change: TypeAlias = tuple[str, int, Tree]
 
 
 def changes(most: int, values: SearchStrategy[Tree] = odd_values) -> SearchStrategy[list[Change]]:
-    """What is done to a tree, one thing after another; nothing, too."""
+    """A sequence of changes to a tree, possibly empty."""
     place = st.integers(0, 2**16)
     return st.lists(st.tuples(st.sampled_from(CHANGES), place, values), max_size=most)
 
@@ -78,7 +78,7 @@ def changed(tree: Tree, todo: Sequence[Change]) -> Tree:
         if not holders:
             return value
         holder, key = holders[place % len(holders)]
-        # A value may be drawn twice, and would come to stand in itself.
+        # A value may be drawn twice, and would then contain itself.
         _change(holder, key, kind, _copy(value), holders[(place // 7) % len(holders)])
     return tree
 
@@ -91,7 +91,7 @@ def _copy(tree: Tree) -> Tree:
 
 
 def _holders(tree: Tree) -> Any:
-    """Where values stand: a list or Pairs, and the place in it."""
+    """Locations of values: a list or Pairs, with an index."""
     if isinstance(tree, list):
         for place, each in enumerate(tree):
             yield tree, place
@@ -121,12 +121,12 @@ def _change(holder: Any, place: int, kind: str, value: Tree, other: tuple[Any, i
 
 
 def _plain(tree: Tree) -> Tree:
-    """A copy that holds none of what it may come to stand in."""
+    """A copy without shared containers, so that it can't contain itself."""
     return Raw(written(tree))
 
 
 def written(tree: Tree, *, ascii_only: bool = True) -> str:
-    """``tree`` as JSON. Half characters are escaped, for UTF-8 has none."""
+    """``tree`` as JSON. Lone surrogates are escaped, because UTF-8 has none."""
     if isinstance(tree, Raw):
         return tree.text
     if isinstance(tree, dict):
@@ -152,14 +152,14 @@ Deed: TypeAlias = tuple[str, int, int, bytes]
 
 
 def deeds(words: Sequence[bytes], most: int = 4) -> SearchStrategy[list[Deed]]:
-    """What is done to bytes, one thing after another; nothing, too. ``words`` mean something."""
+    """A sequence of changes to bytes, possibly empty. ``words`` are tokens of the format."""
     place = st.integers(0, 2**20)
     payload = st.sampled_from(words) | st.binary(max_size=8)
     return st.lists(st.tuples(st.sampled_from(DEEDS), place, place, payload), max_size=most)
 
 
 def damaged(content: bytes, todo: Sequence[Deed], other: bytes = b"") -> bytes:
-    """``content`` after these deeds; ``other`` is what pieces are spliced in from."""
+    """``content`` after these changes, with pieces of ``other`` spliced in."""
     for kind, a, b, payload in todo:
         size = len(content)
         if not size:

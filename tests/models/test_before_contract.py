@@ -1,4 +1,4 @@
-"""Weights, states and configs that revision 869268d wrote still do what they did then.
+"""Weights, states and configs of revision 869268d still give the same results.
 
 The files are described in ``assets/before_contract/README.md``.
 """
@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+
 PROJECT = Path(__file__).parents[2]
 RELATIVE = Path("tests") / "assets" / "before_contract"
 ASSETS = PROJECT / RELATIVE
@@ -21,7 +23,7 @@ WEIGHTS = f"model.fusion_weights={RELATIVE / 'weights.safetensors'}"
 BEST = "fusion_encoder_best.safetensors"
 SAME = 1e-6
 SAME_METRIC = 1e-5
-"""Sums over a split, in whatever order they are added."""
+"""Tolerance of sums over a split, which depend on the order of addition."""
 
 Run = Callable[..., Path]
 Metrics = dict[str, dict[str, float]]
@@ -39,7 +41,8 @@ def run(mini_gqa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         output = tmp_path / "output"
         data = f"datasets.gqa_fusion.mini_gqa.root={mini_gqa}"
         arguments = ["--cfg-path", str(RELATIVE / config), "--options", data]
-        arguments += [f"run.output_dir={output}", *options]
+        # Samples drew single questions then.
+        arguments += [f"run.output_dir={output}", "run.sample_by=examples", *options]
         monkeypatch.setattr(sys, "argv", [program, *arguments])
         runpy.run_path(str(PROJECT / program), run_name="__main__")
         (folder,) = (path.parent for path in output.glob("*/metrics.json"))
@@ -50,7 +53,7 @@ def run(mini_gqa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Losses were computed by one thread, and are compared to their last digits."""
+    """Losses were computed by one thread, and are compared to the last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -68,7 +71,7 @@ def predictions(folder: Path, split: str) -> dict[str, str]:
 
 
 def losses(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Every loss in a run's log, by what was evaluated or trained on, and the step."""
+    """Every loss in a run's log, by kind and step."""
     entries = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return {
         (entry["kind"], entry["step"]): {
@@ -87,7 +90,7 @@ def assert_same_losses(folder: Path, old: Path) -> None:
 
 
 def assert_same_scores(folder: Path, old: Path) -> None:
-    """Every metric that there was then; others may have come."""
+    """Compare the stored metrics; there may be new ones."""
     now = metrics(folder)
     for split, values in metrics(old).items():
         assert {n: now[split][n] for n in values} == pytest.approx(values, abs=SAME_METRIC), split
@@ -96,7 +99,7 @@ def assert_same_scores(folder: Path, old: Path) -> None:
 
 
 def tensors(path: Path) -> list[torch.Tensor]:
-    """A file's tensors in an order that is not that of their names, which may have changed."""
+    """A file's tensors in an order independent of their names, which may have changed."""
     found = load_file(path).values()
     return sorted(found, key=lambda each: (tuple(each.shape), each.flatten().tolist()))
 
@@ -111,7 +114,7 @@ def test_the_pipeline_gives_the_same_answers(run: Run) -> None:
     assert_same_scores(folder, ASSETS / "evaluated_pipeline")
 
 
-def test_training_from_old_weights_has_the_same_losses_and_the_same_best(run: Run) -> None:
+def test_training_from_old_weights_has_the_same_losses_and_best_metric(run: Run) -> None:
     folder = run("train.py", "train.yaml", WEIGHTS)
     assert_same_losses(folder, ASSETS / "whole")
     assert_same_scores(folder, ASSETS / "whole")
@@ -120,18 +123,38 @@ def test_training_from_old_weights_has_the_same_losses_and_the_same_best(run: Ru
         torch.testing.assert_close(tensor, old, atol=1e-5, rtol=0)
 
 
-def test_an_old_state_goes_on_and_ends_as_the_run_that_was_not_cut_off(
-    run: Run, tmp_path: Path
-) -> None:
+def test_an_old_state_resumes_and_ends_as_the_uninterrupted_run(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "output" / "whole"
     shutil.copytree(ASSETS / "cut", folder)
     resume = "run.name=whole", f"run.resume={folder}"
     assert run("train.py", "train.yaml", WEIGHTS, *resume) == folder
-    told = (folder / "log.txt").read_text(encoding="utf-8")
-    assert "goes on after step 6" in told
-    assert "best weights, of step 3" in told
+    text = (folder / "log.txt").read_text(encoding="utf-8")
+    assert "resuming after step 6" in text
+    assert "best weights, of step 3" in text
     assert_same_losses(folder, ASSETS / "whole")
     assert_same_scores(folder, ASSETS / "whole")
+
+
+def test_saved_dropout_still_applies_to_attention() -> None:
+    section = {
+        "fusion": {"name": "difnet", "dropout": 0.1},
+        "objectives": {
+            "head": {"dropout": 0.2},
+            "answer": {"dropout": 0.3, "attention_dropout": 0.0},  # saved since
+            "itm": {"calibrated": True},
+            "unknown": {"dropout": 0.4},
+        },
+    }
+    PnpVqaFusion.complete_saved(section)
+    assert section == {
+        "fusion": {"name": "difnet", "dropout": 0.1, "attention_dropout": 0.1},
+        "objectives": {
+            "head": {"dropout": 0.2, "attention_dropout": 0.2},
+            "answer": {"dropout": 0.3, "attention_dropout": 0.0},
+            "itm": {"calibrated": True},
+            "unknown": {"dropout": 0.4},
+        },
+    }
 
 
 @pytest.mark.parametrize(
@@ -139,11 +162,11 @@ def test_an_old_state_goes_on_and_ends_as_the_run_that_was_not_cut_off(
     [("evaluate.py", "eval.yaml", WEIGHTS), ("train.py", "train.yaml", "run.max_steps=1")],
     ids=["evaluate", "train"],
 )
-def test_one_line_says_that_old_keys_were_renamed(
+def test_one_line_of_the_log_lists_renamed_keys(
     run: Run, capsys: pytest.CaptureFixture[str], call: tuple[str, ...]
 ) -> None:
     run(*call)
     written = capsys.readouterr()
-    told = [line for line in (written.out + written.err).splitlines() if "model.blip" in line]
-    assert len(told) == 1
-    assert "model.streams.grid" in told[0]
+    found = [line for line in (written.out + written.err).splitlines() if "model.blip" in line]
+    assert len(found) == 1
+    assert "model.streams.grid" in found[0]

@@ -1,7 +1,7 @@
-"""Packed batches give the loss and gradients of one question at a time, by other people's passes.
+"""Packed batches have the loss and gradients of single questions in transformers' forward passes.
 
-The reference is the benchmarks' straightforward way: it encodes and fuses the image anew for each
-pair, with the passes of transformers and torch that the package goes around.
+The reference is the straightforward step of the benchmarks: it encodes and fuses the image again
+for each pair, with the forward passes of transformers and torch.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.backends import cuda as attention_backends
 from torch.nn import functional as F
 
 from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
@@ -29,7 +29,7 @@ MIXTURES = [*([name] for name in OBJECTIVES), list(OBJECTIVES)]
 
 
 def batch(index: list[int], mismatched: int = 2, seed: int = 0) -> QuestionBatch:
-    """Questions about images as ``index`` says; some have the same text, and one is long."""
+    """Questions about the images ``index``; some have the same text, and one is long."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(
         0, 256, (max(index) + 1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8
@@ -97,7 +97,7 @@ def test_loss_and_every_gradient_equal_one_question_at_a_time(
 
 
 @pytest.mark.parametrize("ways", [Ways(fused_attention=True), Ways(seen_once=True)])
-def test_ways_between_give_the_straightforward_loss_and_gradients(ways: Ways) -> None:
+def test_partly_optimized_steps_have_the_straightforward_loss_and_gradients(ways: Ways) -> None:
     model, samples = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"]), batch([0, 0, 1])
     count = len(samples["text_input"])
     both = (ways, STRAIGHTFORWARD)
@@ -108,7 +108,7 @@ def test_ways_between_give_the_straightforward_loss_and_gradients(ways: Ways) ->
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_apart(
+def test_the_straightforward_step_materializes_attention_and_separates_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fused: list[bool] = []
@@ -134,7 +134,7 @@ def test_the_straightforward_way_writes_every_attention_down_and_takes_streams_a
     assert len(encoded) == 3 * 3 + 1
 
 
-def test_each_question_looks_at_the_tokens_that_its_mask_leaves() -> None:
+def test_each_question_attends_to_the_tokens_of_its_mask() -> None:
     encoder = model_with(["itm"], ["*"]).blip.eval()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(2, 17, 32, generator=generator)
@@ -171,7 +171,7 @@ def test_keys_and_values_are_computed_once_an_image_and_texts_once() -> None:
 
 
 def asked(questions: list[int], words: int) -> QuestionBatch:
-    """So many questions about each image, each of at most so many words."""
+    """A batch with these numbers of questions and words."""
     samples = batch([image for image, count in enumerate(questions) for _ in range(count)], 1)
     for name in ("text_input", "mismatched_input"):
         texts = [" ".join(LONG.split()[: 1 + (place % words)]) for place in range(sum(questions))]
@@ -196,7 +196,7 @@ def test_batches_of_varying_questions_need_no_compiling_after_the_first() -> Non
                 torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_a_length_that_is_new_is_compiled_once() -> None:
+def test_a_new_length_is_compiled_once() -> None:
     from torch._dynamo.utils import counters
 
     model = model_with(list(OBJECTIVES), ["fusion.*", "objectives.*"])

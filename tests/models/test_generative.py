@@ -1,4 +1,4 @@
-"""The written contract of models that write texts: gradients down to the image, and refusals."""
+"""The interface of models that generate text: gradients with respect to images, and errors."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ STEP = 1e-6
 
 @pytest.fixture(scope="module")
 def model() -> PnpVqaFusion:
-    """In float64, and frozen: what gets a gradient is the image alone."""
+    """A frozen model in float64, where only the image gets a gradient."""
     found = make_answering_model().double().requires_grad_(False)
     with torch.no_grad():
         assert found.fusion.gate is not None
@@ -92,7 +92,7 @@ def test_scores_of_targets_are_those_that_the_loss_is_made_of(
         torch.testing.assert_close(losses[row], expected)
 
 
-def test_a_captioner_generates_a_text_for_each_image_whatever_stands_beside_it(
+def test_a_captioner_generates_the_same_text_in_any_batch(
     model: PnpVqaFusion, image: Tensor
 ) -> None:
     options = {"num_beams": 1, "min_length": 0, "max_length": 8}
@@ -101,7 +101,7 @@ def test_a_captioner_generates_a_text_for_each_image_whatever_stands_beside_it(
     assert together[1:] == alone
 
 
-def test_the_pipeline_generates_what_it_answers() -> None:
+def test_generate_gives_the_answers_of_the_pipeline() -> None:
     model = make_answering_model()
     pictures = make_samples()["images"]["grid"]
     asked = QUESTIONS[: len(pictures)]
@@ -116,7 +116,7 @@ def test_the_pipeline_generates_what_it_answers() -> None:
     )
 
 
-def test_unknown_options_and_scores_of_answers_are_refused(image: Tensor) -> None:
+def test_unknown_options_and_scores_of_answers_are_errors(image: Tensor) -> None:
     model = make_answering_model()
     with pytest.raises(UserError, match="no option 'beams'"):
         model.generate(image.float(), QUESTIONS[:2], {"beams": 3})

@@ -11,14 +11,20 @@ from torch import Tensor
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.config.typed import typed
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.decoders import blip_captioner as captioner
 from lavis_ext.decoders.patches import PatchConfig, draw_patches
 from lavis_ext.models.pnp_vqa.answering import PipelineOutput
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.tasks.gqa import GqaReadingComprehensionFusionTask
-from tests.tiny import make_answering_model, make_samples, model_section, vocabulary
+from tests.tiny import (
+    make_answering_model,
+    make_model,
+    make_samples,
+    model_section,
+    vocabulary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def part_of(samples: QuestionBatch, questions: list[int]) -> QuestionBatch:
     }
 
 
-def test_every_question_gets_what_led_to_its_answer(
+def test_every_question_gets_heat_points_masks_and_captions(
     output: PipelineOutput, samples: QuestionBatch
 ) -> None:
     count = len(samples["text_input"])
@@ -102,7 +108,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(
     assert seen == [8, 8], "16 questions about 8 images"
 
 
-def test_predict_answers_takes_laviss_arguments_and_returns_what_lavis_does(
+def test_predict_answers_has_laviss_arguments_and_results(
     model: PnpVqaFusion, samples: QuestionBatch, output: PipelineOutput
 ) -> None:
     answers, captions, heat = model.predict_answers(samples)
@@ -183,7 +189,7 @@ def test_patches_are_chosen_as_the_config_says(
     assert hot.all() == (choose == "guided")
 
 
-def test_a_captioner_that_always_says_the_same_ends_and_says_so(
+def test_a_captioner_with_one_caption_ends_and_counts_repeats(
     samples: QuestionBatch, configured: Callable[..., Config]
 ) -> None:
     model = make_answering_model()
@@ -209,7 +215,7 @@ def test_every_fusion_answers(name: str, samples: QuestionBatch) -> None:
     assert len(output.answers) == 2
 
 
-def test_parts_that_do_not_fit_are_refused_before_anything_is_built() -> None:
+def test_parts_that_do_not_fit_are_errors_before_anything_is_built() -> None:
     section = model_section({})
     config = typed(PnpVqaFusionConfig, section, "model")
     with pytest.raises(UserError, match=r"model\.captioner\.weights is null"):
@@ -221,8 +227,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_built() -> None:
 
 
 def test_training_builds_neither_captioner_nor_reader() -> None:
-    config = typed(PnpVqaFusionConfig, model_section({}), "model")
-    model = PnpVqaFusion(config, vocabulary())
+    model = make_model({"itm": None})
     assert not hasattr(model, "captioner")
     assert not hasattr(model, "reader")
     state = make_answering_model().requires_grad_(False).exported_state()

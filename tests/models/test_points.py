@@ -1,4 +1,4 @@
-"""Points lie where the heat is, one for each separate place, and rather fewer than wrong ones."""
+"""Points are at the peaks of the heat map, one for each separate region."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from lavis_ext.models.pnp_vqa.points import PointsConfig, find_points, point_pro
 GRID = (12, 20)
 
 
-def blobs(*centres: tuple[float, float, float], grid: tuple[int, int] = GRID) -> np.ndarray:
+def blobs(*centers: tuple[float, float, float], grid: tuple[int, int] = GRID) -> np.ndarray:
     """A map with Gaussian blobs of 1.5 patches at (row, column, height)."""
     rows, columns = np.mgrid[: grid[0], : grid[1]]
     heat = np.zeros(grid)
-    for row, column, height in centres:
+    for row, column, height in centers:
         heat += height * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 1.5**2))
     return heat
 
@@ -47,7 +47,7 @@ def test_one_wide_place_gives_one_point() -> None:
 
 
 def test_k_means_does_not_give_a_region_two_points() -> None:
-    """It would: two clusters of a long bar and a dot have smaller distances with the bar cut."""
+    """For a long bar and a dot, the distances are smaller with the bar split."""
     heat = np.zeros(GRID)
     heat[9, :] = 1.0
     heat[6, 0] = 1.0
@@ -55,7 +55,7 @@ def test_k_means_does_not_give_a_region_two_points() -> None:
     assert len([point for point in found if point[0] == 9]) == 1
 
 
-def test_a_blob_at_the_border_is_found_where_it_is() -> None:
+def test_a_blob_at_the_border_gives_a_point_at_its_peak() -> None:
     assert points(blobs((0, 10, 1.0))) == [[0, 10]]
     assert points(blobs((0, 0, 1.0), (11, 19, 0.9))) == [[0, 0], [11, 19]]
 
@@ -76,7 +76,7 @@ def test_a_single_hot_patch_loses_to_a_hot_place() -> None:
 
 
 @pytest.mark.parametrize("height", [0.0, 1.0])
-def test_a_map_that_points_nowhere_gives_no_points(height: float) -> None:
+def test_a_flat_map_gives_no_points(height: float) -> None:
     assert points(np.full(GRID, height)) == []
     almost = np.random.default_rng(0).uniform(height, height * 1.2, GRID)
     assert points(almost) == []
@@ -97,17 +97,17 @@ def test_candidates_are_above_a_share_of_the_maximum() -> None:
     assert points(heat, candidate_share=0.3) == [[8, 15], [3, 4]]
 
 
-def test_more_places_than_points() -> None:
-    centres = [(2, 2, 1.0), (2, 17, 0.98), (9, 2, 0.96), (9, 17, 0.94)]
-    found = points(blobs(*centres), num_points=3)
+def test_more_regions_than_points() -> None:
+    centers = [(2, 2, 1.0), (2, 17, 0.98), (9, 2, 0.96), (9, 17, 0.94)]
+    found = points(blobs(*centers), num_points=3)
     assert 1 <= len(found) <= 3
-    assert all((row, column) in {c[:2] for c in centres} for row, column in found)
-    assert len(points(blobs(*centres), num_points=4)) == 4
-    assert points(blobs(*centres), num_points=1) == [[2, 2]]
+    assert all((row, column) in {c[:2] for c in centers} for row, column in found)
+    assert len(points(blobs(*centers), num_points=4)) == 4
+    assert points(blobs(*centers), num_points=1) == [[2, 2]]
 
 
-def test_specks_do_not_draw_clusters_away() -> None:
-    """A dozen of them, far from all else, would be worth a cluster to k-means."""
+def test_specks_do_not_shift_clusters() -> None:
+    """For k-means, a dozen distant specks would be worth a cluster."""
     heat = blobs((2, 2, 0.9), (9, 2, 1.0), (5, 7, 0.8), grid=(12, 40))
     heat[::2, 36::2] = 0.6
     found = points(heat, (12, 40), smoothing=0)
@@ -121,8 +121,8 @@ def test_the_order_is_that_of_clusters_not_of_regions() -> None:
 
 
 @pytest.mark.parametrize("seed", [2, 7, 11])
-def test_the_same_points_every_time_whatever_the_random_state(seed: int) -> None:
-    """Maps of some twenty regions, on which k-means from random centres changes its mind."""
+def test_points_do_not_depend_on_the_random_state(seed: int) -> None:
+    """Maps of about twenty regions, on which randomly initialized k-means varies."""
     heat = np.random.default_rng(seed).uniform(size=GRID) ** 4
     found = []
     for state in range(10):
@@ -154,21 +154,21 @@ def test_tensors_and_flat_maps_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_heat_that_is_not_finite_is_refused(value: float) -> None:
+def test_heat_that_is_not_finite_is_an_error(value: float) -> None:
     heat = blobs((3, 4, 1.0))
     heat[0, 0] = value
     with pytest.raises(UserError, match=r"not finite.*weights"):
         points(heat)
 
 
-def test_pixels_are_the_centres_of_patches() -> None:
+def test_pixels_are_the_centers_of_patches() -> None:
     # Patches of 16 x 16 pixels: pixels 0 to 15 have their middle at 7.5.
     corners = np.array([[0, 0], [2, 3]])
     assert to_pixels(corners, (3, 4), (48, 64)).tolist() == [[7.5, 7.5], [55.5, 39.5]]
     assert to_pixels(corners, (3, 4), (30, 80)).tolist() == [[9.5, 4.5], [69.5, 24.5]]
 
 
-def test_the_prompt_encoder_places_points_at_patch_centres() -> None:
+def test_the_prompt_encoder_places_points_at_patch_centers() -> None:
     grid = (4, 6)
     encoder = PromptEncoder(8, max_points=1)
     every = np.argwhere(np.ones(grid))

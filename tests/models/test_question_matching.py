@@ -1,4 +1,4 @@
-"""Heat maps equal plain autograd's, start at their block, and are the same in any batch."""
+"""Heat maps equal those by plain autograd, in any batch, with a graph from their block on."""
 
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,7 +22,7 @@ from tests import tiny
 
 LAYERS = 3
 BLOCKS = range(LAYERS - 1)
-"""In the last block words get no gradient: they can no longer reach the score."""
+"""In the last block words get no gradient, because only [ENC] reaches the score."""
 QUESTIONS = [
     *tiny.QUESTIONS,
     "what color is the large thing to the left of the red circle?",
@@ -93,7 +93,7 @@ def plain(
 
 
 def assert_same(ours: MatchedQuestions, theirs: MatchedQuestions, tolerance: float = 1e-5) -> None:
-    """Heat is compared as a share of its maximum, since gradients are small numbers."""
+    """Heat is compared relative to its maximum, since gradients are small."""
     torch.testing.assert_close(ours.scores, theirs.scores, atol=tolerance, rtol=0)
     top = theirs.heat.amax()
     torch.testing.assert_close(ours.heat / top, theirs.heat / top, atol=tolerance, rtol=0)
@@ -161,7 +161,7 @@ def test_no_graph_before_the_block(block_num: int, trainable: bool) -> None:
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
-def test_nothing_of_the_call_stays(encoder: BlipEncoder) -> None:
+def test_the_call_leaves_no_state(encoder: BlipEncoder) -> None:
     tokens = make_tokens()
     with torch.no_grad():
         match(encoder, tokens)
@@ -174,7 +174,7 @@ def test_nothing_of_the_call_stays(encoder: BlipEncoder) -> None:
 
 @contextmanager
 def inference_after_a_pass(encoder: BlipEncoder) -> Any:
-    """Autocast has the weights cached by then, as tensors that no graph may hold."""
+    """Autocast has cached the weights as inference tensors by then, which no graph may contain."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         encoder.match(make_tokens(), encoder.pack(QUESTIONS[:3]))
         yield
@@ -203,7 +203,7 @@ def test_autocast_gives_nearly_the_same_heat_in_float32(trainable: bool) -> None
     torch.testing.assert_close(rounded.scores, exact.scores, atol=0.05, rtol=0)
 
 
-def test_autocast_leaves_the_training_of_the_caller_alone() -> None:
+def test_the_callers_autocast_is_unchanged() -> None:
     encoder = build().requires_grad_(True)
     with torch.autocast("cpu", torch.bfloat16):
         match(encoder, make_tokens())
@@ -237,7 +237,7 @@ def test_block_num_out_of_range_names_the_key_and_the_range(
         check_block_num(QuestionMatchingConfig(block_num=block_num), encoder.config, "model.here")
 
 
-def test_a_text_encoder_of_one_block_is_refused() -> None:
+def test_a_text_encoder_of_one_block_is_an_error() -> None:
     with pytest.raises(UserError, match=r"model\.here needs.*at least 2 blocks.*text_layers is 1"):
         check_block_num(
             QuestionMatchingConfig(block_num=0), BlipEncoderConfig(text_layers=1), "model.here"

@@ -1,4 +1,4 @@
-"""Masks raise the heat inside and damp it outside; without them it stays as it was."""
+"""Masks raise the heat inside and damp it outside; without masks it is unchanged."""
 
 from typing import Any
 
@@ -40,13 +40,13 @@ def bilinear(heat: Tensor) -> Tensor:
 
 
 def iou(heat: Tensor, mask: Tensor) -> float:
-    """Of the positions [H', W'] above half of the maximum, with the mask."""
+    """IoU of the positions above half of the maximum with the mask, both [H', W']."""
     hot = heat > heat.max() / 2
     return float((hot & mask).sum() / (hot | mask).sum())
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 1.0])
-def test_heat_is_raised_inside_and_damped_outside(weight: float) -> None:
+def test_heat_is_increased_inside_and_reduced_outside(weight: float) -> None:
     heat, masks = make_heat(), boxes((8, 8, 24, 24), (0, 32, 16, 48))
     inside, raw = masks.any(dim=1)[0], bilinear(heat)
     pixels = refined(heat, masks, weight=weight).pixels
@@ -56,7 +56,7 @@ def test_heat_is_raised_inside_and_damped_outside(weight: float) -> None:
     torch.testing.assert_close(pixels[:, ~inside], (1 - weight) * raw[:, ~inside])
 
 
-def test_the_order_inside_stays() -> None:
+def test_heat_inside_the_masks_keeps_its_order() -> None:
     heat, masks = make_heat(1), boxes((8, 8, 24, 24))
     inside, raw = masks[0, 0], bilinear(heat)[0]
     pixels = refined(heat, masks, weight=1.0).pixels[0]
@@ -64,7 +64,7 @@ def test_the_order_inside_stays() -> None:
 
 
 @pytest.mark.parametrize("kind", ["weight 0", "none valid", "all empty"])
-def test_the_raw_map_stays_exactly(kind: str) -> None:
+def test_without_masks_or_weight_the_map_stays_exactly_raw(kind: str) -> None:
     heat, masks = make_heat(), boxes((8, 8, 24, 24), (0, 32, 16, 48))
     if kind == "all empty":
         masks = torch.zeros_like(masks)
@@ -82,7 +82,7 @@ def test_questions_without_masks_stay_raw_beside_others() -> None:
     torch.testing.assert_close(found.pixels[2:], refined(heat[2:], masks).pixels)
 
 
-def test_a_mask_that_does_not_count_may_hold_anything() -> None:
+def test_invalid_masks_are_ignored() -> None:
     heat, masks = make_heat(1), boxes((8, 8, 24, 24), (0, 0, 1, 1)).float()
     masks[:, 1] = torch.nan
     found = refined(heat, masks, [True, False])
@@ -117,7 +117,7 @@ def test_patches_are_the_area_average_of_patchwise_constant_heat() -> None:
     torch.testing.assert_close(refined(heat, masks, weight=0.7).patches, expected)
 
 
-def test_probabilities_lie_between() -> None:
+def test_probabilities_give_values_in_between() -> None:
     heat, masks = make_heat(1), boxes((8, 8, 24, 24))
     whole, none = refined(heat, masks).pixels, refined(heat, boxes((0, 0, 1, 1))).pixels
     half = refined(heat, masks * 0.5 + boxes((0, 0, 1, 1)) * 1.0).pixels
@@ -126,7 +126,7 @@ def test_probabilities_lie_between() -> None:
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_the_refined_map_fits_the_object_better(weight: float) -> None:
-    """Heat on a part of the object, and some beside it, as GradCAM gives."""
+    """Heat on a part of the object and some outside, as typical for GradCAM."""
     mask = boxes((8, 8, 24, 32))
     heat = torch.full((1, 24), 0.1)
     heat.view(GRID)[1, 1:3] = 1.0
@@ -139,15 +139,15 @@ def test_the_refined_map_fits_the_object_better(weight: float) -> None:
     assert share > 1.3 * (heat * on_object).sum() / heat.sum()
 
 
-def test_a_map_without_heat_stays_without() -> None:
+def test_a_map_without_heat_stays_zero() -> None:
     found = refined(torch.zeros(1, 24), boxes((8, 8, 24, 24)))
     assert found.pixels.eq(0).all()
     assert found.patches.eq(0).all()
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_patches_can_be_drawn_by_it(weight: float) -> None:
-    """A mask of another resolution than a multiple of the grid, in half precision."""
+def test_patches_can_be_sampled_by_refined_heat(weight: float) -> None:
+    """A mask at a resolution that isn't a multiple of the grid, in half precision."""
     heat = make_heat().bfloat16()
     masks = F.interpolate(boxes((8, 8, 24, 24)).float(), (23, 37))
     found = refined(heat, masks.bfloat16(), weight=weight)

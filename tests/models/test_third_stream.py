@@ -1,4 +1,4 @@
-"""A third stream beside the two, by YAML alone: trains, stores features, is counted."""
+"""A third stream, added only in YAML, trains, stores features and is in the dry run."""
 
 import json
 import re

@@ -1,17 +1,21 @@
-"""The objectives learn, and can't be cheated."""
+"""The objectives learn, and only from question and image."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavis_ext.datasets.gqa.dataset import QuestionBatch
+from lavis_ext.common.errors import UserError
+from lavis_ext.config.typed import typed
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.models.base import total_loss
+from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.objectives.base import FusedBatch
 from lavis_ext.objectives.matching import _matching
 from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
-from tests.tiny import DIFNET, HEAD, make_model, make_samples
+from tests.tiny import DIFNET, HEAD, make_model, make_samples, model_section
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"itm": {}, "head": HEAD, "answer": HEAD}
 
@@ -46,7 +50,7 @@ def test_a_batch_is_overfitted_from_scratch(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_fusion_alone_overfits_another_batch_on_frozen_encoders(name: str) -> None:
-    """What the user does: encoders that know something are frozen, the rest is trained."""
+    """As a user does it, with trained encoders that are frozen."""
     model = make_model({name: OBJECTIVES[name]}, {**DIFNET, "gate": False})
     train_mode(model)
     overfit(model, make_samples())
@@ -72,13 +76,13 @@ def test_matched_pairs_alone_would_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_saying_mismatched_is_chance_however_many_are_drawn(count: int) -> None:
+def test_always_mismatched_has_chance_accuracy_for_any_number_drawn(count: int) -> None:
     never_match = torch.tensor([[20.0, -20.0]]).expand(8 * (1 + count), 2)
     assert _matching(never_match, 8).report["accuracy"] == 4
 
 
 @pytest.mark.parametrize("name", ["itm", "head"])
-def test_a_mismatched_question_that_is_the_matched_one_cannot_be_learned(name: str) -> None:
+def test_matched_questions_as_mismatched_ones_cannot_be_learned(name: str) -> None:
     """If negatives included a matched pair, its loss could not fall below ln 2."""
     model = make_model({name: OBJECTIVES[name]})
     freeze_all_but(model, ["*"])
@@ -117,8 +121,20 @@ def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() ->
     assert model.objectives["head"](batch).losses.requires_grad
 
 
-def test_calibration_starts_as_blip_and_then_takes_what_is_overconfident() -> None:
-    """Without it, fused tokens turn away from what BLIP's question matching reads in them."""
+@pytest.mark.parametrize("name", ["head", "answer"])
+def test_a_heads_attention_has_dropout_of_its_own(name: str) -> None:
+    samples = make_samples()
+    plain = make_model({name: {**HEAD, "dropout": 0.5}})
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the only one of the CPU that is fused
+        total_loss(plain(samples)).backward()
+    dropped = make_model({name: {**HEAD, "attention_dropout": 0.5}})
+    assert mean_loss(dropped, samples) != mean_loss(dropped, samples)
+    dropped.eval()
+    assert mean_loss(dropped, samples) == mean_loss(dropped, samples)
+
+
+def test_calibration_starts_as_blip_and_corrects_overconfidence() -> None:
+    """Without it, fused tokens drift away from those that BLIP's question matching can read."""
     grid_only = {"name": "grid_only"}
     plain = make_model({"itm": {}}, grid_only).eval()
     model = make_model({"itm": {"calibrated": True}}, grid_only).eval()
@@ -156,7 +172,7 @@ def test_objectives_mix_by_their_weights() -> None:
 
 
 def test_questions_of_one_image_share_its_encoding() -> None:
-    """A batch with shared images gives the losses of its questions one at a time."""
+    """A batch with shared images has the losses of its single questions."""
     model = make_model({"itm": {}, "answer": HEAD}).eval()
     samples = make_samples()
     with torch.no_grad():
@@ -180,3 +196,15 @@ def _only(samples: QuestionBatch, q: int) -> QuestionBatch:
         "ids": [samples["ids"][q]],
         "global_size": 1,
     }
+
+
+def test_training_without_objectives_lists_the_registered_ones() -> None:
+    with pytest.raises(UserError, match=r"model\.objectives is empty.*: answer, head, itm\."):
+        make_model({})
+
+
+def test_answering_needs_no_objectives() -> None:
+    config = typed(PnpVqaFusionConfig, model_section({}), "model")
+    model = PnpVqaFusion(config, load_weights=False, answering=True)
+    assert model.metrics == []
+    assert len(model.objectives) == 0

@@ -1,4 +1,4 @@
-"""What is said of a mini-GQA scene is true of it, and what is to be false is false."""
+"""Texts about mini-GQA scenes: true ones are true, and false ones false."""
 
 import random
 import re
@@ -19,7 +19,7 @@ def graphs(mini_gqa: Path) -> dict[str, SceneGraph]:
     return read_scene_graphs(mini_gqa / "sceneGraphs" / "train_sceneGraphs.json")
 
 
-def test_captions_name_all_that_an_object_is(graphs: dict[str, SceneGraph]) -> None:
+def test_captions_have_all_attributes_of_an_object(graphs: dict[str, SceneGraph]) -> None:
     rng = random.Random(0)
     kinds = set()
     for graph in graphs.values():
@@ -51,19 +51,19 @@ def test_captions_name_all_that_an_object_is(graphs: dict[str, SceneGraph]) -> N
         ("star", ("star",)),
     ],
 )
-def test_a_mention_is_parsed_and_said_again(words: str, values: tuple[str, ...]) -> None:
+def test_a_mention_is_parsed_and_written(words: str, values: tuple[str, ...]) -> None:
     mention = Mention.parse(words)
     assert mention.values == values
     assert mention.words == words
 
 
 @pytest.mark.parametrize("words", ["shape", "pink circle", ""])
-def test_what_is_no_mention_is_refused(words: str) -> None:
+def test_invalid_mentions_are_rejected(words: str) -> None:
     with pytest.raises(ValueError, match="no mention"):
         Mention.parse(words)
 
 
-def test_one_word_makes_a_text_false(mini_gqa: Path, graphs: dict[str, SceneGraph]) -> None:
+def test_mismatched_texts_differ_in_one_word(mini_gqa: Path, graphs: dict[str, SceneGraph]) -> None:
     questions = read_grounded_questions(mini_gqa / "questions" / "train_balanced_questions.json")
     rng = random.Random(0)
     asked = 0
@@ -80,15 +80,15 @@ def test_one_word_makes_a_text_false(mini_gqa: Path, graphs: dict[str, SceneGrap
             asked += true.endswith("?")
             if not true.endswith("?"):
                 mention = re.sub("^an? ", "", true), re.sub("^an? ", "", false)
-                assert Mention.parse(mention[0]).fits(graph)
-                assert not Mention.parse(mention[1]).fits(graph)
+                assert Mention.parse(mention[0]).matches(graph)
+                assert not Mention.parse(mention[1]).matches(graph)
     assert 0.4 < asked / (10 * len(graphs)) < 0.8
 
 
 def test_swapped_values_stay_of_their_kind(graphs: dict[str, SceneGraph]) -> None:
     rng = random.Random(1)
     for graph in graphs.values():
-        mention = Mention.drawn(rng.choice(graph.objects), rng)
+        mention = Mention.draw(rng.choice(graph.objects), rng)
         false = mention.swapped(graph, rng)
         assert false is None or [KEY_OF[v] for v in false.values] == [
             KEY_OF[v] for v in mention.values
@@ -100,7 +100,7 @@ def test_files_of_another_shape_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"graphs\.json: .*can't be read"):
         read_scene_graphs(file)
     for content, message in (
-        ("{", "aren't JSON"),
+        ("{", "is cut off at byte 1"),
         ("[]", "keyed by image id"),
         ('{"7": {"width": 3}}', "image 7 has no scene graph"),
     ):

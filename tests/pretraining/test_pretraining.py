@@ -1,4 +1,4 @@
-"""The recipes of the miniature: their data, their models, and what is shipped."""
+"""The miniature's recipes: data, models and shipped files."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ DATASETS = [
 
 
 @pytest.mark.parametrize(("kind", "config"), DATASETS, ids=lambda value: type(value).__name__)
-def test_a_sample_depends_on_record_and_epoch_alone(
+def test_a_sample_depends_only_on_record_and_epoch(
     split: Split, kind: type[PretrainingDataset], config: Any
 ) -> None:
     dataset = kind(config, split, None, seed=0)
@@ -77,7 +77,7 @@ def test_a_sample_depends_on_record_and_epoch_alone(
     assert differs
 
 
-def test_captions_are_about_what_their_patches_show(split: Split) -> None:
+def test_captions_are_about_objects_in_their_patches(split: Split) -> None:
     config = DescriptionDataConfig(whole=0, unguided=0, fewest_patches=3, most_patches=3)
     dataset = DescriptionDataset(config, split, None, seed=0)
     samples = batch(dataset, list(range(32)))
@@ -95,7 +95,7 @@ def test_captions_are_about_what_their_patches_show(split: Split) -> None:
     assert np.mean(shown) > 0.9
 
 
-def test_patches_are_labelled_with_the_object_that_covers_them(split: Split) -> None:
+def test_patches_are_labeled_with_the_object_that_covers_them(split: Split) -> None:
     dataset = DescriptionDataset(DescriptionDataConfig(captions=0, pairs=0), split, None, seed=0)
     samples = batch(dataset, list(range(32)))
     assert samples["patch_labels"].shape == (32, 64, len(LABELS))
@@ -170,9 +170,9 @@ def test_a_recipe_trains_and_what_it_ships_loads_as_published_weights_do(
 ) -> None:
     cfg = tiny_recipe(configured, mini_gqa, tmp_path / "runs", "blip_close")
     with started(cfg, ["train", "val", "testdev"]) as runner:
-        figures = runner.train()
+        metrics = runner.train()
         trained = runner.model
-    assert set(figures["testdev"]) >= {"captioning_loss", "matching_accuracy"}
+    assert set(metrics["testdev"]) >= {"captioning_loss", "matching_accuracy"}
     (run,) = (tmp_path / "runs").iterdir()
     files = ship(run, tmp_path / "shipped")
     for file in files:
@@ -180,7 +180,7 @@ def test_a_recipe_trains_and_what_it_ships_loads_as_published_weights_do(
             facts = json.loads(content.metadata()["lavis_ext"])
         assert facts["recipe"] == "blip_close"
         assert facts["data_seed"] == 0
-        assert facts["scores"].keys() == figures["testdev"].keys()
+        assert facts["scores"].keys() == metrics["testdev"].keys()
     cfg.model.blip.weights, cfg.model.captioner.weights = map(str, files)
     blip, captioner = BlipEncoder(cfg.model.blip), BlipCaptioner(cfg.model.captioner)
     for part, loaded in ((trained.blip, blip), (trained.captioner, captioner)):
@@ -196,9 +196,9 @@ def test_the_image_encoder_begins_with_labels_alone(
     cfg = tiny_recipe(configured, mini_gqa, tmp_path, "blip_patches")
     with started(cfg, ["train", "val", "testdev"]) as runner:
         before = {n: p.clone() for n, p in runner.model.named_parameters()}
-        figures = runner.train()
+        metrics = runner.train()
         changed = {n for n, p in runner.model.named_parameters() if not torch.equal(p, before[n])}
-    assert figures["testdev"].keys() == {"loss", "labelling_loss", "labelling_accuracy"}
+    assert metrics["testdev"].keys() == {"loss", "labelling_loss", "labelling_accuracy"}
     assert changed
     assert all(name.startswith(("blip.blip.vision_model.", "labels.")) for name in changed)
 
@@ -213,7 +213,7 @@ def test_text_layers_are_shared_but_for_self_attention(configured: Callable[...,
     assert model.blip.blip.vision_model is model.captioner.blip.vision_model
 
 
-def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Path) -> None:
+def test_shipped_fusion_weights_omit_the_training_path(tmp_path: Path) -> None:
     weights = TrainedWeights(
         state={"fusion.gate": torch.ones(2)},
         config={"model": {}, "run": {"output_dir": "/home/somebody", "seed": 3}},
@@ -229,7 +229,7 @@ def test_shipped_fusion_weights_do_not_say_where_they_were_trained(tmp_path: Pat
     assert shipped.step == 7
 
 
-def test_the_miniature_is_small_and_says_what_made_it() -> None:
+def test_the_miniature_is_small_and_names_its_recipe() -> None:
     parts = sorted(MINIATURE.glob("*.safetensors"))
     recipes = {path.stem for path in RECIPES.glob("*.yaml")}
     size = 0
@@ -247,7 +247,7 @@ def test_the_miniature_is_small_and_says_what_made_it() -> None:
     assert size < 20e6
 
 
-def test_what_is_no_run_cannot_be_shipped(tmp_path: Path) -> None:
+def test_only_finished_runs_can_be_shipped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
         ship(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -271,7 +271,7 @@ def test_a_wrong_part_of_the_data_section_is_named(
             )
 
 
-def test_tokens_are_labelled_with_what_stands_on_both_sides(
+def test_tokens_are_labeled_by_words_on_both_sides(
     configured: Callable[..., Config],
 ) -> None:
     cfg = configured(cfg_path=RECIPES / "reader.yaml")

@@ -1,4 +1,4 @@
-"""How things become wrong in a folder that is sound, and the arguments that meet them."""
+"""Damage to a valid folder, and the arguments of commands that read it."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def halving(path: str) -> Damage:
 
 
 def changing(path: str, change: Callable[[Any], Any]) -> Damage:
-    """Change what a JSON file says; a change that returns nothing was made in place."""
+    """Change a JSON file's content; a change that returns None works in place."""
 
     def do() -> None:
         content = json.loads(Path(path).read_text())
@@ -52,7 +52,7 @@ def each_record(change: Callable[[dict[str, Any]], object]) -> Callable[[Any], N
 
 
 def flipping(pattern: str) -> Damage:
-    """Flip a bit near the end of the first file that fits."""
+    """Flip a bit near the end of the first file that matches."""
 
     def do() -> None:
         path = sorted(Path.cwd().glob(pattern))[0]
@@ -106,7 +106,7 @@ def zipped(members: dict[str, bytes], name: str = "here/images.zip") -> Damage:
 
 
 def bomb() -> None:
-    """A picture of more pixels than Pillow opens, in a few hundred bytes."""
+    """A decompression bomb: a few hundred bytes with more pixels than Pillow's limit."""
     from struct import pack
     from zlib import compress, crc32
 

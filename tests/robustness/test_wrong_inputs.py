@@ -1,4 +1,4 @@
-"""Every wrong input ends with one sentence, the one in the document, and leaves nothing behind."""
+"""Every wrong input ends with the documented error message and leaves no file behind."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def documented() -> set[str]:
 
 @pytest.mark.usefixtures("registry_as_installed")
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_wrong_input_is_told_in_a_sentence_and_leaves_nothing(
+def test_a_wrong_input_is_reported_in_one_sentence_and_leaves_no_file(
     case: Case, sound: Path, tmp_path: Path, documented: set[str]
 ) -> None:
     folder = tmp_path / "here"
@@ -50,22 +50,22 @@ def test_a_wrong_input_is_told_in_a_sentence_and_leaves_nothing(
     outcome = run(case, folder)
     assert faults(case, outcome) == []
     line = without_reasons(row(case, outcome))
-    assert line in documented, f"{DOCUMENT.name} says something else: {RENEW}"
+    assert line in documented, f"{DOCUMENT.name} is out of date: {RENEW}"
     shutil.rmtree(folder)
 
 
-def test_the_document_has_these_cases_and_no_others() -> None:
+def test_the_page_lists_exactly_these_cases() -> None:
     made = {(case.kind, case.wrong) for case in CASES}
     assert len(made) == len(CASES) >= 60
     lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("| ")]
-    assert len(rows) == len(CASES) + 2, f"{DOCUMENT.name} is of other cases: {RENEW}"
+    assert len(rows) == len(CASES) + 2, f"{DOCUMENT.name} lists other cases: {RENEW}"
     for kind in DAMAGED_KINDS:
         assert sum(case.kind.startswith(kind) for case in CASES) >= 8, kind
 
 
 @pytest.mark.parametrize("case", ALONE, ids=str)
-def test_a_process_of_its_own_says_the_same(
+def test_a_separate_process_prints_the_same_message(
     case: Case, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "here"
@@ -76,7 +76,7 @@ def test_a_process_of_its_own_says_the_same(
     program = [str(PROJECT / called)] if called.endswith(".py") else called.split()
     done = subprocess.run(
         [sys.executable, *program, *case.arguments],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -87,10 +87,10 @@ def test_a_process_of_its_own_says_the_same(
     assert "Traceback" not in done.stderr
 
 
-def test_the_sound_folder_is_sound(
+def test_the_undamaged_folder_is_read(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else any of the cases might fail for another reason."""
+    """Otherwise cases might fail for another reason."""
     shutil.copytree(sound, tmp_path / "here")
     good: list[tuple[str, list[str]]] = [
         ("train", ["--cfg-path", "mine.yaml"]),

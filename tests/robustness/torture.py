@@ -1,13 +1,12 @@
-"""Kill training runs, damage what they leave, fill their disk, stall them, and let them go on.
+"""Kill training runs, damage their states, fill their disk, stall them, and resume them.
 
     make torture N=200
     python -m tests.robustness.torture --kills 50 --terms 20 --corrupts 10 --stalls 10 --seed 0
     python -m tests.robustness.torture --one-killed 10
 
-Each series runs a tiny model on mini-GQA to its end once, undisturbed, then again and again with
-faults at random moments (``torture_faults.py``). After each death every state has to be readable;
-at the end of each run weights, optimizer, losses and metrics have to be those of the undisturbed
-run, bit for bit.
+Each series trains a tiny model on mini-GQA once without faults, then repeatedly with faults at
+random moments (``torture_faults.py``). After each failure every state must be readable; at the end
+of each run weights, optimizer, losses and metrics must equal the undisturbed run's, bit for bit.
 """
 
 import argparse
@@ -29,9 +28,9 @@ class Series:
     """Runs with one number of processes.
 
     Attributes:
-        counts: what happened.
-        slowest: seconds from a signal to the end, at most, by the signal's name.
-        faults: what must not have happened.
+        counts: counts of events.
+        slowest: maximum seconds from a signal to the end, by signal name.
+        faults: violations found.
     """
 
     def __init__(self, folder: Path, data: Path, processes: int, seed: int) -> None:
@@ -46,7 +45,7 @@ class Series:
         self._expected = left_by(folder / "undisturbed")
 
     def torture(self, wanted: dict[str, int]) -> None:
-        """Runs until there were so many faults of each kind."""
+        """Run until the ``wanted`` number of faults of each kind has happened."""
         while any(self.counts[kind] < wanted[kind] for kind in wanted):
             name = f"run{self.counts['runs']}"
             self.counts["runs"] += 1
@@ -59,17 +58,18 @@ class Series:
                 if codes == [0] * self._processes:
                     break
                 if kind is None:
-                    self.faults.append(f"{name}: ended with {codes}, see {self._messages(name)}")
+                    said = self._messages(name).read_text()[-3000:]
+                    self.faults.append(f"{name}: ended with {codes}:\n{said}")
                     return
             self._compare(name, len(damaged))
 
     def _live(
         self, name: str, saves: int, kind: str | None, damaged: list[tuple[Path, int]]
     ) -> list[int]:
-        """Start a run, or let it go on, with this fault; its exit codes."""
+        """Start or resume a run with a fault; returns its exit codes."""
         folder = self._folder / name
         before = log_size(folder), newest(folder)
-        # What loader workers hand over are files too.
+        # Loader workers also pass data through files.
         workers = 0 if kind == "fills" else self._random.choice((0, 1))
         job = self._start(name, saves, workers)
         life = Life(
@@ -105,10 +105,12 @@ class Series:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Torment training runs.")
+    parser = argparse.ArgumentParser(
+        description="Interrupt training runs and compare their results."
+    )
     for kind, fault in FAULTS.items():
-        told = (fault.__doc__ or "").splitlines()[0]
-        parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=told)
+        summary = (fault.__doc__ or "").splitlines()[0]
+        parser.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=summary)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--one-killed", type=int, help="instead: kill one of torchrun's two ranks")
     parser.add_argument("--seed", type=int, default=0)

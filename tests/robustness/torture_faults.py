@@ -1,6 +1,6 @@
-"""What ``torture.py`` does to a training run: each function is one way, and tells if it came to it.
+"""Faults that ``torture.py`` injects; each function returns whether the fault happened.
 
-A run may end before its turn comes; then it didn't happen.
+A run may end before the fault; then it didn't happen.
 """
 
 import json
@@ -19,26 +19,26 @@ from lavis_ext.runners.state import DamagedState, RunState, state_paths
 from tests.robustness.torture_jobs import MOST_SECONDS, Job
 
 FULL = (0, 2_000, 100_000)
-"""Bytes that a file can have on a full disk: nothing grows; a log does; all but tensors do."""
+"""File size limits of a full disk: no file grows; logs grow; all but tensors grow."""
 STALL_SECONDS = 2.0
-LEFT_OUT = "It is left out for the one before it."
+LEFT_OUT = "Falling back to the previous state."
 
 
 @dataclass
 class Life:
-    """One start of a run, and what is seen of it.
+    """One start of a run, with observations.
 
     Attributes:
-        job: its processes.
-        folder: the run's folder.
-        whole: seconds that an undisturbed run takes.
-        random: draws what happens, and when.
-        counts: what happened.
-        slowest: seconds from a signal to the end, at most, by the signal's name.
-        faults: what must not have happened.
-        damaged: states of the run that were damaged, each with the time of its last change.
-        log_before: bytes of the run's log when it started.
-        newest_before: its newest state then, by time.
+        job: processes of the run.
+        folder: folder of the run.
+        whole: duration of an undisturbed run in seconds.
+        random: generator of events and moments.
+        counts: counts of events.
+        slowest: maximum seconds from a signal to the end, by signal name.
+        faults: violations found.
+        damaged: damaged states of the run with their modification times.
+        log_before: size of the run's log at the start.
+        newest_before: modification time of the newest state at the start.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class Life:
         self.job.wait_until(condition, MOST_SECONDS, pause)
 
     def wait_some(self, share: float) -> None:
-        """For a time at random, up to this share of an undisturbed run's."""
+        """Wait for a random time, up to ``share`` of an undisturbed run's."""
         seconds = self.random.uniform(0, share * self.whole)
         self.job.wait_until(lambda: False, seconds, 0.001)
 
@@ -64,7 +64,7 @@ class Life:
         self.wait(lambda: log_size(self.folder) > self.log_before)
 
     def saving(self) -> bool:
-        """Whether something is being written aside, by safetensors or to be renamed."""
+        """Whether a temporary file is being written."""
         return any(self.folder.glob(".state_*")) or any(self.folder.glob(".tmp*"))
 
     def ended(self, signum: signal.Signals, sent: float) -> None:
@@ -80,7 +80,7 @@ def log_size(folder: Path) -> int:
 
 
 def newest(folder: Path) -> int:
-    """When the newest state was written, in nanoseconds; 0 where there is none."""
+    """Modification time of the newest state in nanoseconds; 0 if there is none."""
     for path in state_paths(folder):
         with suppress(FileNotFoundError):
             return path.stat().st_mtime_ns
@@ -88,9 +88,9 @@ def newest(folder: Path) -> int:
 
 
 def kill(life: Life) -> bool:
-    """SIGKILL for one process or all, at any time or while a state is being written."""
+    """SIGKILL to one process or all, at any time or while a state is being written."""
     job = life.job
-    # What an earlier death has left is removed when the run goes on.
+    # Temporary files of an earlier failure are removed when the run resumes.
     life.wait(lambda: not life.saving())
     life.wait_some(1.0)
     if life.random.random() < 0.5:
@@ -110,7 +110,7 @@ def kill(life: Life) -> bool:
 
 
 def terminate(life: Life) -> bool:
-    """SIGTERM for one process or all, once it trains."""
+    """SIGTERM to one process or all during training."""
     job = life.job
     life.wait_for_training()
     life.wait_some(0.3)
@@ -131,7 +131,7 @@ def terminate(life: Life) -> bool:
 
 
 def corrupt(life: Life) -> bool:
-    """SIGKILL for all, then damage to the newest of two states: cut off, altered, or emptied."""
+    """SIGKILL to all, then damage to the newest of two states: truncated, altered or emptied."""
     job = life.job
 
     def two() -> bool:
@@ -156,9 +156,9 @@ def corrupt(life: Life) -> bool:
 
 
 def fill(life: Life) -> bool:
-    """For a while no file can be written beyond a size; the processes have no loader workers.
+    """Temporarily limit file sizes; the processes have no loader workers.
 
-    The kernel refuses, as on a full disk. States are as they were, all the time.
+    The kernel rejects writes as on a full disk. States stay unchanged all the time.
     """
     job = life.job
     life.wait_for_training()
@@ -181,7 +181,7 @@ def fill(life: Life) -> bool:
 
 
 def stall(life: Life) -> bool:
-    """SIGSTOP for a process or a loader worker, which goes on after a while."""
+    """SIGSTOP to a process or loader worker, which is continued after a while."""
     life.wait_some(1.0)
     if not life.job.running:
         return False
@@ -206,7 +206,7 @@ FAULTS: dict[str, Callable[[Life], bool]] = {
 
 
 def check_states(life: Life) -> None:
-    """Every state must be readable that wasn't damaged."""
+    """Check that all undamaged states are readable."""
     for path in state_paths(life.folder):
         if (path, path.stat().st_mtime_ns) in life.damaged:
             continue

@@ -1,6 +1,6 @@
-"""`torture.py --one-killed`: kill one of two processes under torchrun, and see the job end.
+"""`torture.py --one-killed`: kill one of two processes under torchrun, and check that the job ends.
 
-The moments come in turn: while the processes start, load data, compute, validate, save a state.
+The moments alternate: while the processes start, load data, compute, validate or save a state.
 """
 
 import os
@@ -22,7 +22,7 @@ VAL_EVERY = 7
 
 
 def marked(mark: str) -> dict[int, str]:
-    """Command lines of the processes that have this mark in their environment, by number."""
+    """Command lines of processes with ``mark`` in their environment, by process id."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -33,7 +33,7 @@ def marked(mark: str) -> dict[int, str]:
 
 
 def one_killed(count: int, options: list[str], folder: Path, seed: int) -> int:
-    """Kill one rank at so many moments and print what followed. Returns how often it was wrong."""
+    """Kill one rank at ``count`` moments and print the results. Returns the number of failures."""
     chance = random.Random(f"{seed} one killed")
     faults, slowest = 0, 0.0
     for place in range(count):
@@ -60,7 +60,7 @@ def one_killed(count: int, options: list[str], folder: Path, seed: int) -> int:
 def _killed(
     moment: str, rank: int, options: list[str], folder: Path, chance: random.Random
 ) -> tuple[int, float, dict[int, str]]:
-    """torchrun's exit code, seconds from the kill until the job was gone, and what is left."""
+    """torchrun's exit code, seconds from the kill to the job's end, and remaining processes."""
     mark = secrets.token_hex(8)
     given = [f"run.name={folder.name}", f"run.output_dir={folder.parent}", "run.resume=null"]
     given += [f"run.val_every_steps={VAL_EVERY}", "run.save_every_steps=2", "run.num_workers=1"]

@@ -1,5 +1,6 @@
-"""All wrong inputs; here are those of the commands that score, ask and download."""
+"""All wrong inputs; this file has those of the scoring, ask and download commands."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.robustness.damages import (
 from tests.robustness.wrong_configs import CONFIGS
 from tests.robustness.wrong_data import DATA, IMAGE_CASES, STORES
 from tests.robustness.wrong_inputs import NOWHERE, QUESTIONS, Case, nothing
+from tests.robustness.wrong_vqa import VQA
 from tests.robustness.wrong_weights import STATES, WEIGHTS
 
 
@@ -30,12 +32,23 @@ PREDICTIONS = [
         for wrong, content, says in (
             ("empty", "", "the prediction file is empty"),
             ("an empty list", "[]", "but the file is empty"),
-            ("cut off", "[{", "breaks off"),
-            ("an object", '{"1": "yes"}', "but the file is an object"),
-            ("texts", '["yes"]', "but a record is a text"),
-            ("other names", '[{"question_id": "1", "answer": "yes"}]', "question_id, answer"),
-            ("an id that is a number", '[{"questionId": 1, "prediction": "a"}]', "ids are texts"),
-            ("an answer that is a number", '[{"questionId": "1", "prediction": 2}]', "not a text"),
+            ("cut off", "[{", "is cut off"),
+            ("an object of scores", '{"1": {"score": 3}}', "question 1 has score"),
+            ("texts", '["yes"]', "but record 0 (counted from 0) is a string"),
+            ("other names", '[{"question": "1", "guess": "yes"}]', "has question, guess"),
+            ("an id that is true", '[{"questionId": true, "prediction": "a"}]', "has questionId"),
+            ("several answers", '[{"questionId": "1", "prediction": ["a", "b"]}]', "is a list"),
+            (
+                "a damaged archive",
+                gzip.compress(b'[{"questionId": "1", "prediction": "a"}]')[:-12],
+                "damaged or cut off",
+            ),
+            (
+                "an infinite answer",
+                '[{"questionId": "1", "prediction": 1e999}]',
+                "is an infinite number, not a string",
+            ),
+            ("an answer that is NaN", '[{"questionId": "1", "prediction": NaN}]', "is NaN, not"),
         )
     ),
     Case("predictions", "not there", "gqa", scoring(predictions="gone.json"), "No such file"),
@@ -103,7 +116,7 @@ PREDICTIONS = [
         "a list",
         "gqa",
         scoring(**CHOICES),
-        "the file is a list",
+        "but record 0 (counted from 0) is a list",
         writing(CHOICES["choices"], "[[1]]"),
     ),
     Case(
@@ -126,7 +139,7 @@ PREDICTIONS = [
         "no JSON",
         "gqa",
         scoring(**SCENES),
-        "aren't JSON",
+        "is cut off",
         writing(SCENES["scenes"], "{"),
     ),
     Case(
@@ -150,7 +163,7 @@ PREDICTIONS = [
         "a box without end",
         "gqa",
         scoring(**SCENES),
-        "no scene graph of GQA's form",
+        "no scene graph in GQA's format",
         changing(
             SCENES["scenes"],
             each_record(lambda graph: next(iter(graph["objects"].values())).update(x=float("inf"))),
@@ -184,7 +197,7 @@ PREDICTIONS = [
         "of uneven size",
         "gqa",
         scoring(**SCENES),
-        "of uneven size",
+        "differ in size",
         changing("maps.json", lambda content: content[3].update(attention=[[0.1] * 7] * 6)),
     ),
     Case(
@@ -203,13 +216,15 @@ ASKED = [
         ("an empty question", ["picture.jpg", ""], "The question is empty"),
         ("one of several empty", ["picture.jpg", "what?", " "], "Question 2 is empty"),
         ("too many questions", ["picture.jpg", *["what?"] * 51], "51 questions are too many"),
+        ("no question", ["picture.jpg"], "Give --question"),
+        ("a picture for a question", ["picture.jpg", "other.jpg"], "put --question before each"),
         ("no PNG to draw to", ["picture.jpg", "what?", "--out", "x.jpg"], "suffix .png"),
         ("a folder to draw to", ["picture.jpg", "what?", "--out", "gqa/../gqa.png/x.png"], ""),
         ("no such type", ["picture.jpg", "what?", "--model-type", "base_esm"], "Did you mean"),
         (
             "an option of a run",
             ["picture.jpg", "what?", "--options", "run.seed=3"],
-            "begin with mod",
+            "only model options",
         ),
         (
             "a misspelt option",
@@ -243,9 +258,9 @@ DOWNLOADED = [
         "a site that doesn't answer",
         "download",
         ["there", *ARCHIVE[1:]],
-        "given up after 6 attempts",
+        "gave up after 6 attempts",
     ),
-    Case("download", "no address", "download", ["here", "--base-url", "nope"], "not an address"),
+    Case("download", "no address", "download", ["here", "--base-url", "nope"], "not a valid URL"),
     Case(
         "download",
         "a folder that is a file",
@@ -258,7 +273,7 @@ DOWNLOADED = [
         "a folder of somebody's",
         "download",
         ["gqa", "--parts", "images"],
-        "was not made by this download",
+        "exists and wasn't created by this download",
     ),
     *(
         Case("download", wrong, "download", [*ARCHIVE, *more], says, damage)
@@ -272,13 +287,13 @@ DOWNLOADED = [
             ),
             (
                 "a path that leads out",
-                "leads out of its folder",
+                "a path outside its folder",
                 ["--accept-changed"],
                 zipped({"images/1.jpg": b"1", "images/../../out.jpg": b"2"}),
             ),
             (
                 "no images in it",
-                "there is no *.jpg in it",
+                "it has no *.jpg",
                 ["--accept-changed"],
                 zipped({"a.txt": b"1"}),
             ),
@@ -290,6 +305,7 @@ DOWNLOADED = [
 CASES: list[Case] = [
     *CONFIGS,
     *DATA,
+    *VQA,
     *IMAGE_CASES,
     *WEIGHTS,
     *STORES,
@@ -299,4 +315,4 @@ CASES: list[Case] = [
     *DOWNLOADED,
 ]
 ALONE = (CONFIGS[0], DATA[0], PREDICTIONS[0], DOWNLOADED[2])
-"""Cases that are tried in a process of their own too, as a user starts one."""
+"""Cases that are also run in a separate process, as by a user."""

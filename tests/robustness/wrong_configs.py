@@ -1,4 +1,4 @@
-"""Wrong configs: options, YAML files, and what doesn't go together."""
+"""Wrong configs: options, YAML files, and incompatible settings."""
 
 from tests.robustness.damages import (
     evaluating,
@@ -9,9 +9,9 @@ from tests.robustness.damages import (
 from tests.robustness.wrong_inputs import SMALL, Case
 
 OPTIONS: dict[str, str] = {
-    # Keys that nothing has, at every level.
-    "rum.max_epoch=3": "there is no section 'rum'. Did you mean 'run'?",
-    "fast_train=true": "there is no section 'fast_train'. There are: model, datasets, task, run",
+    # Unknown keys at every level.
+    "rum.max_epoch=3": "unknown section 'rum'. Did you mean 'run'?",
+    "fast_train=true": "unknown section 'fast_train'. There are: model, datasets, task, run",
     "run.save_every_minutes=0": "run.save_every_minutes is 0.0; it must be above 0.",
     "run.data_faults.retries=-1": "run.data_faults.retries is -1; it must be at least 0.",
     "run.data_faults.then=skp": "then is 'skp'; it must be one of: stop, skip. Did you mean 'skip'",
@@ -35,7 +35,7 @@ OPTIONS: dict[str, str] = {
     "datasets.gqa_fusion.vis_processor.trian.grid_size=9": "vis_processor.trian: there is no such",
     "datasets.gqa_fusion.vis_processor.train.grid_sise=9": "train.grid_sise: there is no such key.",
     "datasets.gqa_fusion.text_processor.eval.max_word=9": "Did you mean 'max_words'?",
-    # Names that nothing is registered under.
+    # Unregistered names.
     "model.arch=pnp_vqa": "model.arch: No model is registered as 'pnp_vqa'. Registered: ",
     "model.model_type=large": "model.model_type is 'large'; there are: base_esam, base_es",
     "model.fusion.name=difnett": "No fusion is registered as 'difnett'. Registered: difnet, first",
@@ -55,77 +55,92 @@ OPTIONS: dict[str, str] = {
     "run.max_epoch=null": "run.max_epoch is null; it must be a whole number.",
     "run.init_lr=fast": "run.init_lr is 'fast'; it must be a number.",
     "run.amp=maybe": "run.amp is 'maybe'; it must be true or false.",
-    "run.trainable=fusion": "run.trainable is 'fusion'; it must be a list, each entry a text",
-    "run.trainable=[a,[b]]": "run.trainable is ['a', ['b']]; it must be a list, each entry a text",
-    "run.trainable.0=a": "run.trainable is a list, and a mapping can't take its place",
+    "run.trainable=fusion": "run.trainable is 'fusion'; it must be a list, each entry a string",
+    "run.trainable=[a,[b]]": "is ['a', ['b']]; it must be a list, each entry a string",
+    "run.trainable.0=a": "run.trainable is a list and can't be replaced by a mapping",
     "run.wandb=true": "run.wandb is true; it must be a mapping of keys to values, or null.",
     "run=3": "the section 'run' is missing, or isn't a mapping.",
     "datasets.gqa_fusion=balanced": "datasets.gqa_fusion is 'balanced'; it must be a mapping",
     "datasets.gqa_fusion.vis_processor=x": "vis_processor is 'x'; it must be a mapping",
-    "datasets.gqa_fusion.vis_processor.train=x": "it must be a mapping with `name`, a processor",
+    "datasets.gqa_fusion.vis_processor.train=x": "a mapping with `name`, a registered processor",
     "datasets.gqa_fusion.questions=x.json": "questions is 'x.json'; it must be a mapping",
     "model.blip=3": "model.streams.grid is 3; it must be a mapping of keys to values.",
-    "model.objectives=[itm]": "model.objectives is a mapping, and a list can't take its place",
+    "model.objectives=[itm]": "model.objectives is a mapping and can't be replaced by a list",
     "model.fusion=difnet": "model.fusion is 'difnet'; it must be a mapping",
     "model.fusion_weights=3": "model.fusion_weights",
     "model.objectives.answer=3": "model.objectives.answer is 3; it must be a mapping",
-    "imports=['']": "imports is ['']; it must be a list of names of modules.",
-    "imports=os": "imports is 'os'; it must be a list of names of modules.",
-    # Values out of range, and values that don't go together.
+    "imports=['']": "imports is ['']; it must be a list of module names.",
+    "imports=os": "imports is 'os'; it must be a list of module names.",
+    # Values out of range, and incompatible values.
     "run.max_epoch=0": "run.max_epoch is 0; it must be at least 1.",
     "run.init_lr=-1": "run.init_lr is -1.0; it must be above 0.",
     "run.init_lr=.inf": "run.init_lr is inf; it must be a finite number.",
-    "run.min_lr=1": "run.min_lr (1.0) is above init_lr",
+    "run.min_lr=1": "run.min_lr (1.0) must not exceed init_lr",
     "run.device=gpu": "run.device is 'gpu'; it must be one of: auto, cpu, cuda.",
     "datasets.gqa_fusion.missing_images_limit=2": "missing_images_limit is 2.0; it must be at most",
     "datasets.gqa_fusion.vis_processor.train.grid_size=0": "sizes.grid is 0, but",
     "model.blip.image_size=97": "model.streams.grid.image_size is 97; it must be a multiple of",
-    "model.objectives.answer.heads=3": "model.objectives.answer.width is 128, which 3 heads can't",
-    "run.small_train_size=0": "run.small_train_size is 0; it must be at least 1.",
-    "run.small_val_size=0": "run.small_val_size is 0; it must be at least 1.",
-    "run.small_test_size=-5": "run.small_test_size is -5; it must be at least 1.",
-    "run.small_train_size=many": "run.small_train_size is 'many'; it must be a whole number, or nu",
-    "run.small_train_size=2.5": "run.small_train_size is 2.5; it must be a whole number, or null.",
-    "run.small_train_size=true": "run.small_train_size is true; it must be a whole number, or null",
+    "model.objectives.answer.heads=3": "answer.width is 128; it must be a multiple of",
+    "run.small_train_size=0": "run.small_train_size is 0; it must be above 0.",
+    "run.small_val_size=0": "run.small_val_size is 0; it must be above 0.",
+    "run.small_test_size=-5": "run.small_test_size is -5; it must be above 0.",
+    "run.small_train_size=many": "run.small_train_size is 'many'; it must be a number, or null.",
+    "run.small_train_size=2.5": "small_train_size is 2.5: a share of the images is at most 1.0.",
+    "run.batch_size_train=many": "run.batch_size_train is 'many'; it must be a whole number, or",
+    "run.images_per_batch=0": "run.images_per_batch is 0; it must be at least 1.",
+    "run.sample_by=questions": "run.sample_by is 'questions'; it must be one of: images, examples.",
+    "run.small_train_size=true": "run.small_train_size is true; it must be a number, or null",
+    # LAVIS's choices.
+    "model.captioner.sampling.drop_contained=some": "drop_contained is 'some'; it must be true or",
+    "model.reader.internal_bsz_fid=captions": "it must be one of: questions, passages.",
+    # LoRA and parameter groups.
+    "model.lora=[{modules: [a], rank: 0}]": "model.lora[0].rank is 0; it must be at least 1.",
+    "model.lora=[{modules: [a], rnk: 4}]": "model.lora[0].rnk: there is no such key. Did you mean",
+    "model.lora=[{rank: 4}]": "model.lora[0].modules is empty; give patterns",
+    "run.parameter_groups=[{init_lr: 1}]": "run.parameter_groups[0].parameters is empty; give",
+    "run.parameter_groups=[{parameters: [a], init_lr: 0}]": "[0].init_lr is 0.0; it must be above",
+    "run.parameter_groups=3": "run.parameter_groups is 3; it must be a list, each entry a mapping",
+    "run.shard_units=['fusion.*']": "run.shard_units is set, but nothing is sharded without run.",
+    "run.sharding=fsdp": "run.sharding is 'fsdp'; it must be one of: fsdp2. Did you mean 'fsdp2'?",
     # Splits have one role each.
-    "run.train_splits=[val]": "one split trains, one selects",
-    "run.valid_splits=[train]": "train can't do two of these",
-    "run.valid_splits=[testdev]": "testdev can't do two of these",
-    "run.valid_splits=[val,testdev]": "run.valid_splits must name one split",
-    "run.test_splits=[train]": "train can't do two of these",
-    "run.test_splits=[val,testdev]": "val can't do two of these",
-    # Interpolations that lead nowhere.
+    "run.train_splits=[val]": "has two roles",
+    "run.valid_splits=[train]": "train has two roles",
+    "run.valid_splits=[testdev]": "testdev has two roles",
+    "run.valid_splits=[val,testdev]": "run.valid_splits must name exactly one split",
+    "run.test_splits=[train]": "train has two roles",
+    "run.test_splits=[val,testdev]": "val has two roles",
+    # Unresolvable interpolations.
     "run.output_dir=${nope.x}": "run.output_dir: Interpolation key 'nope.x' not found.",
     "run.output_dir=${oc.env:NOPE}": "run.output_dir: Environment variable 'NOPE' not found.",
     "run.output_dir=${run.output_dir}": "run.output_dir: Recursive interpolation detected.",
     "model.arch=${nope}": "Interpolation key 'nope' not found.",
-    "run.max_epoch=???": "run.max_epoch is ???; give it a value.",
-    "datasets.gqa_fusion.root=${": "--options: the value in 'datasets.gqa_fusion.root=${' isn't YA",
+    "run.max_epoch=???": "run.max_epoch is ???, which means missing; set a value.",
+    "datasets.gqa_fusion.root=${": "--options: the value in 'datasets.gqa_fusion.root=${' is",
     # Options of another form.
     "run.max_epoch": "--options: 'run.max_epoch' isn't of the form KEY=VALUE, such as run.max_epoc",
     "=3": "--options: '=3' isn't of the form KEY=VALUE",
     "run..max_epoch=3": "--options: 'run..max_epoch=3' isn't of the form KEY=VALUE",
-    "run.max_epoch=[1": "--options: the value in 'run.max_epoch=[1' isn't YAML",
+    "run.max_epoch=[1": "--options: the value in 'run.max_epoch=[1' is invalid YAML",
     'run.x=!!python/object/apply:os.system ["touch made"]': "--options: the value in 'run.x=",
 }
-"""By what is given, what the message has in it."""
+"""Expected part of the message by option."""
 
 TEXT = SMALL.read_text(encoding="utf-8")
 YAMLS: dict[str, tuple[str | bytes, str]] = {
-    "empty": ("", "no config; it must have the sections model, datasets and run."),
-    "comments alone": ("# nothing\n", "no config; it must have the sections model, datasets and"),
-    "a list": ("- model\n- run\n", "no config; it must have the sections"),
+    "empty": ("", "not a config; it needs the sections model, datasets and run."),
+    "comments alone": ("# nothing\n", "not a config; it needs the sections model, datasets and"),
+    "a list": ("- model\n- run\n", "not a config; it needs the sections"),
     "a number": ("3", "the config can't be read (it isn't a mapping of keys to values)."),
-    "syntax": (f"{TEXT}  bad: [1\n", f"not a YAML file at line {len(TEXT.splitlines()) + 2}"),
-    "tab": ("model:\n\tarch: x\n", "not a YAML file at line 2"),
+    "syntax": (f"{TEXT}  bad: [1\n", f"invalid YAML at line {len(TEXT.splitlines()) + 2}"),
+    "tab": ("model:\n\tarch: x\n", "invalid YAML at line 2"),
     "key twice": (f"{TEXT}\nrun:\n  seed: 3\n", "(found duplicate key run)"),
-    "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "not a YAML file (it isn't text)."),
+    "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "invalid YAML (it isn't text)."),
     "python object": (
         TEXT.replace("max_epoch: 5", 'max_epoch: !!python/object/apply:os.system ["touch made"]'),
-        "!!python/object/apply:os.system makes more than a value",
+        "!!python/object/apply:os.system is not allowed, only plain values",
     ),
     "python name": (TEXT.replace("max_epoch: 5", "max_epoch: !!python/name:os.system"), "at line"),
-    "binary value": (f"{TEXT}  name: !!binary aGk=\n", "!!binary makes more than"),
+    "binary value": (f"{TEXT}  name: !!binary aGk=\n", "!!binary is not allowed"),
     "no such date": (f"{TEXT}  name: !!timestamp 2024-99-99\n", "month must be in 1..12"),
     "endless": (f"{TEXT}  name: &a [*a]\n", "more than 10,000 values"),
     "a bomb of aliases": (
@@ -153,9 +168,14 @@ YAMLS: dict[str, tuple[str | bytes, str]] = {
         "the section 'run' is missing, or isn't a mapping.",
     ),
     "no arch": ("model: {}\ndatasets: {}\nrun: {}\n", "model.arch is missing"),
-    "another section": (f"{TEXT}\npreprocess: {{}}\n", "there is no section 'preprocess'."),
+    "another section": (f"{TEXT}\npreprocess: {{}}\n", "unknown section 'preprocess'."),
 }
 
+NO_OBJECTIVE = """
+model: {arch: pnp_vqa_fusion, model_type: mini, objectives: {}}
+datasets: {gqa_fusion: {type: mini, root: gqa, mini_gqa: null}}
+run: {metric: loss, device: cpu, num_workers: 0, max_steps: 2}
+"""
 
 CONFIGS = [
     *(
@@ -171,10 +191,54 @@ CONFIGS = [
         )
         for name, (content, s) in YAMLS.items()
     ),
+    Case(
+        "config, YAML",
+        "no objective",
+        "train",
+        ["--cfg-path", "my.yaml"],
+        "model.objectives is empty, and the fusion is trained by their losses",
+        writing("my.yaml", NO_OBJECTIVE),
+    ),
     Case("config, YAML", "not there", "train", ["--cfg-path", "gone.yaml"], "No such file"),
     Case("config, YAML", "a folder", "train", ["--cfg-path", "gqa"], "Is a directory"),
-    Case("config", "one question alone", "train", mine("run.small_train_size=1"), "no mismatched"),
+    Case(
+        "config",
+        "one question alone",
+        "train",
+        mine("run.small_train_size=1", "run.sample_by=examples"),
+        "no mismatched",
+    ),
     Case("config", "nothing to train", "train", mine("run.trainable=[nothing.*]"), "run.trainable"),
+    *(
+        Case("config", name, "train", mine(option), says)
+        for name, option, says in (
+            (
+                "LoRA on nothing",
+                "model.lora=[{modules: ['*.qury']}]",
+                "no linear or convolution layer matches '*.qury'. Nearest: ",
+            ),
+            (
+                "LoRA twice on a layer",
+                "model.lora=[{modules: ['*.query']}, {modules: ['*.layer.0.*']}]",
+                "model.lora[0] and model.lora[1] both match",
+            ),
+            (
+                "rates for nothing",
+                "run.parameter_groups=[{parameters: [fuson.*]}]",
+                "no trained parameter matches 'fuson.*'. Nearest: ",
+            ),
+            (
+                "two rates for a parameter",
+                "run.parameter_groups=[{parameters: [fusion.*]}, {parameters: ['*.bias']}]",
+                "run.parameter_groups[0] and run.parameter_groups[1] both match fusion.",
+            ),
+            (
+                "sharding in one process",
+                "run.sharding=fsdp2",
+                "run.sharding shards a model across processes, but there is only one;",
+            ),
+        )
+    ),
     Case("config", "no such metric", "train", mine("run.metric=f1"), "run.metric is 'f1'"),
     Case(
         "config",
@@ -210,16 +274,22 @@ CONFIGS = [
         "evaluating what was trained on",
         "evaluate",
         evaluating("run.valid_splits=[train]"),
-        "train can't do two",
+        "train has two roles",
     ),
     Case("config", "no GPU", "train", mine("run.device=cuda"), "no CUDA device"),
     Case("config", "evaluating without weights", "evaluate", ["--cfg-path", "eval.yaml"], "or mod"),
-    Case("config", "evaluating resumed", "evaluate", evaluating("run.resume=auto"), "isn't saved"),
+    Case(
+        "config",
+        "resuming an evaluation that isn't there",
+        "evaluate",
+        evaluating("run.resume=gqa"),
+        "no interrupted evaluation",
+    ),
     Case(
         "config",
         "an output folder that is a file",
         "train",
         mine("run.output_dir=picture.jpg"),
-        "no folder can be made",
+        "can't create a folder",
     ),
 ]

@@ -1,5 +1,7 @@
 """Wrong data: question files, images, stored features."""
 
+import os
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +22,22 @@ from tests.robustness.damages import (
     scoring,
     writing,
 )
-from tests.robustness.wrong_inputs import QUESTIONS, STORED, TRAIN, Case
+from tests.robustness.wrong_inputs import QUESTIONS, STORED, TRAIN, Case, Damage
+
+
+def pipe(path: str) -> Damage:
+    def do() -> None:
+        Path(path).unlink()
+        os.mkfifo(path)
+
+    return do
+
+
+def linking_to_nothing() -> None:
+    path = Path(first_image())
+    path.unlink()
+    path.symlink_to("gone.jpg")
+
 
 DATA = [
     Case("data set", "none", "train", mine(), "there is no folder", removing("gqa")),
@@ -31,11 +48,48 @@ DATA = [
         "one image missing",
         "train",
         mine("run.small_train_size=null"),
-        "are missing",
+        "uses is missing",
         lambda: Path(first_image()).unlink(),
     ),
     Case(
-        "questions", "cut off", "train", mine(), f"{TRAIN}: the question file brea", halving(TRAIN)
+        "data set",
+        "two images of one name",
+        "train",
+        mine("run.small_train_size=null"),
+        "remove one of them",
+        lambda: shutil.copy(first_image(), Path(first_image()).with_suffix(".png")),
+    ),
+    Case(
+        "data set",
+        "an image that links to nothing",
+        "train",
+        mine("run.small_train_size=null"),
+        "1 of them exists but is empty, unreadable or broken links",
+        linking_to_nothing,
+    ),
+    Case(
+        "data set",
+        "an image that is a named pipe",
+        "train",
+        mine("run.small_train_size=null"),
+        "1 of them exists but is empty, unreadable or broken links",
+        lambda: pipe(first_image())(),
+    ),
+    Case(
+        "questions",
+        "a named pipe",
+        "gqa",
+        scoring(),
+        "can't be read (a named pipe, not a file)",
+        pipe(QUESTIONS),
+    ),
+    Case(
+        "questions",
+        "cut off",
+        "train",
+        mine(),
+        f"{TRAIN}: the question file is cut",
+        halving(TRAIN),
     ),
     *(
         Case("questions", name, "train", mine(), parts[0], writing(TRAIN, content))
@@ -55,7 +109,7 @@ DATA = [
         "an image that would lie elsewhere",
         "train",
         mine("run.small_train_size=null"),
-        "are missing (../../etc/passwd)",
+        "is missing (../../etc/passwd)",
         changing(TRAIN, lambda q: next(iter(q.values())).update(imageId="../../etc/passwd")),
     ),
     Case(
@@ -120,17 +174,44 @@ IMAGE_CASES = [
         Case("image", wrong, "ask", ["picture.jpg", "what?"], says, damage)
         for wrong, says, damage in (
             ("not there", "No such file", removing("picture.jpg")),
-            ("empty", "an empty file", writing("picture.jpg", "")),
-            ("a text", "not an image that is read here", writing("picture.jpg", "no picture")),
+            ("empty", "the image file is empty", writing("picture.jpg", "")),
+            ("a text", "not a supported image format", writing("picture.jpg", "no picture")),
             ("cut off", "image file is truncated", halving("picture.jpg")),
+            ("a named pipe", "(a named pipe, not a file)", pipe("picture.jpg")),
             (
                 "PostScript, which Pillow would hand to a program",
-                "not an image that is read",
+                "not a supported image",
                 writing("picture.jpg", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"),
             ),
         )
     ),
-    Case("image", "a folder", "ask", ["gqa", "what?"], "Is a directory"),
+    Case(
+        "image", "a folder without pictures", "ask", ["gqa", "what?"], "no pictures in this folder"
+    ),
+    *(
+        Case(
+            "images",
+            wrong,
+            "train",
+            mine(f"datasets.gqa_fusion.images={name}"),
+            says,
+            writing(name, "no archive"),
+        )
+        for wrong, name, says in (
+            ("a damaged zip archive", "images.zip", "not a whole zip archive"),
+            ("a damaged tar archive", "images.tar", "not a whole tar archive"),
+            ("a compressed tar archive", "images.tar.gz", "Decompress it to .tar"),
+            ("a damaged table", "images.parquet", "not a whole Parquet file"),
+            ("a file of another kind", "images.rar", "read from folders, addresses, and files"),
+        )
+    ),
+    Case(
+        "images",
+        "an unknown kind of address",
+        "train",
+        mine("datasets.gqa_fusion.images=nowhere://images"),
+        "this kind of address can't be read",
+    ),
     Case(
         "image", "more pixels than memory", "ask", ["bomb.png", "what?"], "decompression bomb", bomb
     ),
@@ -148,9 +229,8 @@ IMAGE_CASES = [
         "empty, in training",
         "train",
         mine(ALL),
-        "an empty file",
+        "exist but are empty, unreadable or broken links",
         all_images(lambda path: path.write_bytes(b"")),
-        begins=True,
     ),
     Case(
         "image",
@@ -171,7 +251,7 @@ STORES = [
         "none",
         "train",
         mine(*STORED, "run.features.root=none"),
-        "there is no finished store",
+        "there is no complete feature store",
     ),
     Case(
         "features",
@@ -185,7 +265,7 @@ STORES = [
         "no index",
         "train",
         TRAINING_STORED,
-        "there is no finished store",
+        "there is no complete feature store",
         lambda: [each.unlink() for each in Path("features").rglob("index.arrow")],
     ),
     Case(
@@ -225,7 +305,7 @@ STORES = [
         "an image that has changed",
         "train",
         TRAINING_STORED,
-        "an earlier state of",
+        "is out of date for",
         all_images(lambda path: Image.new("RGB", (9, 9)).save(path)),
     ),
     Case(
@@ -243,7 +323,7 @@ STORES = [
         "encoders that are trained",
         "train",
         mine("run.features.root=features"),
-        "would be those of its start",
+        "would go stale",
     ),
     Case(
         "features",
@@ -257,7 +337,7 @@ STORES = [
         "views that are all the same",
         "train",
         mine(*STORED, "run.features.views=2"),
-        "gives the same image every time",
+        "vis_processor.train isn't random",
     ),
     Case(
         "features",

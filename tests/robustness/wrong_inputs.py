@@ -1,9 +1,9 @@
-"""Inputs that are wrong, the command that gets each, and what it says.
+"""Wrong inputs, the command that reads each, and its error message.
 
-    python -m tests.robustness.wrong_inputs     # writes docs/wrong-inputs.md anew
+    python -m tests.robustness.wrong_inputs     # rewrites docs/wrong-inputs.md
 
-A case starts from a folder in which everything is sound (:func:`sound_folder`), makes one thing
-wrong and gives a command its arguments, with the folder as the working directory.
+A case starts from a valid folder (:func:`sound_folder`), makes one thing wrong and runs a command
+with arguments, with the folder as the working directory.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ DOCUMENT = PROJECT / "docs" / "wrong-inputs.md"
 RENEW = "python -m tests.robustness.wrong_inputs"
 IMAGES = 40
 NOWHERE = "http://127.0.0.1:9"
-"""Nothing listens there."""
+"""Address without a server."""
 
 INSIDES = ("OmegaConf", "ListConfig", "DictConfig", "AnyNode", "full_key", "NoneType")
-"""Words that no message has any use for."""
+"""Words of internals that messages must not contain."""
 
 Damage: TypeAlias = Callable[[], object]
-"""Makes something wrong in the working directory."""
+"""Damages a file in the working directory."""
 
 
 def nothing() -> None:
-    """All is sound but for the arguments."""
+    """No damage: only the arguments are wrong."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Case:
     """A wrong input.
 
     Attributes:
-        kind: what is wrong: a config, a question file, ...
-        wrong: how, for the table.
-        command: a name of ``COMMANDS``.
-        arguments: those of the command.
-        says: what its message has to have in it, beside what the table says.
-        damage: makes the folder's content wrong.
-        begins: whether it is found out when a run has begun, which leaves its folder with its log.
+        kind: kind of input: a config, a question file, ...
+        wrong: the mistake, for the table.
+        command: name in ``COMMANDS``.
+        arguments: arguments of the command.
+        says: required part of its message.
+        damage: damages the folder's content.
+        begins: whether it is detected after the run's start, so its folder and log are left.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit code, both streams, and what changed in the folder."""
+    """Result of a command: exit code, both streams, and changes in the folder."""
 
     code: int | None
     out: str
@@ -90,7 +90,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """What it said after ``error:``."""
+        """Its message after ``error:``."""
         return "".join(re.split("^error: ", self.err, maxsplit=1, flags=re.MULTILINE)[1:]).strip()
 
 
@@ -116,17 +116,19 @@ COMMANDS: dict[str, tuple[str, Callable[[], None]]] = {
         _module("lavis_ext.evaluation.leaderboard"),
     ),
     "report": ("-m lavis_ext.evaluation.report", _module("lavis_ext.evaluation.report.__main__")),
-    "ask": ("-m lavis_ext.ask", _module("lavis_ext.ask")),
+    "ask": ("-m lavis_ext.ask", _module("lavis_ext.ask.command")),
+    "export": ("-m lavis_ext.export", _module("lavis_ext.export")),
+    "merge": ("-m lavis_ext.models.merge", _module("lavis_ext.models.merge")),
     "download": (
         "-m lavis_ext.datasets.gqa.download",
         _module("lavis_ext.datasets.gqa.download"),
     ),
 }
-"""How a command is called after ``python``, and its ``main``."""
+"""A command's arguments to ``python``, and its ``main``."""
 
 
 def run(case: Case, folder: Path) -> Outcome:
-    """Make ``case`` in a folder that is sound, run its command in this process, and look."""
+    """Create ``case`` in a valid folder, and run its command in this process."""
     with isolated(folder):
         case.damage()
         before = contents(folder)
@@ -150,19 +152,19 @@ def run(case: Case, folder: Path) -> Outcome:
 
 
 def shown(text: str, folder: Path) -> str:
-    """A text without the paths of this machine, and the hashes of files made in another second."""
+    """Text without machine-specific paths, and without hashes that depend on the time."""
     for path, name in ((folder.resolve(), "."), (folder, "."), (PROJECT, "<project>")):
         text = text.replace(str(path), name)
     return re.sub(r"[0-9a-f]{16,64}", "HASH", text)
 
 
 def faults(case: Case, outcome: Outcome) -> list[str]:
-    """What is wrong with how a command took a wrong input."""
+    """Violations of the rules for a command's reaction to a wrong input."""
     found = []
     if outcome.code != 2:
         found.append(f"it ended with code {outcome.code}: {outcome.err[-600:]}")
     if len(re.findall("^error: ", outcome.err, re.MULTILINE)) != 1:
-        found.append(f"it doesn't say one error: {outcome.err[-600:]}")
+        found.append(f"it doesn't print one error: {outcome.err[-600:]}")
     if "Traceback" in outcome.err + outcome.out:
         found.append("there is a traceback")
     if case.says not in outcome.message:
@@ -172,19 +174,19 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
     ):
         found.append(f"it isn't one or two sentences: {outcome.message}")
     if insides := [word for word in INSIDES if word in outcome.message]:
-        found.append(f"it speaks of {', '.join(insides)}: {outcome.message}")
+        found.append(f"it mentions {', '.join(insides)}: {outcome.message}")
     own = "output/" if case.begins else None
     left = [name for name in outcome.changed if own is None or not name.startswith(own)]
     if left:
         found.append(f"it left or changed {', '.join(left)}")
     if any("/." in name for name in outcome.changed):
-        found.append(f"it left half of a file: {', '.join(outcome.changed)}")
+        found.append(f"it left a partial file: {', '.join(outcome.changed)}")
     return found
 
 
 @contextmanager
 def isolated(folder: Path) -> Iterator[None]:
-    """Work in ``folder``, with caches of its own and no network."""
+    """Context manager: work in ``folder`` with separate caches and no network."""
     from huggingface_hub import constants
 
     environment = {"TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -200,7 +202,7 @@ def isolated(folder: Path) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Files with what is in them, and the folders of runs."""
+    """Files with their contents, and folders of runs."""
     found: dict[str, bytes | None] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -215,7 +217,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def sound_folder(folder: Path) -> None:
-    """Everything that commands take: configs, data, weights, a run, features, predictions."""
+    """Create all inputs of commands: configs, data, weights, a run, features, predictions."""
     make_mini_gqa(folder / "gqa", images=IMAGES)
     shutil.copy(SMALL, folder / "small.yaml")
     shutil.copy(EVAL, folder / "eval.yaml")
@@ -261,14 +263,14 @@ STORED = ["run.trainable=['fusion.*']", "run.features.root=features", "run.featu
 
 
 def row(case: Case, outcome: Outcome) -> str:
-    """The case in the document's table."""
+    """Table row of a case in the document."""
     called = f"{case.command} {' '.join(case.arguments)}"
     cells = (case.kind, cut(case.wrong), f"<code>{escaped(cut(called))}</code>")
     return f"| {' | '.join([*map(escaped, cells[:2]), cells[2], escaped(outcome.message)])} |"
 
 
 def without_reasons(line: str) -> str:
-    """A row without what stands in brackets: the words of Python, a package or the system."""
+    """A row without parenthesized reasons, which come from Python, packages or the system."""
     return re.sub(r"\([^()]*\)", "()", line)
 
 
@@ -277,7 +279,7 @@ def cut(text: str, most: int = 110) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in a cell of a table of Markdown, as it stands."""
+    """Escape text for a cell of a Markdown table."""
     plain = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(text, quote=False))
     return plain.replace("\n", "<br>")
 
@@ -288,7 +290,7 @@ def document(rows: Sequence[str]) -> str:
             "# Wrong inputs, and what is said to them",
             "",
             f"Made by `{RENEW}`; `pytest tests/robustness/test_wrong_inputs.py` runs every",
-            "case, and fails where a message is another. Each ends with exit code 2, one `error:`",
+            "case, and fails where a message differs. Each ends with exit code 2, one `error:`",
             "and no traceback, and leaves and changes no file; a run that has begun leaves its",
             "folder.",
             "The cases are in `tests/robustness/wrong_*.py`.",
@@ -302,7 +304,7 @@ def document(rows: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Write the document anew."""
+    """Rewrite docs/wrong-inputs.md."""
     from tests.robustness.wrong_cases import CASES
 
     with tempfile.TemporaryDirectory() as place:

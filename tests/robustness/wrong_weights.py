@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from lavis_ext.runners.state import state_paths
 from tests.fuzzing.fuzz_weights import Code
+from tests.lavis_formulas import checkpoint
 from tests.robustness.damages import (
     ALL,
     both,
@@ -27,6 +28,21 @@ from tests.robustness.wrong_inputs import BEST, NOWHERE, Case
 BLIP = "model.streams.grid.weights=blip"
 SAM = "model.streams.segmentation.weights=sam.pt"
 TENSOR = torch.ones(2)
+
+
+def half_matching() -> None:
+    """Text weights with BERT's common names, image weights with another model's names."""
+    state = checkpoint("retrieval")
+    torch.save(
+        {name.replace("visual_", "image_"): each for name, each in state.items()}, "half.pth"
+    )
+
+
+def torch_saved(path: str) -> None:
+    write(path, b"")
+    torch.save({"a": TENSOR}, path)
+
+
 WEIGHTS = [
     Case(
         "weights",
@@ -48,7 +64,7 @@ WEIGHTS = [
         "of another kind",
         "evaluate",
         evaluating(),
-        "no trained weights of this library",
+        "no trained weights of lavis_ext",
         lambda: save_file({"a": TENSOR}, BEST),
     ),
     Case(
@@ -56,7 +72,7 @@ WEIGHTS = [
         "without a config",
         "evaluate",
         evaluating(),
-        "no config of a run",
+        "it has no config",
         facts_of_weights(lambda w: w.config.pop("model")),
     ),
     Case(
@@ -64,7 +80,7 @@ WEIGHTS = [
         "a config that asks for the environment",
         "evaluate",
         evaluating(),
-        "refers to something outside of it",
+        "unresolved reference",
         facts_of_weights(lambda w: w.config["run"].update(name="${oc.env:HOME}")),
     ),
     Case(
@@ -80,7 +96,7 @@ WEIGHTS = [
         "of another size",
         "evaluate",
         evaluating("model.fusion.d_model=64"),
-        "the weights do not fit",
+        "the weights don't match",
     ),
     Case(
         "weights",
@@ -102,7 +118,7 @@ WEIGHTS = [
         "a pickle of something else",
         "train",
         mine(SAM),
-        "holds no named tensors",
+        "has no named tensors",
         torch_file("sam.pt", [1, 2]),
     ),
     Case(
@@ -118,7 +134,7 @@ WEIGHTS = [
         "half a pickle",
         "train",
         mine(SAM),
-        "is damaged or no weights file",
+        "is damaged or not a weights file",
         both(torch_file("sam.pt", {"a": torch.ones(99)}), halving("sam.pt")),
     ),
     Case(
@@ -126,7 +142,7 @@ WEIGHTS = [
         "a page in place of a file",
         "train",
         mine(SAM),
-        "is damaged or no weights file",
+        "is damaged or not a weights file",
         writing("sam.pt", "<html>not found</html>"),
     ),
     Case(
@@ -134,7 +150,7 @@ WEIGHTS = [
         "an archive that has no end",
         "train",
         mine(SAM),
-        "bytes are packed into",
+        "bytes unpack to",
         zipped({"sam.pt": bytes(10**7)}, "sam.pt"),
     ),
     Case(
@@ -142,8 +158,77 @@ WEIGHTS = [
         "of another network",
         "train",
         mine(SAM),
-        "the weights do not fit",
+        "the weights don't match",
         torch_file("sam.pt", {"a": TENSOR}),
+    ),
+    Case(
+        "weights",
+        "of another network whose names half match",
+        "train",
+        mine("model.streams.grid.weights=half.pth"),
+        "These weights are another network's or have unknown names",
+        half_matching,
+    ),
+    Case(
+        "weights",
+        "a text, for an encoder",
+        "train",
+        mine("model.streams.segmentation.weights=README.md"),
+        "model.streams.segmentation.weights: README.md is damaged or not a weights file",
+        writing("README.md", "# Weights"),
+    ),
+    Case(
+        "weights",
+        "two different tensors under one name",
+        "train",
+        mine(SAM),
+        "two different tensors have the name a",
+        torch_file("sam.pt", {"module.a": TENSOR, "a": 2 * TENSOR}),
+    ),
+    Case(
+        "weights",
+        "no sense in the config.json beside them",
+        "train",
+        mine(BLIP, "model.streams.grid.vision_layer_norm_eps=null"),
+        "has no vision_config of BLIP",
+        both(lambda: torch_saved("blip/pytorch_model.bin"), writing("blip/config.json", {})),
+    ),
+    Case(
+        "weights",
+        "exported to nothing",
+        "export",
+        [f"--weights={BEST}", "--to=onnx", "out"],
+        "can be exported to: transformers, authors, authors_lrp",
+    ),
+    Case(
+        "weights",
+        "exported over a folder",
+        "export",
+        [f"--weights={BEST}", "--to=transformers", "gqa"],
+        "is there already",
+    ),
+    Case(
+        "weights",
+        "exported below a file",
+        "export",
+        [f"--weights={BEST}", "--to=authors", "eval.yaml/out.pth"],
+        "can't be written (Not a directory)",
+    ),
+    Case("weights", "merged over a file", "merge", [BEST, "eval.yaml"], "exists already"),
+    Case(
+        "weights",
+        "merged into no folder",
+        "merge",
+        [BEST, "gone/out"],
+        "can't be written (No such file or directory)",
+    ),
+    Case(
+        "weights",
+        "exported to a mode of other layers",
+        "export",
+        [f"--weights={BEST}", "--to=authors_lrp", "out.pth"],
+        "supports only lf 1 and t 2",
+        facts_of_weights(lambda w: w.config["model"]["fusion"].update(t=3)),
     ),
     Case(
         "weights",
@@ -158,7 +243,7 @@ WEIGHTS = [
         "a shard outside the folder",
         "train",
         mine(BLIP),
-        "no file of weights beside it",
+        "not a weights file in the same folder",
         shards({"a": "../fusion_encoder_best.safetensors"}),
     ),
     Case(
@@ -166,7 +251,7 @@ WEIGHTS = [
         "an index that names itself",
         "train",
         mine(BLIP),
-        "no file of weights beside it",
+        "not a weights file in the same folder",
         shards({"a": "model.safetensors.index.json"}),
     ),
     Case(
@@ -182,7 +267,7 @@ WEIGHTS = [
         "an index of another form",
         "train",
         mine(BLIP),
-        "is no index of sharded weights",
+        "is not an index of sharded weights",
         shards([]),
     ),
     Case(
@@ -197,45 +282,45 @@ WEIGHTS = [
         "a hash that is none",
         "train",
         mine(f"model.streams.segmentation.weights='{NOWHERE}/sam.pt#md5=00'"),
-        "is no hash",
+        "is not a hash",
     ),
     Case(
         "weights",
         "a hub that doesn't answer",
         "train",
         mine("model.streams.grid.weights=group/name"),
-        "the Hugging Face hub did not give it",
+        "the Hugging Face hub did not provide it",
     ),
     Case(
         "weights",
         "a tokenizer that is none",
         "train",
         mine("model.streams.grid.tokenizer=eval.yaml"),
-        "is no BERT",
+        "is not a BERT",
     ),
     Case(
         "weights",
         "a captioner without any",
         "evaluate",
         evaluating("run.task=gqa_reading_comprehension_fusion", "model.captioner.weights=null"),
-        "answers of a random captioner mean nothing",
+        "a random captioner answers nothing useful",
     ),
 ]
 
 
 STATES = [
     Case("state", "none at the path", "train", mine("run.resume=nowhere"), "doesn't exist"),
-    Case("state", "a folder without one", "train", mine("run.resume=gqa"), "no sound state"),
+    Case("state", "a folder without one", "train", mine("run.resume=gqa"), "no intact state"),
     Case("state", "a file that is none", "train", mine("run.resume=small.yaml"), "can't be read"),
     Case(
-        "state", "weights in place of one", "train", mine(f"run.resume={BEST}"), "no state of a run"
+        "state", "weights in place of one", "train", mine(f"run.resume={BEST}"), "not a run state"
     ),
     Case(
         "state",
         "a flipped bit",
         "train",
         mine("run.resume=output/before/state_00000002.safetensors"),
-        "checksum is another",
+        "checksum doesn't match",
         flipping("output/before/state_00000002*"),
     ),
     Case(
@@ -243,7 +328,7 @@ STATES = [
         "all damaged",
         "train",
         going_on(),
-        "there is no sound state",
+        "there is no intact state",
         lambda: [write(str(path), b"x") for path in state_paths(Path("output/before"))],
     ),
     Case(
@@ -261,8 +346,8 @@ STATES = [
         "other batches",
         "train",
         going_on("run.batch_size_train=8"),
-        "questions would be repeated or left out",
+        "examples would be repeated or left out",
     ),
     Case("state", "other questions", "train", going_on(ALL), "small_train_size"),
-    Case("state", "a name that is taken", "train", mine("run.name=before"), "is there already"),
+    Case("state", "a name that is taken", "train", mine("run.name=before"), "already exists"),
 ]

@@ -1,4 +1,4 @@
-"""A dry run tells what a run will cost, changes nothing and leaves nothing."""
+"""A dry run reports a run's cost, and leaves no files."""
 
 import copy
 from collections.abc import Callable
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.base import StoredTokens
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
+from lavis_ext.datasets.questions.made_up import PublishedSplit
 from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.runners import dry_run as costs
@@ -21,6 +23,7 @@ from lavis_ext.runners.dry_run import MeasuredSteps, describe, measure_steps
 from lavis_ext.runners.flops import BatchFlops, Passes, count_flops, count_passes, counted_flops
 from lavis_ext.runners.freezing import freeze_all_but, train_mode
 from lavis_ext.runners.launch import prepared
+from lavis_ext.runners.memory import StepMemory
 from lavis_ext.runners.plan import TrainingPlan
 from lavis_ext.runners.trainer import Stepper
 from tests.launching import torchrun
@@ -38,34 +41,34 @@ def config(configured: Callable[..., Config], tiny_options: list[str]) -> Callab
     return lambda *options: configured(*tiny_options, *TINY_MODEL, *options)
 
 
-def told(config: Config, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What a dry run says after the plan, by the first word of the line; the first such line."""
+def costs_of(config: Config, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The first line of a dry run's costs with each label, by label."""
     describe(config, SPLITS)
     lines = reversed(capsys.readouterr().out.splitlines())
     return {line.split()[0]: line for line in lines if line.strip()}
 
 
-def test_a_dry_run_tells_flops_memory_and_time_and_leaves_no_file(
+def test_a_dry_run_reports_flops_memory_and_time_and_writes_no_file(
     config: Callable[..., Config],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(costs, "STEPS", 3)
-    lines = told(config(), capsys)
-    assert "FLOPs      an image " in lines["FLOPs"]
+    lines = costs_of(config(), capsys)
+    assert "FLOPs        an image " in lines["FLOPs"]
     assert "FLOP of it encoders), backward" in lines["FLOPs"]
-    assert "a process" in lines["memory"]
+    assert "per process" in lines["memory"]
     assert (
-        "2 step(s) after 1 to warm up, on cpu with 1 thread(s), 1 process(es)"
+        "2 step(s) after 1 for warm-up, on cpu with 1 thread(s), 1 process(es)"
         in (lines["measured"])
     )
-    assert "an epoch" in lines["time"]
+    assert "per epoch" in lines["time"]
     assert "evaluations" in lines["time"]
     assert not list(tmp_path.rglob("*"))
 
 
-def test_with_features_their_size_is_told_and_steps_are_measured_without_a_store(
+def test_with_features_their_size_is_reported_and_steps_measured_without_a_store(
     config: Callable[..., Config],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -73,32 +76,129 @@ def test_with_features_their_size_is_told_and_steps_are_measured_without_a_store
 ) -> None:
     monkeypatch.setattr(costs, "STEPS", 2)
     stored = config(f"run.features.root={tmp_path / 'features'}", FUSION_ALONE)
-    lines = told(stored, capsys)
-    assert "are free" in lines["features"]
+    lines = costs_of(stored, capsys)
+    assert "GiB free" in lines["features"]
     assert "random tokens in place of features" in lines["measured"]
     assert not list(tmp_path.rglob("*"))
 
 
-def test_what_does_not_fit_into_memory_is_not_tried(
+def test_a_step_that_does_not_fit_into_memory_is_not_tried(
     config: Callable[..., Config],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(costs, "free_bytes", lambda: 2**20)
-    lines = told(config(), capsys)
+    monkeypatch.setattr(costs, "free_bytes", lambda _: 2**20)
+    lines = costs_of(config(), capsys)
     assert "doesn't fit into memory" in lines["measured"]
     assert "time" not in lines
 
 
-def test_two_processes_measure_together_and_one_tells(tiny_arguments: list[str]) -> None:
+def test_a_smaller_batch_is_measured_where_the_runs_own_does_not_fit(
+    config: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs, "STEPS", 2)
+    needed = []
+
+    def to_come(step: StepMemory, *_: Any) -> float:
+        needed.append(step.activations)
+        return step.activations
+
+    monkeypatch.setattr(StepMemory, "to_come", to_come)
+    monkeypatch.setattr(costs, "free_bytes", lambda _: 10**12)
+    costs_of(config(), capsys)
+    monkeypatch.setattr(costs, "free_bytes", lambda _: 0.6 * needed[0])
+    describe(config(), SPLITS)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a batch doesn't fit into memory; a batch of 8 questions does, and is measured." in out
+    assert "per epoch" in out
+
+
+def test_a_run_of_smaller_batches_ends_with_one_image(config: Callable[..., Config]) -> None:
+    run = replace(config().run, batch_size_train=64, examples_per_image=8, accum_grad_iters=4)
+    own, *smaller = costs.smaller_runs(run)
+    assert own is run
+    assert [each.batch_size_train for each in smaller] == [32, 16, 8, 8]
+    assert smaller[-1].images_per_batch == 1
+    assert all(each.accum_grad_iters == 1 for each in smaller)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["run.batch_size_train=16"], "a step takes about 16 questions: 16 per batch, about"),
+        (["run.images_per_batch=1"], "per batch, about 1 image(s)"),
+        (["run.batch_size_train=4096"], "1 per epoch; a step takes about 48 questions: 48 per"),
+        (["run.accum_grad_iters=100"], "a step takes about 48 questions: 16 per batch"),
+    ],
+)
+def test_the_plan_tells_the_real_size_of_a_step(
+    config: Callable[..., Config], options: list[str], expected: str
+) -> None:
+    cfg = config(*options)
+    with prepared(cfg, SPLITS, load_weights=False) as parts:
+        plan = TrainingPlan.of(cfg.run, parts.datasets)
+    assert expected in str(plan.facts())
+    taken = [batch.global_size for batch in plan.batches]
+    assert plan.examples_per_epoch == pytest.approx(sum(taken))
+
+
+def test_without_data_and_tokenizer_the_cost_is_estimated_and_then_both_are_asked_for(
+    config: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(costs, "STEPS", 2)
+    sizes = {split: PublishedSplit(60, 12, 5) for split in SPLITS}
+    monkeypatch.setattr("lavis_ext.datasets.gqa.builder.BALANCED", sizes)
+    asked = []
+
+    def unreachable(_: Any, name: str, **__: Any) -> Any:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    absent = [
+        f"datasets.gqa_fusion.root={tmp_path / 'absent'}",
+        "datasets.gqa_fusion.subset=balanced",
+        "model.streams.grid.weights=nobody/no-such-model",
+        "model.streams.grid.tokenizer=nobody/no-such-model",
+        "model.streams.grid.vocab_size=1000",
+    ]
+    with pytest.raises(UserError, match=r"\d of the \d+ files") as ended:
+        describe(config(*absent), SPLITS)
+    out = capsys.readouterr().out
+    assert "datasets.gqa_fusion isn't on this machine: made-up questions, as many as" in out
+    assert "Answer vocabulary: 5 answers" in out
+    assert "black images, so without the time of reading images" in out
+    assert "per epoch" in out
+    assert str(tmp_path / "absent") in str(ended.value)
+    assert "model.streams.grid.tokenizer" in str(ended.value)
+    assert asked == ["nobody/no-such-model"], "weights and tokenizer of one model: asked once"
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_data_of_unknown_size_is_needed_for_an_estimate(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    absent = config(
+        f"datasets.gqa_fusion.root={tmp_path / 'absent'}", "datasets.gqa_fusion.subset=all"
+    )
+    with pytest.raises(UserError, match="there is no folder"):
+        describe(absent, SPLITS)
+
+
+def test_two_processes_measure_together_and_one_reports(tiny_arguments: list[str]) -> None:
     done = torchrun(2, "train.py", "--dry-run", *tiny_arguments, *TINY_MODEL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 process(es); random weights") == 1
-    assert "2 process(es), 1 batch(es) a step" in done.stdout
+    assert "2 process(es), 1 batch(es) per step" in done.stdout
 
 
 def measured(config: Config, **limits: Any) -> tuple[MeasuredSteps, list[bool]]:
-    """Steps as they were measured, and which of the parameters are as before."""
+    """Measured steps, and whether each parameter is unchanged."""
     with prepared(config, ["train"], load_weights=False) as parts:
         before = [parameter.clone() for parameter in parts.model.parameters()]
         plan = TrainingPlan.of(config.run, parts.datasets)
@@ -110,7 +210,7 @@ def measured(config: Config, **limits: Any) -> tuple[MeasuredSteps, list[bool]]:
     return found, [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
 
 
-def test_measured_steps_change_no_weight_and_go_on_beyond_an_epoch(
+def test_measured_steps_change_no_weight_and_may_exceed_an_epoch(
     config: Callable[..., Config],
 ) -> None:
     found, same = measured(config(), budget=60.0, at_most=5)
@@ -141,7 +241,7 @@ def on_meta(fusion: dict[str, Any] | None = None) -> PnpVqaFusion:
     return model
 
 
-def test_flops_add_up_and_an_images_are_those_of_encoders_fusion_keys_and_values() -> None:
+def test_flops_add_up_and_image_flops_cover_encoders_fusion_keys_and_values() -> None:
     model, samples = on_meta(), make_samples()
     found = count_flops(model, samples, ON_HOST)
     assert (found.images, found.examples) == (4, 8)
@@ -182,7 +282,7 @@ def attend_where(x: Tensor) -> Tensor:
     ],
     ids=["attention", "masked attention", "linear", "convolution", "multi-head attention"],
 )
-def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
+def test_attention_counts_as_matrix_products_for_any_kernel(
     layer: Any, shape: tuple[int, ...], forward: int, dtype: torch.dtype, device: str
 ) -> None:
     if isinstance(layer, nn.Module):
@@ -197,7 +297,7 @@ def test_a_layer_counts_as_its_matrix_products_whatever_the_kernel(
     assert passes == Passes(forward, 2 * forward)
 
 
-def test_stored_features_leave_out_what_the_encoders_take() -> None:
+def test_stored_features_save_the_encoders_flops() -> None:
     samples = make_samples()
     live = count_flops(on_meta(), samples, ON_HOST)
     tokens: Any = {

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.samplers import BatchRows, TrainBatches
-from lavis_ext.runners import run_log
+from lavis_ext.runners import reporting, run_log
 from lavis_ext.runners.launch import started
 from lavis_ext.runners.trainer import Trainer
 from tests.tiny import BLIP, EFFICIENT_SAM
@@ -44,8 +45,14 @@ Configured = Callable[..., Config]
 
 @pytest.fixture
 def config(configured: Configured, tiny_options: list[str]) -> Configured:
-    """The tiny run's config, with options of one's own."""
+    """The tiny run's config with additional options."""
     return lambda *options: configured(*tiny_options, *TINY_MODEL, *options)
+
+
+def facts_of(page: Path) -> dict[str, str]:
+    """Labels and texts of a report's head."""
+    (found,) = re.findall(r'id="content">(.*?)</script>', page.read_text(), re.DOTALL)
+    return dict(json.loads(found)["facts"])
 
 
 def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
@@ -53,12 +60,13 @@ def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["kind"] == kind]
 
 
-def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
+def test_a_run_writes_a_complete_folder_and_its_weights_evaluate_equally(
     config: Configured, configured: Configured, tiny_options: list[str], tmp_path: Path
 ) -> None:
-    with started(config("run.max_epoch=2", "run.log_freq=1"), SPLITS) as runner:
+    cfg = config("run.max_epoch=2", "run.log_freq=1")
+    with started(cfg, SPLITS) as runner:
         trained = runner.train()
-    folder = runner.output_dir
+    folder, model = runner.output_dir, runner.model
     assert folder.parent == tmp_path / "output"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
@@ -66,12 +74,15 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
         "log.txt",
         "log.jsonl",
         "run.lock",
+        "status.json",
         BEST,
         "state_00000006.safetensors",
         "val_predictions.json",
         "testdev_predictions.json",
         "val_scores.json",
         "testdev_scores.json",
+        "val_by_image.json",
+        "testdev_by_image.json",
         "metrics.json",
         "report.html",
     }
@@ -92,6 +103,7 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
     evaluation = configured(
         *(option for option in tiny_options if "mini_gqa" in option or "output_dir" in option),
         "run.small_train_size=48",
+        "run.sample_by=examples",
         "run.batch_size_eval=7",
         "run.num_workers=0",
         *weights,
@@ -99,6 +111,19 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
     )
     with started(evaluation, ["val", "testdev"]) as runner:
         from_file = runner.evaluate()
+    of_training, of_evaluation = (
+        facts_of(each / "report.html") for each in (folder, runner.output_dir)
+    )
+    some, total = map(int, re.findall(r"[\d,]+", of_training["trained"].replace(",", "")))
+    assert 0 < some <= total == sum(each.numel() for each in model.parameters())
+    count = sum(tensor.numel() for tensor in load_file(folder / BEST).values())
+    assert of_evaluation["trained"] == f"{count:,} parameters and buffers"
+    for facts in (of_training, of_evaluation):
+        assert float(facts["learning rate"]) == cfg.run.init_lr
+    assert of_training["batch"] == "16 questions a step"
+    assert of_training["steps"].startswith("6 of 6, best weights of step ")
+    assert of_training["training took"].endswith(" s")
+    assert of_evaluation["batch of a process"] == "16"
     for split, metrics in trained.items():
         assert from_file[split].keys() == metrics.keys()
         for name, value in metrics.items():
@@ -108,7 +133,7 @@ def test_a_run_leaves_its_folder_complete_and_evaluates_the_same_from_the_file(
 def test_early_stopping_exports_the_best_weights_bit_for_bit(
     config: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/traps.md, 5: what came after the best must not overwrite it."""
+    """docs/traps.md, 5: later weights must not overwrite the best ones."""
     scripted = iter([0.30, 0.50, 0.50, 0.49, 0.40, 0.99, 0.99])
     states: list[dict[str, torch.Tensor]] = []
 
@@ -129,7 +154,7 @@ def test_early_stopping_exports_the_best_weights_bit_for_bit(
     assert not all(torch.equal(exported[name], states[4][name]) for name in exported)
     weights = TrainedWeights.load(runner.output_dir / BEST, tensors=False)
     assert (weights.metric, weights.value, weights.step) == ("answer_accuracy", 0.5, 2)
-    # What is reported at the end are the best weights, not the last.
+    # The final report is of the best weights, not the last ones.
     assert all(torch.equal(states[5][name], states[1][name]) for name in exported)
     last = load_file(runner.output_dir / "state_00000005.safetensors")
     name = "fusion.encoder.layers.0.mhatt.attention.fc_q.weight"
@@ -148,7 +173,7 @@ def test_a_first_validation_that_is_no_number_is_not_the_best(
     assert TrainedWeights.load(runner.output_dir / BEST, tensors=False).step == 2
 
 
-def test_only_what_is_trainable_changes_and_frozen_parts_stay_in_eval_mode(
+def test_only_trainable_parameters_change_and_frozen_parts_stay_in_eval_mode(
     config: Configured,
 ) -> None:
     """docs/traps.md, 7."""
@@ -194,7 +219,7 @@ def test_accumulating_two_batches_equals_one_of_twice_the_size(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_compiled_run_gives_the_losses_of_one_that_is_not(config: Configured) -> None:
+def test_compiled_and_eager_runs_have_equal_losses(config: Configured) -> None:
     losses = []
     for compiled in (False, True):
         torch.compiler.reset()
@@ -216,9 +241,7 @@ def test_compiling_without_a_compiler_is_the_users_error(
         runner.train()
 
 
-def test_a_loader_that_is_late_is_told_of(
-    config: Configured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_loader_is_reported(config: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
     load = GqaFusionDataset.__getitems__
 
     def slowly(dataset: GqaFusionDataset, batch: BatchRows) -> Any:
@@ -228,11 +251,11 @@ def test_a_loader_that_is_late_is_told_of(
     monkeypatch.setattr(GqaFusionDataset, "__getitems__", slowly)
     with started(config("run.log_freq=1", "run.max_steps=2", *UNVALIDATED), SPLITS) as runner:
         runner.train()
-    assert lines(runner.output_dir)[-1]["waiting_for_data"] > 0.3
-    assert "the data are late" in (runner.output_dir / "log.txt").read_text()
+    assert lines(runner.output_dir)[-1]["waiting_for_data"] > 0.1  # a busy machine computes slowly
+    assert "waiting for data" in (runner.output_dir / "log.txt").read_text()
 
 
-def test_the_same_seed_gives_the_same_run_and_another_a_different_one(config: Configured) -> None:
+def test_runs_are_equal_with_equal_seeds_and_differ_with_others(config: Configured) -> None:
     runs = []
     for seed in (1, 1, 2):
         with started(config(f"run.seed={seed}", "run.log_freq=1", "run.max_steps=2"), SPLITS) as r:
@@ -250,7 +273,7 @@ def test_the_same_seed_gives_the_same_run_and_another_a_different_one(config: Co
         (["run.max_epoch=3", "run.val_every_steps=2", "run.max_steps=5"], [2, 4, 5], 5),
     ],
 )
-def test_validations_come_when_they_should_and_the_last_step_is_validated(
+def test_validation_runs_at_its_interval_and_after_the_last_step(
     config: Configured, options: list[str], validated: list[int], steps: int
 ) -> None:
     with started(config(*options, "run.test_splits=[]", "run.log_freq=1"), ["train", "val"]) as r:
@@ -292,20 +315,22 @@ def test_an_unreadable_image_ends_the_run_with_its_name(
     images = tmp_path / "images"
     images.mkdir()
     for path in (mini_gqa / "images").iterdir():
-        (images / path.name).write_bytes(b"" if path.stem.endswith("3") else path.read_bytes())
+        (images / path.name).write_bytes(
+            b"no picture" if path.stem.endswith("3") else path.read_bytes()
+        )
     cfg = config(f"datasets.gqa_fusion.images={images}", "run.num_workers=1")
     with (
-        pytest.raises(UserError, match=r"images.*\d+\.\w+: an empty file"),
+        pytest.raises(UserError, match=r"images.*\d+\.\w+: not a supported image"),
         started(cfg, SPLITS) as runner,
     ):
         runner.train()
 
 
-def test_more_processes_than_questions_is_refused_before_a_folder_is_made(
+def test_more_processes_than_questions_are_rejected_before_a_folder_is_made(
     config: Configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("lavis_ext.distributed.world_size", lambda: 64)
-    monkeypatch.setattr("lavis_ext.datasets.gqa.builder.gather", lambda items: items)
+    monkeypatch.setattr("lavis_ext.datasets.questions.builder.gather", lambda items: items)
     with pytest.raises(UserError, match="48 questions for 64 processes"), started(config(), SPLITS):
         pass
     assert not (tmp_path / "output").exists()
@@ -328,7 +353,14 @@ def test_the_log_is_readable_and_goes_to_tensorboard_and_wandb(
     assert list((folder / "wandb").glob("offline-run-*"))
 
 
-def test_the_logger_of_others_is_left_alone(config: Configured) -> None:
+def test_other_loggers_are_unchanged(config: Configured) -> None:
     handlers = list(logging.getLogger().handlers)
     run_log.set_up_logging(None, quiet=True)
     assert logging.getLogger().handlers == handlers
+
+
+def test_a_report_tells_how_weights_were_trained_wherever_they_are() -> None:
+    source = "packaged:miniature/fusion_encoder.safetensors"
+    facts = reporting._facts_of_weights(source, "model.fusion_weights")
+    assert {"trained", "learning rate", "steps"} <= facts.keys()
+    assert not reporting._facts_of_weights("no/file.safetensors", "model.fusion_weights")

@@ -1,8 +1,10 @@
-"""The parts of a run that are small enough to be looked at alone."""
+"""Unit tests of the parts of a run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,12 +12,15 @@ from torch import nn
 from lavis_ext import distributed
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
+from lavis_ext.datasets.samplers import TrainBatches
 from lavis_ext.registry import registry
+from lavis_ext.runners.config import RunConfig
 from lavis_ext.runners.freezing import freeze_all_but, parts_table, train_mode, trained_patterns
 from lavis_ext.runners.optimizer import WarmupCosineLRScheduler
-from lavis_ext.runners.progress import EarlyStopping, Progress
+from lavis_ext.runners.plan import TrainingPlan
+from lavis_ext.runners.progress import EarlyStopping, Progress, duration
 from lavis_ext.runners.run_folder import git_revision
-from lavis_ext.runners.run_log import duration
+from lavis_ext.runners.trainer import _waiting_advice
 from tests.tiny import HEAD, make_model
 
 
@@ -30,14 +35,14 @@ def test_early_stopping_counts_validations_without_gain() -> None:
     assert stopping.best == 0.4
 
 
-def test_early_stopping_takes_metrics_at_or_below_zero_and_less_as_better() -> None:
+def test_early_stopping_supports_metrics_at_or_below_zero_and_lower_is_better() -> None:
     """docs/traps.md, 13: LAVIS needs a metric above 0."""
     stopping = EarlyStopping("min")
     assert [stopping.update(value) for value in (0.0, -1.0, -0.5)] == [True, True, False]
     assert EarlyStopping("max").update(-5.0)
 
 
-def test_a_gain_must_exceed_the_minimum_and_nan_is_never_one() -> None:
+def test_an_improvement_exceeds_the_minimum_and_is_never_nan() -> None:
     stopping = EarlyStopping("max", patience=9, min_gain=0.1)
     assert not stopping.update(float("nan"))
     assert [stopping.update(value) for value in (0.5, 0.55, 0.6, 0.601, float("nan"))] == [
@@ -63,7 +68,7 @@ def test_only_matching_parameters_are_trained() -> None:
 )
 def test_patterns_that_train_nothing_are_errors(patterns: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        freeze_all_but(make_model({}), patterns)
+        freeze_all_but(make_model({"itm": None}), patterns)
 
 
 def test_frozen_modules_stay_in_eval_mode_with_their_dropout() -> None:
@@ -83,7 +88,7 @@ def test_frozen_modules_stay_in_eval_mode_with_their_dropout() -> None:
 def test_the_parts_table_counts_every_parameter_once() -> None:
     model = make_model({"answer": HEAD})
     freeze_all_but(model, ["fusion.*", "objectives.*"])
-    rows = [line.split() for line in parts_table(model).splitlines()[1:]]
+    rows = [line.split() for line in str(parts_table(model)).splitlines()[1:]]
     counts = {name: (int(n.replace(",", "")), int(t.replace(",", ""))) for name, n, t in rows}
     total = counts.pop("total")
     assert total[0] == sum(p.numel() for p in model.parameters())
@@ -136,16 +141,42 @@ def test_the_time_left_is_that_of_the_whole_run() -> None:
         progress.step()
     assert progress.seconds_left == pytest.approx(90 * 2)
     assert progress.window(40).rate == pytest.approx(2.0)
+    assert progress.time_left == "3 min 00 s left, plus evaluations"
+    progress.begin_validation()
     now[0] += 30.0
+    assert progress.seconds_left == pytest.approx(90 * 2), "during the validation too"
     progress.validated(30.0)
     assert progress.seconds_left == pytest.approx(90 * 2 + 3 * 30)
+    assert progress.time_left == "4 min 30 s left"
     now[0] += 2.0
     progress.step()
     rate = progress.window(4).rate
     assert rate == pytest.approx(2.0), "a validation is no part of the training rate"
 
 
-def test_time_without_a_batch_is_told_from_time_of_steps() -> None:
+def test_evaluations_count_by_their_examples_in_the_time_left() -> None:
+    """The final evaluation of a large test split takes as long as several validations."""
+    run = RunConfig(max_epoch=2, valid_splits=["val"], test_splits=["testdev"])
+    batches = TrainBatches(np.arange(64), batch_size=16, examples_per_image=1, seed=0)
+    examples = {"train": 64, "val": 10, "testdev": 40}
+    plan = TrainingPlan(run, examples, examples, batches)
+    assert plan.validations == 4
+    assert plan.validations_worth == 3 + 4
+    alone = replace(plan, run=replace(run, valid_splits=[]))
+    assert alone.validations_worth == 1
+
+
+def test_more_workers_are_advised_only_up_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert "Increase run.num_workers (now 1, with 4 cores)" in _waiting_advice(0.5, 1)
+    assert "Increase" not in _waiting_advice(0.5, 4)
+    assert "store smaller images" in _waiting_advice(0.5, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert "Increase" not in _waiting_advice(0.5, 1)
+
+
+def test_waiting_time_is_distinguished_from_step_time() -> None:
     now = [0.0]
     progress = Progress(total_steps=9, total_validations=0, clock=lambda: now[0])
 
@@ -156,11 +187,11 @@ def test_time_without_a_batch_is_told_from_time_of_steps() -> None:
         now[0] += 1.0
         progress.step()
         shares.append(progress.window(8).waiting)
-    # The workers' start, before the first step, is no reason to complain.
+    # The workers' start, before the first step, doesn't count.
     assert shares == pytest.approx([0.0, 0.75, 0.75, 0.75, 0.75])
 
 
-def test_durations_read_as_a_person_says_them() -> None:
+def test_durations_are_readable() -> None:
     assert [duration(s) for s in (4.4, 70, 3900)] == ["4 s", "1 min 10 s", "1 h 05 min"]
 
 
@@ -179,11 +210,11 @@ def test_cuda_without_a_device_is_the_users_error(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("run.metric=f1", "validations of this run have"),
-        ("run.metric=itm_accuracy", "validations of this run have"),
+        ("run.metric=f1", "this run's validations compute"),
+        ("run.metric=itm_accuracy", "this run's validations compute"),
     ],
 )
-def test_a_metric_that_no_validation_reports_is_refused_before_training(
+def test_a_metric_missing_from_validations_is_rejected_before_training(
     configured: Callable[..., Config], tiny_options: list[str], option: str, message: str
 ) -> None:
     from lavis_ext.runners.launch import started
@@ -195,7 +226,7 @@ def test_a_metric_that_no_validation_reports_is_refused_before_training(
         pass
 
 
-def test_reports_hold_the_figures_that_their_objective_names() -> None:
+def test_reports_have_the_metrics_declared_by_their_objective() -> None:
     from tests.tiny import make_samples
 
     objectives: dict[str, Any] = {"itm": {}, "head": HEAD, "answer": HEAD}

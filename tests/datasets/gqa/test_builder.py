@@ -1,8 +1,9 @@
-"""From a folder in GQA's layout to batches: sizes, missing images, workers, processors."""
+"""The GQA builder: sizes, missing images, workers and processors."""
 
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.base import DataFault, to_device
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
-from lavis_ext.datasets.gqa.dataset import GqaFusionDataset, QuestionBatch
+from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.loader import Loader
+from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.samplers import BatchRows, EvalBatches, TrainBatches
+from lavis_ext.datasets.samples import EXAMPLES, SampleSize
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 from lavis_ext.processors.text import QuestionConfig, QuestionProcessor
 from lavis_ext.registry import registry
@@ -33,7 +36,7 @@ def builder(root: Path, **options: Any) -> GqaFusionBuilder:
 
 @pytest.fixture
 def copied(mini_gqa: Path, tmp_path: Path) -> Path:
-    """A mini-GQA that a test may damage."""
+    """A copy of mini-GQA that a test may damage."""
     shutil.copytree(mini_gqa, tmp_path / "gqa")
     return tmp_path / "gqa"
 
@@ -74,7 +77,7 @@ def test_question_files_can_be_named_by_split(mini_gqa: Path, tmp_path: Path) ->
     assert len(own_split.build_datasets({"kitchens": None})["kitchens"]) > 0
 
 
-def test_builder_and_processors_stand_alone_with_their_defaults() -> None:
+def test_builder_and_processors_work_alone_with_their_defaults() -> None:
     for given, root in ((None, "data/gqa"), ({"type": "mini"}, "data/mini_gqa")):
         config = registry.get_builder_class("gqa_fusion")(given).config
         assert config.root == root
@@ -84,34 +87,59 @@ def test_builder_and_processors_stand_alone_with_their_defaults() -> None:
 
 
 def test_sizes_are_seeded_samples(mini_gqa: Path) -> None:
-    def ids(size: int | None, seed: int) -> list[str]:
+    def ids(size: SampleSize | float | None, seed: int) -> list[str]:
         table = builder(mini_gqa).build_datasets({"train": size}, seed=seed)["train"].table
         found: list[str] = table.columns["question_id"].to_pylist()
         return found
 
     everything = ids(None, 0)
-    assert len(ids(50, 0)) == 50
-    assert ids(50, 0) == ids(50, 0) != ids(50, 1)
-    assert {*ids(50, 0)} < {*everything}
-    assert max(everything.index(each) for each in ids(50, 0)) > 0.8 * len(everything)
+    by_example = SampleSize(50, EXAMPLES)
+    assert len(ids(by_example, 0)) == 50
+    for size in (50, 0.3, by_example):
+        assert ids(size, 0) == ids(size, 0) != ids(size, 1)
+        assert {*ids(size, 0)} < {*everything}
+        assert max(everything.index(each) for each in ids(size, 0)) > 0.5 * len(everything)
 
 
-def test_small_train_size_bounds_every_split_and_the_others_win_for_theirs(
+def test_a_sample_takes_whole_images(mini_gqa: Path) -> None:
+    """50 single questions would need 50 images, which are most of a step's cost."""
+    whole = builder(mini_gqa).build_datasets({"train": None})["train"]
+    of_image = Counter(whole.image_ids(np.arange(len(whole))))
+
+    def images(size: Any) -> Counter[str]:
+        dataset = builder(mini_gqa).build_datasets({"train": size})["train"]
+        return Counter(dataset.image_ids(np.arange(len(dataset))))
+
+    sampled = images(50)
+    assert all(of_image[image] == count for image, count in sampled.items())
+    assert 50 <= sampled.total() < 50 + max(of_image.values())
+    assert len(images(0.5)) == round(len(of_image) / 2)
+    assert images(1.0) == images(10**6) == of_image
+    assert len(images(1)) == 2  # one image's questions are the other's mismatched ones
+
+
+def test_small_train_size_limits_every_split_without_its_own_size(
     configured: Callable[..., Any],
 ) -> None:
     splits = ["train", "val", "testdev"]
 
-    def sizes(*options: str) -> list[int | None]:
+    def sizes(*options: str) -> list[SampleSize | None]:
         return list(configured(*options).run.sizes(splits).values())
 
     assert sizes() == [None, None, None]
-    assert sizes("run.small_train_size=50") == [50, 50, 50]
-    assert sizes("run.small_val_size=20") == [None, 20, None]
+    assert sizes("run.small_train_size=50") == [SampleSize(50)] * 3
+    assert sizes("run.small_train_size=0.5") == [SampleSize(0.5)] * 3
+    (whole, *_) = sizes("run.small_train_size=1.0")
+    assert whole is not None
+    assert isinstance(whole.amount, float), "1.0 is all of the images, 1 is one example"
+    assert sizes("run.small_val_size=20") == [None, SampleSize(20), None]
     three = [
         f"run.small_{role}_size={size}"
         for role, size in zip(("train", "val", "test"), (5, 6, 7), strict=True)
     ]
-    assert sizes(*three) == [5, 6, 7]
+    assert sizes(*three) == [SampleSize(5), SampleSize(6), SampleSize(7)]
+    by_example = sizes("run.small_val_size=20", "run.sample_by=examples")
+    assert by_example == [None, SampleSize(20, EXAMPLES), None]
 
 
 def test_missing_images_are_counted_and_named_before_training(copied: Path) -> None:
@@ -120,7 +148,7 @@ def test_missing_images_are_counted_and_named_before_training(copied: Path) -> N
     with pytest.raises(UserError) as caught:
         builder(copied).build_datasets()
     message = str(caught.value)
-    assert f"1 of the {len(images)} images that split 'val' uses are missing" in message
+    assert f"1 of the {len(images)} images that split 'val' uses is missing" in message
     assert images[0] in message
     assert "missing_images_limit" in message
 
@@ -144,7 +172,7 @@ def test_allowed_missing_images_take_their_questions_with_them(
         builder(copied, missing_images_limit=0.1).build_datasets({"train": None})
 
 
-def test_all_images_missing_is_an_error_whatever_the_limit(copied: Path) -> None:
+def test_all_images_missing_is_an_error_for_any_limit(copied: Path) -> None:
     for image in (copied / "images").iterdir():
         image.unlink()
     with pytest.raises(UserError, match=r"32 of the 32 images.*gqa_fusion\.images\."):
@@ -154,7 +182,7 @@ def test_all_images_missing_is_an_error_whatever_the_limit(copied: Path) -> None
         builder(copied).build_datasets({"train": None})
 
 
-def test_a_root_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+def test_a_missing_root_is_named_by_its_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"datasets\.gqa_fusion\.root: there is no folder"):
         builder(tmp_path / "gone").build_datasets({"train": None})
 
@@ -165,7 +193,7 @@ def batch_of(dataset: GqaFusionDataset, rows: list[int], epoch: int = 0) -> Ques
     return samples
 
 
-def test_a_batch_holds_each_image_once_and_points_to_it(train: GqaFusionDataset) -> None:
+def test_a_batch_has_each_image_once_with_indices_into_it(train: GqaFusionDataset) -> None:
     rows = [30, 0, 1, 31, 2, 60]
     samples = batch_of(train, rows)
     images = [train.table.text("image_id", row) for row in rows]
@@ -184,7 +212,7 @@ def test_a_batch_holds_each_image_once_and_points_to_it(train: GqaFusionDataset)
     assert samples["global_size"] == 99
 
 
-def test_mismatched_questions_stand_with_their_question(train: GqaFusionDataset) -> None:
+def test_mismatched_questions_are_grouped_by_their_question(train: GqaFusionDataset) -> None:
     assert train.mismatched is not None
     rows = [30, 0, 31]
     samples = batch_of(train, rows, epoch=3)
@@ -197,7 +225,7 @@ def test_mismatched_questions_stand_with_their_question(train: GqaFusionDataset)
         assert alone["mismatched_input"] == mine
 
 
-def test_without_mismatched_questions_there_are_none(mini_gqa: Path) -> None:
+def test_without_mismatched_questions_batches_have_none(mini_gqa: Path) -> None:
     dataset = builder(mini_gqa).build_datasets({"val": None}, with_mismatched=False)["val"]
     assert batch_of(dataset, [0, 1])["mismatched_input"] == []
     assert dataset[1]["ids"] == [dataset.table.text("question_id", 1)]
@@ -235,7 +263,7 @@ def test_a_broken_image_reaches_the_user_without_a_worker_traceback(
         dataset[0]
 
 
-def test_the_image_processor_keeps_the_whole_picture_the_right_way_round() -> None:
+def test_the_image_processor_keeps_the_whole_picture_unmirrored() -> None:
     picture = Image.new("RGB", (60, 20))
     picture.paste((255, 0, 0), (0, 0, 20, 20))
     picture.paste((0, 0, 255), (40, 0, 60, 20))

@@ -1,4 +1,4 @@
-"""GQA's download against a local server: what arrives, what goes on, and what is refused."""
+"""GQA's download from a local server: contents, resumption and errors."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ RECORD = {"02930152": {"question": "Is it red?", "imageId": "2405722", "answer":
 
 
 def packed(**files: bytes) -> bytes:
-    """A zip of these files, not compressed."""
+    """An uncompressed zip of these files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
@@ -46,12 +46,12 @@ def questions_zip() -> bytes:
 
 
 def images_zip() -> bytes:
-    """The images lie in a folder within the archive; 100 kB to be cut off somewhere."""
+    """Images in a folder of the archive, with 100 kB for interruptions."""
     return packed(**{f"images/{number}.jpg": bytes([number]) * 20_000 for number in range(5)})
 
 
 class Server:
-    """Serves ``files``; its other attributes are how it misbehaves."""
+    """Serves ``files``; other attributes define its faults."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/nlp/data/gqa/"
@@ -59,7 +59,7 @@ class Server:
         self.ranges = True
         self.version = '"1"'
         self.cut_after: int | None = None
-        """Bytes after which a connection ends, as often as ``cuts`` says."""
+        """Bytes before a connection is cut, ``cuts`` times."""
         self.cuts = 0
         self.named_too_much = 0
         self.head_names_too_much = 0
@@ -78,29 +78,29 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        behaviour: Server = self.server.behaviour  # type: ignore[attr-defined]
+        behavior: Server = self.server.behavior  # type: ignore[attr-defined]
         name, wanted = self.path.rsplit("/", 1)[-1], self.headers.get("Range")
-        behaviour.requests.append((self.command, name, wanted))
-        content = behaviour.files.get(name)
+        behavior.requests.append((self.command, name, wanted))
+        content = behavior.files.get(name)
         if content is None:
             return self.send_error(404)
-        if behaviour.failures:
-            behaviour.failures -= 1
+        if behavior.failures:
+            behavior.failures -= 1
             return self.send_error(503)
         start = 0
-        if wanted and behaviour.ranges and self.headers["If-Range"] == behaviour.version:
+        if wanted and behavior.ranges and self.headers["If-Range"] == behavior.version:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
-        extra = behaviour.named_too_much + (0 if body else behaviour.head_names_too_much)
+        extra = behavior.named_too_much + (0 if body else behavior.head_names_too_much)
         self.send_header("Content-Length", str(len(content) - start + extra))
-        self.send_header("ETag", behaviour.version)
+        self.send_header("ETag", behavior.version)
         self.end_headers()
         if not body:
             return None
         end = None
-        if behaviour.cuts and behaviour.cut_after is not None:
-            behaviour.cuts -= 1
-            end = start + behaviour.cut_after
+        if behavior.cuts and behavior.cut_after is not None:
+            behavior.cuts -= 1
+            end = start + behavior.cut_after
         self.wfile.write(content[start:end])
         return None
 
@@ -112,12 +112,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     # The known checksum is that of the real images.
     monkeypatch.setitem(PARTS, "images", replace(PARTS["images"], sha256=None))
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    behaviour = Server(listening.server_port)
-    behaviour.files = {"questions1.2.zip": questions_zip(), "images.zip": images_zip()}
-    listening.behaviour = behaviour  # type: ignore[attr-defined]
+    behavior = Server(listening.server_port)
+    behavior.files = {"questions1.2.zip": questions_zip(), "images.zip": images_zip()}
+    listening.behavior = behavior  # type: ignore[attr-defined]
     thread = Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    yield behaviour
+    yield behavior
     listening.shutdown()
     listening.server_close()
     thread.join()
@@ -162,7 +162,7 @@ def test_downloads_are_recorded(fetch: Callable[..., None], out: Path, server: S
     }
 
 
-def test_a_second_run_leaves_all_as_it_is_without_the_network(
+def test_a_second_run_changes_nothing_and_needs_no_network(
     fetch: Callable[..., None], out: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch()
@@ -174,17 +174,17 @@ def test_a_second_run_leaves_all_as_it_is_without_the_network(
     assert "images is complete already: 5 files" in capsys.readouterr().out
 
 
-def test_a_folder_that_lost_files_is_noticed(fetch: Callable[..., None], out: Path) -> None:
+def test_missing_files_of_a_folder_are_detected(fetch: Callable[..., None], out: Path) -> None:
     fetch(["images"])
     (out / "images" / "2.jpg").unlink()
-    with pytest.raises(UserError, match=r"images: 4 files, of 5 .*Delete the folder"):
+    with pytest.raises(UserError, match=r"images: 4 of the 5 .*Delete the folder"):
         fetch(["images"])
 
 
-def test_a_folder_of_somebody_elses_is_left_alone(fetch: Callable[..., None], out: Path) -> None:
+def test_an_existing_folder_of_other_origin_is_kept(fetch: Callable[..., None], out: Path) -> None:
     (out / "images").mkdir(parents=True)
     (out / "images" / "mine.jpg").write_text("mine")
-    with pytest.raises(UserError, match=r"images is there and was not made by this download"):
+    with pytest.raises(UserError, match=r"images exists and wasn't created by this download"):
         fetch(["images"])
     assert (out / "images" / "mine.jpg").read_text() == "mine"
 
@@ -192,9 +192,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(fetch: Callable[..., None], ou
 # --- connections that break ----------------------------------------------------------------------
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(
-    fetch: Callable[..., None], out: Path, server: Server
-) -> None:
+def test_a_dropped_download_resumes(fetch: Callable[..., None], out: Path, server: Server) -> None:
     server.cut_after, server.cuts = 30_000, 2
     fetch(["images"])
     ranges = [wanted for method, _, wanted in server.requests if method == "GET"]
@@ -202,7 +200,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(
     assert (out / "images" / "4.jpg").read_bytes() == bytes([4]) * 20_000
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_gave_up(
+def test_a_later_run_resumes_a_failed_download(
     fetch: Callable[..., None],
     out: Path,
     server: Server,
@@ -211,7 +209,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_gave_up(
 ) -> None:
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.cut_after, server.cuts = 70_000, 1
-    with pytest.raises(UserError, match=r"given up after 1 attempts \(.*70,000 of .* is kept"):
+    with pytest.raises(UserError, match=r"gave up after 1 attempts \(.*70,000 of .* it resumes"):
         fetch(["images"])
     assert (out / "images.zip.part").stat().st_size == 70_000
     assert not (out / "images").exists()
@@ -222,7 +220,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_gave_up(
     assert "starting over" not in capsys.readouterr().err
 
 
-def test_a_server_without_ranges_starts_over_and_says_so(
+def test_without_range_support_a_download_starts_over(
     fetch: Callable[..., None],
     out: Path,
     server: Server,
@@ -231,10 +229,10 @@ def test_a_server_without_ranges_starts_over_and_says_so(
     server.ranges, server.cut_after, server.cuts = False, 30_000, 1
     fetch(["images"])
     assert (out / "images" / "4.jpg").read_bytes() == bytes([4]) * 20_000
-    assert "does not go on from the middle: starting over" in capsys.readouterr().err
+    assert "doesn't support resuming: starting over" in capsys.readouterr().err
 
 
-def test_a_start_of_another_version_is_thrown_away(
+def test_a_partial_download_of_another_version_is_discarded(
     fetch: Callable[..., None],
     out: Path,
     server: Server,
@@ -243,7 +241,7 @@ def test_a_start_of_another_version_is_thrown_away(
 ) -> None:
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.cut_after, server.cuts = 70_000, 1
-    with pytest.raises(UserError, match="given up"):
+    with pytest.raises(UserError, match="gave up"):
         fetch(["images"])
     server.files["images.zip"] = packed(**{f"{n}.jpg": b"new" * 30_000 for n in range(2)})
     server.version = '"2"'
@@ -252,17 +250,17 @@ def test_a_start_of_another_version_is_thrown_away(
     assert "another version of the file: starting over" in capsys.readouterr().err
 
 
-def test_a_connection_that_always_breaks_is_given_up(
+def test_a_connection_that_always_breaks_is_abandoned(
     fetch: Callable[..., None], server: Server
 ) -> None:
     server.ranges, server.cut_after, server.cuts = False, 30_000, 1000
-    with pytest.raises(UserError, match=r"given up after 6 attempts"):
+    with pytest.raises(UserError, match=r"gave up after 6 attempts"):
         fetch(["images"])
     # The first gets further than nothing; six more get no further.
     assert sum(method == "GET" for method, _, _ in server.requests) <= 7
 
 
-def test_an_overloaded_server_is_asked_again_ever_later(
+def test_an_overloaded_server_is_retried_with_growing_pauses(
     fetch: Callable[..., None], out: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -274,7 +272,7 @@ def test_an_overloaded_server_is_asked_again_ever_later(
     assert len(names(out / "images")) == 5
 
 
-def test_without_a_network_it_says_so_and_exits_with_2(
+def test_without_a_network_it_exits_with_2_and_a_message(
     server: Server, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Nothing listens there.
@@ -282,8 +280,8 @@ def test_without_a_network_it_says_so_and_exits_with_2(
         main([str(out), "--base-url", "http://127.0.0.1:9/gqa"])
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: http://127.0.0.1:9/gqa/questions1.2.zip: given up after 6")
-    assert "Look at the network" in error
+    assert error.startswith("error: http://127.0.0.1:9/gqa/questions1.2.zip: gave up after 6")
+    assert "Check the network" in error
 
 
 def test_progress_names_percent_rate_and_time_left(
@@ -306,37 +304,37 @@ def test_progress_names_percent_rate_and_time_left(
 # --- files that are not what they should be ------------------------------------------------------
 
 
-def test_a_missing_file_is_named_at_once(
+def test_a_missing_file_is_named_before_any_download(
     server: Server, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main([str(out), "--parts", "questions", "eval", "--base-url", server.url])
     assert caught.value.code == 2
-    assert "eval.zip: the server refuses it (HTTP 404" in capsys.readouterr().err
+    assert "eval.zip: the server refuses the request (HTTP 404" in capsys.readouterr().err
     # All are asked for before the first is fetched.
     assert all(method == "HEAD" for method, _, _ in server.requests)
 
 
-def test_fewer_bytes_than_announced_are_refused(
+def test_fewer_bytes_than_announced_are_rejected(
     fetch: Callable[..., None], out: Path, server: Server
 ) -> None:
     server.named_too_much = 7
-    with pytest.raises(UserError, match=r"given up .*the connection ended after [\d,]+ of"):
+    with pytest.raises(UserError, match=r"gave up .*the connection ended after [\d,]+ of"):
         fetch(["images"])
     assert not (out / "images").exists()
 
 
-def test_another_size_than_announced_is_refused(
+def test_another_size_than_announced_is_rejected(
     fetch: Callable[..., None], out: Path, server: Server
 ) -> None:
     server.head_names_too_much = 7
-    with pytest.raises(UserError, match=r"announces [\d,]+ bytes and sends [\d,]+"):
+    with pytest.raises(UserError, match=r"announced [\d,]+ bytes but sends [\d,]+"):
         fetch(["images"])
     assert not (out / "images").exists()
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "everything"])
-def test_a_damaged_archive_is_named_and_mended_by_deleting_it(
+def test_a_damaged_archive_is_named_and_fixed_by_deleting_it(
     damage: str, fetch: Callable[..., None], out: Path, server: Server
 ) -> None:
     whole = server.files["images.zip"]
@@ -365,17 +363,17 @@ def test_a_damaged_archive_is_named_and_mended_by_deleting_it(
         "C:x.jpg",
     ],
 )
-def test_a_path_that_leaves_the_folder_is_refused(
+def test_a_path_outside_the_folder_is_rejected(
     name: str, fetch: Callable[..., None], tmp_path: Path, server: Server
 ) -> None:
     server.files["images.zip"] = packed(**{"images/1.jpg": b"1", name: b"out"})
-    with pytest.raises(UserError, match="leads out of its folder"):
+    with pytest.raises(UserError, match="a path outside its folder"):
         fetch(["images"])
     assert names(tmp_path / "gqa") == {"images.zip", "downloads.json"}
     assert names(tmp_path) == {"gqa"}
 
 
-def test_a_link_in_the_archive_is_refused(fetch: Callable[..., None], server: Server) -> None:
+def test_a_link_in_the_archive_is_rejected(fetch: Callable[..., None], server: Server) -> None:
     link = zipfile.ZipInfo("images/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     buffer = io.BytesIO()
@@ -383,15 +381,15 @@ def test_a_link_in_the_archive_is_refused(fetch: Callable[..., None], server: Se
         archive.writestr("images/1.jpg", b"1")
         archive.writestr(link, "/etc")
     server.files["images.zip"] = buffer.getvalue()
-    with pytest.raises(UserError, match="'images/link', which leads out of its folder"):
+    with pytest.raises(UserError, match="'images/link', a path outside its folder"):
         fetch(["images"])
 
 
-def test_an_archive_of_something_else_is_refused(
+def test_an_archive_of_something_else_is_rejected(
     fetch: Callable[..., None], out: Path, server: Server
 ) -> None:
     server.files["images.zip"] = questions_zip()
-    with pytest.raises(UserError, match=r"there is no \*\.jpg in it"):
+    with pytest.raises(UserError, match=r"it has no \*\.jpg"):
         fetch(["images"])
     assert not (out / "images").exists()
 
@@ -408,12 +406,12 @@ def test_a_known_checksum_is_compared(
     assert len(names(out / "images")) == 5
 
 
-def test_a_file_that_changed_since_an_earlier_download_is_noticed(
+def test_a_file_changed_since_an_earlier_download_is_detected(
     fetch: Callable[..., None], out: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(["images"])
     first = hashlib.sha256(server.files["images.zip"]).hexdigest()
-    assert f"{first}. None is known to compare it with" in capsys.readouterr().out
+    assert f"{first}. There is no known one to compare it with" in capsys.readouterr().out
     shutil.rmtree(out / "images")
     fetch(["images"])
     assert f"{first}, which is an earlier download's" in capsys.readouterr().out
@@ -428,7 +426,7 @@ def test_a_file_that_changed_since_an_earlier_download_is_noticed(
 # --- the disk ------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_the_download(
+def test_too_little_disk_space_is_an_error_before_the_download(
     fetch: Callable[..., None], out: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed_size = len(server.files["images.zip"])

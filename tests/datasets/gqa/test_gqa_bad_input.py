@@ -18,7 +18,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def good(mini_gqa: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of mini-GQA's validation split that all go together."""
+    """Consistent files of mini-GQA's validation split."""
     folder = tmp_path_factory.mktemp("gqa")
     questions = mini_gqa / "questions" / "val_all_questions.json"
     choices = mini_gqa / "choices" / "val_choices.json"
@@ -34,7 +34,7 @@ def good(mini_gqa: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.fixture
 def refused(good: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """``refused("--consistency", predictions=[...])``: what the command says to that content."""
+    """``refused("--consistency", predictions=[...])``: the command's error for that content."""
 
     def run(*options: str, **changed: Any) -> str:
         paths = dict(good)
@@ -59,7 +59,7 @@ def content_of(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_the_files_are_good_as_they_are(good: dict[str, Path]) -> None:
+def test_the_unchanged_files_are_valid(good: dict[str, Path]) -> None:
     main([*(f"--{name}={path}" for name, path in good.items()), "--consistency"])
 
 
@@ -68,9 +68,11 @@ def test_missing_predictions_are_counted_and_named(refused: Refused, good: dict[
     balanced = [name for name, record in records.items() if record["isBalanced"]]
     kept = [p for p in content_of(good["predictions"]) if p["questionId"] not in balanced[:5]]
     said = refused(predictions=kept)
-    assert f"no prediction for 5 questions ({', '.join(balanced[:3])}, ...)" in said
+    assert (
+        f"no prediction for 5 of {len(balanced)} questions ({', '.join(balanced[:3])}, ...)" in said
+    )
     kept = [p for p in content_of(good["predictions"]) if p["questionId"] != balanced[0]]
-    assert "no prediction for 1 question (" in refused(predictions=kept)
+    assert "no prediction for 1 of 72 questions (" in refused(predictions=kept)
 
 
 def test_consistency_needs_predictions_for_entailed_questions(
@@ -83,14 +85,16 @@ def test_consistency_needs_predictions_for_entailed_questions(
     assert "no prediction for" in refused("--consistency", predictions=balanced)
 
 
-def test_predictions_for_unknown_questions(refused: Refused, good: dict[str, Path]) -> None:
+def test_predictions_for_unknown_questions_are_errors(
+    refused: Refused, good: dict[str, Path]
+) -> None:
     more = [*content_of(good["predictions"]), {"questionId": "999", "prediction": "yes"}]
     said = refused(predictions=more)
     assert "1 question that" in said
     assert "(999); are they of another split?" in said
 
 
-def test_predictions_that_stand_twice(refused: Refused, good: dict[str, Path]) -> None:
+def test_repeated_predictions_are_errors(refused: Refused, good: dict[str, Path]) -> None:
     predictions = content_of(good["predictions"])
     said = refused(predictions=[*predictions, *predictions[:4]])
     first = ", ".join(each["questionId"] for each in predictions[:3])
@@ -102,22 +106,29 @@ def test_predictions_that_stand_twice(refused: Refused, good: dict[str, Path]) -
     [
         ("", "the prediction file is empty"),
         ("[]", "but the file is empty"),
-        ("[{", "breaks off"),
-        ('{"1": "yes"}', 'expected a list of {"questionId": ..., "prediction": ...}, but'),
-        ('"yes"', "but the file is a text"),
-        ('["yes"]', "but a record is a text"),
-        ('[{"question_id": "1", "answer": "yes"}]', "but a record has question_id, answer"),
-        ('[{"questionId": 1, "prediction": "yes"}]', "questionId 1 is a number; ids are texts"),
-        ('[{"questionId": "1", "prediction": 2}]', "question 1 is a number, not a text"),
-        ('[{"questionId": "1", "prediction": null}]', "question 1 is nothing (null), not a text"),
+        ("[{", "is cut off"),
+        ('{"1": {"score": 3}}', 'expected a list of {"questionId": ..., "prediction": ...}, but'),
+        ('{"1": "yes"}', "1 question that"),
+        ('"yes"', "but the file is a string"),
+        ('["yes"]', "but record 0 (counted from 0) is a string"),
+        ('[{"question_id": "1", "score": 3}]', "the record of question 1 has question_id, score"),
+        ('[{"score": 3}]', "but record 0 (counted from 0) has score"),
+        ('[{"questionId": true, "prediction": "yes"}]', "has questionId, prediction"),
+        ('[{"questionId": "1", "prediction": ["a", "b"]}]', "question 1 is a list, not a string"),
+        ('[{"questionId": "1", "prediction": 1e999}]', "is an infinite number, not a string"),
+        ('[{"questionId": "1", "prediction": NaN}]', "question 1 is NaN, not a string"),
+        ('[{"questionId": "1", "prediction": true}]', "question 1 is a boolean, not a"),
+        ('[{"questionId": "1", "prediction": null}]', "question 1 is null, not a string"),
     ],
 )
-def test_predictions_of_another_shape(refused: Refused, content: str, words: str) -> None:
+def test_predictions_of_another_shape_are_errors(
+    refused: Refused, content: str, words: str
+) -> None:
     assert words in refused(predictions=content)
 
 
 @pytest.mark.parametrize("name", ["questions", "predictions", "choices", "scenes", "attentions"])
-def test_a_file_that_is_not_there(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_missing_files_are_errors(refused: Refused, tmp_path: Path, name: str) -> None:
     missing = tmp_path / "missing.json"
     said = refused(**{name: missing})
     assert f"{missing}: the" in said
@@ -135,20 +146,22 @@ def test_choices_and_scenes_of_another_split(refused: Refused, mini_gqa: Path) -
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[[1]]", "but the file is a list"),
+        ("[[1]]", "but record 0 (counted from 0) is a list"),
         ('{"1": ["yes"]}', "but question 1 has no such lists"),
         ('{"1": {"valid": ["yes"]}}', "but question 1 has no such lists"),
     ],
 )
-def test_choices_of_another_shape(refused: Refused, content: str, words: str) -> None:
+def test_choices_of_another_shape_are_errors(refused: Refused, content: str, words: str) -> None:
     assert words in refused(choices=content)
 
 
-def test_scene_graphs_that_lack_an_object(refused: Refused, good: dict[str, Path]) -> None:
+def test_scene_graphs_without_a_named_object_are_errors(
+    refused: Refused, good: dict[str, Path]
+) -> None:
     graphs = content_of(good["scenes"])
     for graph in graphs.values():
         graph["objects"] = dict(list(graph["objects"].items())[:1])
-    assert "there is no object '" in refused(scenes=graphs)
+    assert "the object '" in refused(scenes=graphs)
 
 
 def test_maps_of_uneven_size(refused: Refused, good: dict[str, Path]) -> None:
@@ -166,15 +179,17 @@ def test_maps_of_uneven_size(refused: Refused, good: dict[str, Path]) -> None:
         ([0.5, 0.5], "is not rows of numbers"),
         ([], "is not rows of numbers"),
         ([["a"]], "is not rows of numbers"),
-        ("all", "is a text"),
+        ("all", "is a string"),
         ([[float("nan")]], "aren't finite"),
     ],
 )
-def test_attentions_that_are_no_maps(refused: Refused, attention: Any, words: str) -> None:
+def test_attentions_that_are_not_maps_are_errors(
+    refused: Refused, attention: Any, words: str
+) -> None:
     assert words in refused(attentions=[{"questionId": "1", "attention": attention}])
 
 
-def test_maps_of_another_size_than_was_asked_for(refused: Refused) -> None:
+def test_maps_of_a_size_other_than_requested_are_errors(refused: Refused) -> None:
     said = refused("--mapSize=9", attentions=[{"questionId": "1", "attention": [[0.5, 0.5]]}])
     assert "the map of question 1 is 1x2, not 9x9 (--mapSize)" in said
 
@@ -187,12 +202,16 @@ def test_maps_of_another_size_than_was_asked_for(refused: Refused) -> None:
         ([10, 20, 30, 40, 0.5], "isn't 0 <= x0 < x1 <= 1"),
     ],
 )
-def test_regions_that_are_no_boxes(refused: Refused, region: list[float], words: str) -> None:
+def test_regions_that_are_not_boxes_are_errors(
+    refused: Refused, region: list[float], words: str
+) -> None:
     said = refused("--objectFeatures", attentions=[{"questionId": "1", "attention": [region]}])
     assert words in said
 
 
-def test_attentions_missing_repeated_and_unknown(refused: Refused, good: dict[str, Path]) -> None:
+def test_missing_repeated_and_unknown_attentions_are_errors(
+    refused: Refused, good: dict[str, Path]
+) -> None:
     attentions = content_of(good["attentions"])
     assert "has attention more than once" in refused(attentions=[*attentions, attentions[0]])
     assert "no attention for" in refused(attentions=attentions[:4])
@@ -200,7 +219,9 @@ def test_attentions_missing_repeated_and_unknown(refused: Refused, good: dict[st
     assert "doesn't have (999)" in refused(attentions=[*attentions, unknown])
 
 
-def test_questions_that_can_not_be_scored(refused: Refused, good: dict[str, Path]) -> None:
+def test_questions_that_cannot_be_scored_are_errors(
+    refused: Refused, good: dict[str, Path]
+) -> None:
     records = content_of(good["questions"])
     without = {name: {**each, "answer": None} for name, each in records.items()}
     said = refused(questions=without)
@@ -219,7 +240,7 @@ def test_options_that_can_only_fail_later(refused: Refused, tmp_path: Path) -> N
     assert "--seed is -1; it must not be negative" in refused("--seed=-1")
 
 
-def test_comparing_and_the_leaderboard_refuse_the_same(
+def test_comparison_and_leaderboard_reject_the_same_files(
     good: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = tmp_path / "short.json"

@@ -1,4 +1,4 @@
-"""Mismatched questions: they never match, and depend on seed, epoch and question alone."""
+"""Mismatched questions never match, and depend only on seed, epoch and question."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa.mismatched import MismatchedQuestions
-from lavis_ext.datasets.gqa.question_table import SCHEMA, QuestionTable
 from lavis_ext.datasets.gqa.questions import find_questions, read_questions
+from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.table import SCHEMA, QuestionTable
 from lavis_ext.datasets.samplers import TrainBatches
 
 
@@ -67,13 +67,13 @@ def test_no_mismatched_question_matches(table: QuestionTable, hard: bool, count:
             assert_none_matches(questions, drawn)
 
 
-def test_the_one_possible_question_is_found_among_many_that_are_not() -> None:
+def test_the_only_possible_mismatch_is_found() -> None:
     questions = table_of([*[(str(image), "Is it red?") for image in range(500)], ("x", "Why?")])
     mismatched = MismatchedQuestions(questions, count=2, hard=True, seed=0)
     assert mismatched.draw(7, epoch=0) == [500, 500]
 
 
-def test_several_for_one_question_differ(table: QuestionTable) -> None:
+def test_several_mismatches_of_a_question_differ(table: QuestionTable) -> None:
     for hard in (False, True):
         mismatched = MismatchedQuestions(table, count=4, hard=hard, seed=1)
         codes = table.question_codes()
@@ -81,7 +81,7 @@ def test_several_for_one_question_differ(table: QuestionTable) -> None:
             assert len({*codes[mismatched.draw(row, 0)]}) == 4
 
 
-def test_hard_ones_have_the_same_form_wherever_the_split_has_one(table: QuestionTable) -> None:
+def test_hard_mismatches_have_the_same_form_if_the_split_has_one(table: QuestionTable) -> None:
     forms, texts, images = table.form_codes(), table.question_codes(), table.codes("image_id")
     mismatched = MismatchedQuestions(table, count=1, hard=True, seed=1)
     plain = MismatchedQuestions(table, count=1, hard=False, seed=1)
@@ -147,6 +147,6 @@ def test_draws_cover_the_split(table: QuestionTable) -> None:
     ],
     ids=["one question", "one image", "one text", "one image is asked everything"],
 )
-def test_a_split_without_any_is_refused_before_training(questions: list[tuple[str, str]]) -> None:
+def test_a_split_without_any_is_rejected_before_training(questions: list[tuple[str, str]]) -> None:
     with pytest.raises(UserError, match=r"Image [17] has no mismatched question: .*run\.small_"):
         MismatchedQuestions(table_of(questions), count=1, hard=False, seed=0)

@@ -1,4 +1,4 @@
-"""Objects' masks in COCO's instance format: COCO's tools read ours, and we read others'."""
+"""Object masks in COCO's instance format: written for COCO's tools, and read from others."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def decoded(root: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def altered(mini_gqa: Path, tmp_path: Path) -> Path:
-    """A folder with the scene graphs and instances of mini-GQA, to be changed."""
+    """A folder with mini-GQA's scene graphs and instances that a test may change."""
     for name in ("sceneGraphs", "instances"):
         shutil.copytree(mini_gqa / name, tmp_path / name)
     return tmp_path
@@ -77,7 +77,7 @@ def test_the_pictures_of_earlier_versions_give_the_same_masks(
         decoded(tmp_path)
 
 
-def test_a_mini_gqa_of_an_earlier_version_is_used_as_it_is(tmp_path: Path) -> None:
+def test_a_mini_gqa_of_an_earlier_version_is_kept(tmp_path: Path) -> None:
     make_mini_gqa(tmp_path / "set", images=10)
     metadata = tmp_path / "set" / "metadata.json"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"generator_version": 1}))
@@ -87,7 +87,7 @@ def test_a_mini_gqa_of_an_earlier_version_is_used_as_it_is(tmp_path: Path) -> No
 
 
 @given(arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_any_mask_comes_back(mask: np.ndarray) -> None:
+def test_any_mask_survives_encoding(mask: np.ndarray) -> None:
     assert np.array_equal(ObjectMask.of(mask).decode(), mask)
 
 
@@ -128,12 +128,12 @@ FIRST = ("annotations", 0)
         (lambda c: c["annotations"][0]["segmentation"].update(size=[2**40, 1]), "a size of"),
         (
             lambda c: c["annotations"][0]["segmentation"].update(size=[2, 2], counts=[4]),
-            "is not of its scene graph's size, 128x128",
+            "doesn't have its scene graph's size, 128x128",
         ),
         (lambda c: c["annotations"].insert(0, 7), "annotation 7 has no"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong(
+def test_a_damaged_file_is_an_error_with_path_and_reason(
     altered: Path, change: Any, message: str
 ) -> None:
     content = copy.deepcopy(json.loads(instances(altered).read_text()))

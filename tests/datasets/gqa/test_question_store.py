@@ -1,4 +1,4 @@
-"""The question store: what it keeps, when it is written, who writes it, and what it holds."""
+"""The question store: contents, conversion, locking and damage."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,19 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lavis_ext.common import locks
+from lavis_ext.common import locks, progress
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa import builder, json_records, question_conversion, question_store
-from lavis_ext.datasets.gqa.question_table import QuestionTable
+from lavis_ext.datasets.gqa import questions as gqa_questions
+from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
 from lavis_ext.datasets.gqa.questions import find_questions, read_questions
+from lavis_ext.datasets.questions import builder as question_builder
+from lavis_ext.datasets.questions import conversion as question_conversion
+from lavis_ext.datasets.questions import json_records
+from lavis_ext.datasets.questions import store as question_store
+from lavis_ext.datasets.questions.table import QuestionTable
 from tests.datasets.gqa.test_questions import BROKEN, RECORD, rows, write
+from tests.launching import PATIENCE, wait_until
 
 PROJECT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files of any size are converted, into several chunks."""
+    """Convert files of any size, into several chunks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(question_store, "SMALL", 0)
     monkeypatch.setattr(question_conversion, "ROWS_AT_ONCE", 8)
@@ -63,11 +68,12 @@ def written(file: Path) -> tuple[int, int]:
 
 
 def in_another_process(script: str, *arguments: str) -> subprocess.Popen[str]:
-    """A program that logs to stderr and converts files of any size."""
+    """Start a program that logs to stderr and converts files of any size."""
     head = (
         "import logging, os, sys, time\n"
         "from pathlib import Path\n"
-        "from lavis_ext.datasets.gqa import question_conversion, question_store\n"
+        "from lavis_ext.datasets.questions import conversion as question_conversion\n"
+        "from lavis_ext.datasets.questions import store as question_store\n"
         "from lavis_ext.datasets.gqa.questions import read_questions\n"
         "logging.basicConfig(level=logging.INFO)\n"
         "question_store.SMALL = 0\n"
@@ -75,7 +81,6 @@ def in_another_process(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", head + script, *arguments],
         cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +88,7 @@ def in_another_process(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 4 * 2**20])
-def test_a_store_has_what_the_file_has(
+def test_a_store_has_the_records_of_its_file(
     mini_gqa: Path,
     tmp_path: Path,
     stored: None,
@@ -135,7 +140,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path: Path, stored: None) -> None:
 
 
 @pytest.mark.parametrize("small", [0, 2**30])
-def test_a_table_is_pickled_as_its_place(
+def test_a_table_is_pickled_as_a_path_to_its_store(
     tmp_path: Path, stored: None, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
     monkeypatch.setattr(question_store, "SMALL", small)
@@ -160,7 +165,7 @@ def test_structure_is_read_only_when_it_is_asked_for(tmp_path: Path, stored: Non
 
 
 def _held(path: Path) -> int:
-    """Kilobytes of a file that this process has mapped and read."""
+    """Kilobytes of a file that are resident in this process's mappings."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     places = [place for place, line in enumerate(lines) if line.endswith(str(path))]
     return sum(
@@ -187,8 +192,8 @@ def test_a_store_is_used_again_until_its_files_change(tmp_path: Path, stored: No
     assert len(read_questions(source)) == 41
     assert len(files(folder)) == 4, "the store of the old file is still there"
     assert len({*files(folder)} & {*before}) == 2, "another source's store was removed"
-    assert first.text("question", 39) == "What is 39?", "a run that goes on has lost its questions"
-    with pytest.raises(UserError, match="are gone, as they are when the question files change"):
+    assert first.text("question", 39) == "What is 39?", "a running process has lost its questions"
+    with pytest.raises(UserError, match="are gone, probably because the question files changed"):
         pickle.loads(pickle.dumps(first))
 
 
@@ -201,12 +206,12 @@ def test_a_damaged_store_is_written_again(
         (questions,) = (tmp_path / question_store.FOLDER).glob("*.questions.arrow")
         os.truncate(questions, size)
         assert len(read_questions(source)) == 40
-        assert "is damaged and will be written again" in caplog.text
+        assert "is damaged and will be rewritten" in caplog.text
         caplog.clear()
 
 
 def test_a_bit_that_flipped_in_a_store_is_found_or_harmless(tmp_path: Path, stored: None) -> None:
-    """Arrow maps what the file says; without a look at it first, one flip in ten ends Python."""
+    """Arrow doesn't check mapped files; without a check, one flip in ten crashes Python."""
     source = write(tmp_path / "q.json", some_questions(40))
     whole = read_questions(source).columns.to_pylist()
     folder = tmp_path / question_store.FOLDER
@@ -232,7 +237,7 @@ def test_a_bit_that_flipped_in_a_store_is_found_or_harmless(tmp_path: Path, stor
     assert equal > 120
 
 
-def test_a_killed_conversion_leaves_nothing_in_use(tmp_path: Path, stored: None) -> None:
+def test_a_killed_conversion_leaves_no_partial_store(tmp_path: Path, stored: None) -> None:
     source = write(tmp_path / "q.json", some_questions(5000))
     killed = in_another_process(
         "question_conversion.ROWS_A_BATCH = 512\n"
@@ -241,7 +246,7 @@ def test_a_killed_conversion_leaves_nothing_in_use(tmp_path: Path, stored: None)
         "read_questions(Path(sys.argv[1]))",
         str(source),
     )
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=PATIENCE)
     assert killed.returncode == -9
     folder = tmp_path / question_store.FOLDER
     assert not [
@@ -252,49 +257,62 @@ def test_a_killed_conversion_leaves_nothing_in_use(tmp_path: Path, stored: None)
     assert len(names(folder)) == 3, "what the killed one left is still there"
 
 
-def test_of_two_processes_one_converts_and_the_other_says_how_far_it_is(
+def test_one_process_converts_and_another_shows_its_progress(
     tmp_path: Path,
     stored: None,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = write(tmp_path / "q.json", some_questions(20_000))
+    seen = tmp_path / "seen"
     other = in_another_process(
         "question_conversion.ROWS_A_BATCH = 2048\n"
         "hashes = question_conversion._hashes\n"
-        "def slow(texts):\n"
-        "    time.sleep(0.1)\n"
+        "batches = []\n"
+        "def wait_until_seen(texts):\n"
+        "    batches.append(len(texts))\n"
+        "    while len(batches) > 2 and not Path(sys.argv[2]).exists():\n"
+        "        time.sleep(0.01)\n"
         "    return hashes(texts)\n"
-        "question_conversion._hashes = slow\n"
+        "question_conversion._hashes = wait_until_seen\n"
         "print(len(read_questions(Path(sys.argv[1]))))",
         str(source),
+        str(seen),
     )
     note = tmp_path / question_store.FOLDER / ".q.json.lock.progress"
-    while not (note.exists() and note.read_text()):
-        assert other.poll() is None, other.communicate()[1]
-        time.sleep(0.01)
-    monkeypatch.setattr(locks, "SECONDS_A_LINE", 0.05)
+    wait_until(lambda: (note.exists() and note.read_text()) or other.poll() is not None)
+    assert other.poll() is None, other.communicate()[1]
+    read_note = locks.Lock.read_note
+
+    def see(lock: locks.Lock) -> str:
+        text = read_note(lock)
+        if text:
+            seen.touch()
+        return text
+
+    monkeypatch.setattr(locks.Lock, "read_note", see)
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 0.0)
     monkeypatch.setattr(locks, "SECONDS_A_LOOK", 0.05)
     with caplog.at_level("INFO"):
         assert len(read_questions(source)) == 20_000
     assert re.search(r"Waiting for another process: q\.json: .* records converted", caplog.text)
-    assert "Converting" not in caplog.text
-    out, err = other.communicate(timeout=60)
+    assert "converting" not in caplog.text
+    out, err = other.communicate(timeout=PATIENCE)
     assert out.split() == ["20000"]
-    assert err.count("Converting") == 1
+    assert err.count("converting") == 1
 
 
-def test_a_file_that_changes_while_it_is_converted_is_refused(
+def test_a_file_that_changes_during_conversion_is_rejected(
     tmp_path: Path, stored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "q.json", some_questions(40))
-    read_rows = question_conversion.read_rows
+    read_rows = gqa_questions.read_rows
 
     def and_write(file: json_records.RecordFile) -> Any:
         yield from read_rows(file)
         write(source, some_questions(41))
 
-    monkeypatch.setattr(question_conversion, "read_rows", and_write)
+    monkeypatch.setattr(gqa_questions, "read_rows", and_write)
     with pytest.raises(UserError, match=r"q\.json: the question file changed while it was read"):
         read_questions(source)
     assert not files(tmp_path / question_store.FOLDER)
@@ -309,7 +327,7 @@ def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path, stored: 
     assert len(read_questions(source)) == 40
     assert written(cached) == before
     (tmp_path / "no_folder").touch()
-    with pytest.raises(UserError, match=r"datasets\.gqa_fusion\.question_store") as caught:
+    with pytest.raises(UserError, match=r"datasets\.NAME\.question_store") as caught:
         read_questions(source, tmp_path / "no_folder")
     assert "no_folder" in str(caught.value)
 
@@ -322,31 +340,35 @@ def test_a_full_disk_is_named(
 
     monkeypatch.setattr(question_conversion._Conversion, "write_questions", full)
     with pytest.raises(
-        UserError, match=r"can't be written \(No space left on device\)\. Make room"
+        UserError, match=r"can't be written \(No space left on device\)\. Free some disk space"
     ):
         read_questions(write(tmp_path / "q.json", some_questions(40)))
     assert names(tmp_path / question_store.FOLDER) == ["q.json.lock"]
 
 
-def test_too_little_room_is_said_before_a_conversion(
+def test_too_little_disk_space_is_an_error_before_a_conversion(
     tmp_path: Path, stored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "q.json", some_questions(40))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"need more than .* MiB, and .* are free\. Make room"):
+    with pytest.raises(
+        UserError, match=r"need more than .* [KM]iB, and .* are free\. Free some disk space"
+    ):
         read_questions(source)
     monkeypatch.undo()
     assert not files(tmp_path / question_store.FOLDER)
 
 
-def test_a_disk_that_fills_meanwhile_ends_with_a_sentence_and_no_leftovers(
+def test_a_disk_full_during_conversion_is_an_error_and_leaves_no_files(
     tmp_path: Path, stored: None
 ) -> None:
-    """What it says to others how far it is has no room either."""
+    """The progress note can't be written either."""
     source = write(tmp_path / "q.json", some_questions(400))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     try:
-        with pytest.raises(UserError, match=r"can't be written .*File too large.*Make room"):
+        with pytest.raises(
+            UserError, match=r"can't be written .*File too large.*Free some disk space"
+        ):
             read_questions(source)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -375,16 +397,16 @@ def test_files_of_one_size_and_other_contents_differ(tmp_path: Path, stored: Non
     assert stores[0][1] == stores[1][1] != stores[2][1]
 
 
-def test_the_config_says_where_stores_go(
+def test_the_config_sets_the_folder_of_stores(
     mini_gqa: Path, tmp_path: Path, stored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = {"type": "mini", "root": str(mini_gqa), "question_store": str(tmp_path / "here")}
-    made = builder.GqaFusionBuilder(section)
+    made = GqaFusionBuilder(section)
     sizes = {"grid": 32}
     made.build_datasets({"val": None}, image_sizes=sizes)
     assert list((tmp_path / "here").rglob("val_balanced_questions.*.questions.arrow"))
     other = {"val": b"other files"}
-    monkeypatch.setattr(builder, "gather", lambda items: [*items, other])
+    monkeypatch.setattr(question_builder, "gather", lambda items: [*items, other])
     with pytest.raises(UserError, match="split 'val' differ between the processes"):
         made.build_datasets({"val": None}, image_sizes=sizes)
 
@@ -401,13 +423,13 @@ def test_an_id_in_two_shards_is_found_by_more_than_its_hash(
     )
     assert len(read_questions(source)) == 150
     write(source / "q_2.json", some_questions(50, begin=99))
-    with pytest.raises(UserError, match=r"1 question ids stand more than once \(099\)"):
+    with pytest.raises(UserError, match=r"1 question ids occur more than once \(099\)"):
         read_questions(source)
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
 @pytest.mark.parametrize(("content", "parts"), BROKEN.values(), ids=BROKEN)
-def test_faults_are_named_wherever_the_reader_stands(
+def test_faults_are_named_at_any_position_of_the_reader(
     content: Any, parts: list[str], chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_records, "CHUNK", chunk)
@@ -429,7 +451,7 @@ def test_a_file_that_breaks_off_names_the_record_and_the_byte(tmp_path: Path, li
         with pytest.raises(UserError) as caught:
             read_questions(file)
         said = str(caught.value)
-        assert "breaks off at byte" in said, whole[:end]
+        assert "is cut off at byte" in said, whole[:end]
         stated = int(said.split("at byte ")[1].split(",")[0])
         assert abs(stated - end) <= 4, (said, end)
         if end < len(whole) - 1:
@@ -467,7 +489,7 @@ converted(100_000)
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     process = in_another_process(MEASURED, str(tmp_path))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     (small_file, small), (large_file, large) = (
         map(float, line.split()) for line in out.split("\n")[:2]

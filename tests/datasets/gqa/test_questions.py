@@ -1,4 +1,4 @@
-"""Question files: GQA's three layouts and LAVIS's, and every way they can be broken."""
+"""Question files: GQA's three layouts and LAVIS's, valid and broken."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.datasets.gqa.question_table import SCHEMA, QuestionTable
 from lavis_ext.datasets.gqa.questions import find_questions, read_questions
+from lavis_ext.datasets.questions.table import SCHEMA, QuestionTable
 
 EXCERPT = Path(__file__).parents[4] / "shared" / "data" / "gqa_train_all_excerpt.json"
 RECORD = {"question": "What is it?", "imageId": "n1", "answer": "a cat"}
@@ -62,7 +62,8 @@ def test_lavis_form_is_read(tmp_path: Path) -> None:
     ]
     first, second = rows(read_questions(write(tmp_path / "q.json", listed)))
     assert (first["question_id"], first["image_id"], first["answer"]) == ("02930152", "n1", "a cat")
-    assert (second["question_id"], second["image_id"], second["answer"]) == ("7", "n2", None)
+    assert (second["question_id"], second["answer"]) == ("7", None)
+    assert second["image_id"] == "gqa/images/n2"  # the image folder finds it, with or without
 
 
 def test_a_byte_order_mark_and_an_answer_of_spaces_are_no_content(tmp_path: Path) -> None:
@@ -87,18 +88,18 @@ def test_the_genuine_excerpt_is_read() -> None:
 BROKEN: dict[str, tuple[Any, list[str]]] = {
     "cut off in an object": (
         '{"1": {"question": "What is it?", "imag',
-        ["breaks off at byte 39", "record 0 (counted from 0), question 1, that begins at byte 1"],
+        ["is cut off at byte 39", "record 0 (counted from 0), question 1, that begins at byte 1"],
     ),
-    "cut off after a record": (json.dumps({"1": RECORD})[:-1], ["breaks off"]),
-    "cut off on a later line": ('{\n"1": {\n"question": 4,', ["breaks off at byte 23"]),
+    "cut off after a record": (json.dumps({"1": RECORD})[:-1], ["is cut off"]),
+    "cut off on a later line": ('{\n"1": {\n"question": 4,', ["is cut off at byte 23"]),
     "other text": ("<html>404</html>", ["isn't JSON"]),
     "empty": ("", ["is empty"]),
     "spaces": (" \n", ["is empty"]),
     "empty object": ({}, ["the file is empty"]),
     "empty list": ([], ["the file is empty"]),
     "a number": ("3", ["the file is a number"]),
-    "null": ("null", ["the file is nothing (null)"]),
-    "a text": ('"x"', ["the file is a text"]),
+    "null": ("null", ["the file is null"]),
+    "a text": ('"x"', ["the file is a string"]),
     "list of numbers": ([1, 2], ["record 0 of the list is a number"]),
     "object of numbers": ({"1": 3}, ["question 1 is a number"]),
     "object of lists": ({"1": [RECORD]}, ["question 1 is a list"]),
@@ -111,7 +112,7 @@ BROKEN: dict[str, tuple[Any, list[str]]] = {
         {"1": RECORD | {"question": {}}},
         ["`question` of question 1", "object"],
     ),
-    "question true": ({"1": RECORD | {"question": True}}, ["`question` of question 1", "truth"]),
+    "question true": ({"1": RECORD | {"question": True}}, ["`question` of question 1", "boolean"]),
     "no image": ({"1": {"question": "What?"}}, ["question 1 has no `imageId`"]),
     "image empty": ({"1": RECORD | {"imageId": ""}}, ["question 1 has no `imageId`"]),
     "image a list": (
@@ -131,17 +132,17 @@ BROKEN: dict[str, tuple[Any, list[str]]] = {
     ),
     "id twice in an object": (
         f'{{"02": {json.dumps(RECORD)}, "02": {json.dumps(RECORD)}}}',
-        ["stand more than once (02)"],
+        ["occur more than once (02)"],
     ),
     "id twice in a list": (
         [RECORD | {"question_id": "5"}, RECORD | {"question_id": 5}],
-        ["1 question ids stand more than once (5)"],
+        ["1 question ids occur more than once (5)"],
     ),
 }
 
 
 @pytest.mark.parametrize(("content", "parts"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_named_with_what_is_wrong(
+def test_a_broken_file_is_an_error_with_path_and_reason(
     content: Any, parts: list[str], tmp_path: Path
 ) -> None:
     file = write(tmp_path / "train_balanced_questions.json", content)
@@ -161,14 +162,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert str(file) in str(caught.value)
 
 
-def test_the_same_id_in_two_shards_is_refused(tmp_path: Path) -> None:
+def test_the_same_id_in_two_shards_is_rejected(tmp_path: Path) -> None:
     for shard in (0, 1):
         write(tmp_path / f"q_{shard}.json", {"02930152": RECORD})
     with pytest.raises(UserError, match="02930152"):
         read_questions(tmp_path)
 
 
-def test_what_is_missing_is_named_with_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_missing_files_are_named_with_the_searched_places(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \*\.json files"):
         read_questions(tmp_path)
     with pytest.raises(UserError, match=r"gone\.json: .*No such file"):

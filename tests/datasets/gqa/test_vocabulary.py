@@ -1,12 +1,12 @@
-"""The answer vocabulary and the baselines that come with it."""
+"""The answer vocabulary and its baselines."""
 
 import json
 
 import pyarrow as pa
 import pytest
 
-from lavis_ext.datasets.gqa.question_table import SCHEMA, QuestionTable
-from lavis_ext.datasets.gqa.vocabulary import OUTSIDE, AnswerVocabulary
+from lavis_ext.datasets.questions.table import SCHEMA, QuestionTable
+from lavis_ext.datasets.questions.vocabulary import OUTSIDE, AnswerVocabulary
 
 ANSWERS = [
     ("Is it red?", "yes"),
@@ -53,7 +53,7 @@ def test_baselines_are_the_most_frequent_answers_of_a_form_and_of_all(table: Que
     assert vocabulary.guess(nobody) == vocabulary.guess("a form never seen") == "blue"
 
 
-def test_it_comes_back_from_json_as_it_was(table: QuestionTable) -> None:
+def test_it_survives_a_round_trip_through_json(table: QuestionTable) -> None:
     vocabulary = AnswerVocabulary.from_table(table, 3)
     again = AnswerVocabulary(**json.loads(json.dumps(vocabulary.as_dict())))
     assert again == vocabulary

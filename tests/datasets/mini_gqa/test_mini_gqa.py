@@ -323,7 +323,7 @@ def test_splits_are_disjoint_and_all_types_occur_in_each(questions, scenes):
     assert len(images) == 300
 
 
-def test_choices_hold_the_answer(folder, questions):
+def test_choices_contain_the_answer(folder, questions):
     for split in SPLITS:
         choices = load(folder / "choices" / f"{split}_choices.json")
         assert choices.keys() == questions[f"{split}_all"].keys()
@@ -426,7 +426,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     assert all(ours[name] != theirs[name] for name in ours)
 
 
-def test_a_complete_set_is_kept_and_anything_else_refused(tmp_path):
+def test_a_complete_data_set_is_kept_and_other_folders_are_rejected(tmp_path):
     out = tmp_path / "set"
     assert make_mini_gqa(out, images=10).created
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

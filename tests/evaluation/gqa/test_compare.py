@@ -97,7 +97,7 @@ def test_a_file_does_not_differ_from_itself(files: tuple[Path, Path, Path], tmp_
         assert (difference["low"], difference["difference"], difference["high"]) == (0, 0, 0)
 
 
-def test_losses_and_other_wrong_answers_are_told_apart(tmp_path: Path) -> None:
+def test_lost_and_otherwise_wrong_answers_are_distinguished(tmp_path: Path) -> None:
     records = {
         name: {"question": "what?", "imageId": name, "answer": "cup"} for name in ("1", "2", "3")
     }
@@ -118,7 +118,7 @@ def test_losses_and_other_wrong_answers_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_the_servers_file_has_each_question_once_whatever_files_they_come_from(
+def test_the_servers_file_has_each_question_once_for_any_input_files(
     mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As of a split without answers: GQA's submission split holds several others."""

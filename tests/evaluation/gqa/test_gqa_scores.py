@@ -1,4 +1,4 @@
-"""GQA's metrics: by hand, and against the figures of the authors' evaluation script."""
+"""GQA's metrics: by hand, and against the metrics of the authors' evaluation script."""
 
 import json
 from collections.abc import Sequence
@@ -71,10 +71,10 @@ def scored(mini_gqa: Path, files: Path, out: Path, *options: str) -> dict[str, A
     return written
 
 
-def test_every_figure_is_that_of_the_authors_script(
+def test_every_metric_equals_that_of_the_authors_script(
     mini_gqa: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If mini-GQA's drawing has changed, the stored figures have to be made anew: see the README
+    """If mini-GQA's drawing has changed, the stored metrics have to be made anew: see the README
     beside them."""
     maps = str(files / "maps.json")
     scores = scored(mini_gqa, files, tmp_path / "s.json", "--attentions", maps)
@@ -137,17 +137,17 @@ def test_files_that_are_not_named_are_asked_for(
     assert said in capsys.readouterr().err
 
 
-def test_what_is_missing_is_said_with_its_reason(
+def test_missing_metrics_have_a_reason(
     mini_gqa: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions = mini_gqa / "questions" / "train_all_questions.json"
     main(["--questions", str(questions), "--predictions", str(files / "predictions.json")])
-    printed = capsys.readouterr().out.split("not computed\n")[1]
-    assert [line.strip() for line in printed.splitlines()] == [
-        "consistency: it was not asked for (--consistency)",
-        "validity: it needs a choices file (--choices)",
-        "plausibility: it needs a choices file (--choices)",
-        "grounding: it needs attentions and scene graphs (--attentions, --scenes)",
+    printed = capsys.readouterr().out.split("not computed  reason\n")[1]
+    assert [" ".join(line.split()) for line in printed.splitlines()] == [
+        "consistency not requested (--consistency)",
+        "validity needs a choices file (--choices)",
+        "plausibility needs a choices file (--choices)",
+        "grounding needs attentions and scene graphs (--attentions, --scenes)",
     ]
 
 
@@ -161,7 +161,7 @@ def test_consistency_needs_the_file_of_all_questions(
     kept.write_text(json.dumps([each for each in predictions if each["questionId"] in names]))
     main(["--questions", str(balanced), "--predictions", str(kept), "--consistency"])
     printed = capsys.readouterr().out
-    assert "consistency: train_balanced_questions.json lacks" in printed
+    assert "consistency   train_balanced_questions.json lacks" in printed
     assert "give the file of all questions" in printed
 
 
@@ -184,8 +184,8 @@ def test_data_without_gqas_own_fields_have_an_accuracy(
     )
     printed = capsys.readouterr().out
     assert "accuracy  75.00 %" in printed
-    assert "consistency: the questions say nothing of what they entail" in printed
-    assert "distribution: no question belongs to an answer group" in printed
+    assert "consistency   the questions list no entailed ones" in printed
+    assert "distribution  no question belongs to an answer group" in printed
 
 
 def test_only_balanced_questions_are_scored(mini_gqa: Path) -> None:
@@ -306,7 +306,7 @@ def answered(
     return {q.id: q.answer if ok else "none" for q, ok in zip(questions, right, strict=True)}
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_confidence_intervals_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
@@ -318,6 +318,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         assert accuracy.high is not None
         hits += accuracy.low <= 0.7 <= accuracy.high
     assert 180 <= hits <= 199  # 190 are expected, and 3 of deviation
+
+
+@pytest.mark.parametrize("all_right", [True, False])
+def test_a_share_of_0_or_1_is_no_more_certain_than_its_images(all_right: bool) -> None:
+    """statsmodels' proportion_confint(8, 8, method="wilson") is 0.6756 to 1."""
+    questions = [question(str(i), image_id=str(i // 2)) for i in range(16)]
+    found = score(judge(questions, dict.fromkeys(map(str, range(16)), "red" if all_right else "x")))
+    accuracy = found.metrics["accuracy"]
+    expected = (0.6756, 1) if all_right else (0, 1 - 0.6756)
+    assert (accuracy.low, accuracy.high) == pytest.approx(expected, abs=1e-4)
+    assert found.breakdowns["words"]["4"].low == pytest.approx(expected[0], abs=1e-4)
 
 
 def test_questions_of_one_image_do_not_count_as_independent() -> None:
@@ -333,14 +344,14 @@ def test_questions_of_one_image_do_not_count_as_independent() -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
 
 
-def test_the_distributions_interval_is_about_its_figure() -> None:
+def test_the_distributions_interval_contains_its_value() -> None:
     """Wrong answers that balance out give 0, but more than 0 in nearly every resample."""
     questions = [question(str(i), ["red", "blue"][i % 2]) for i in range(300)]
     predictions = {str(i): ["red", "blue"][i // 2 % 2] for i in range(300)}
-    figure = score(judge(questions, predictions), 300).metrics["distribution"]
-    assert (figure.value, figure.low) == (0, 0)
-    assert figure.high is not None
-    assert figure.high > 0
+    interval = score(judge(questions, predictions), 300).metrics["distribution"]
+    assert (interval.value, interval.low) == (0, 0)
+    assert interval.high is not None
+    assert interval.high > 0
 
 
 def test_intervals_repeat_and_the_seed_changes_them() -> None:

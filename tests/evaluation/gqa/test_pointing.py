@@ -1,4 +1,4 @@
-"""The measures of where heat maps point."""
+"""Pointing metrics of heat maps."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,244 @@
+"""The page where one drops a picture and asks: what it answers, and what it refuses."""
+
+import io
+import socket
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lavis_ext.ask.pipeline import AnsweredPicture, Pipeline, load_pipeline
+from lavis_ext.config import keys
+from lavis_ext.evaluation.answered import Answered
+from lavis_ext.serve import command
+from tests.browser import browser_page, find_browser
+from tests.evaluation.test_picture import made_output
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("python_multipart", reason="the extra `serve` is not installed")
+pytest.importorskip("httpx", reason="the test client is not installed")
+pytestmark = pytest.mark.beyond_core
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from lavis_ext.serve.app import Limits, application  # noqa: E402
+
+URL = "http://127.0.0.1"
+QUESTIONS = {"questions": "what color is it?"}
+
+
+class FakePipeline:
+    """Answers red, once it may."""
+
+    def __init__(self) -> None:
+        self.may_answer, self.asked = threading.Event(), threading.Semaphore(0)
+        self.may_answer.set()
+
+    def notes(self, questions: list[str]) -> list[str]:
+        return ["the text encoder doesn't know: <xylophone>."]
+
+    def ask(self, image: Any, questions: list[str], name: str) -> AnsweredPicture:
+        self.asked.release()
+        assert self.may_answer.wait(60)
+        made = made_output(len(questions), hot=(1, 6))
+        return AnsweredPicture(name, image, Answered.all_of(questions, made))
+
+
+@pytest.fixture
+def fake() -> FakePipeline:
+    return FakePipeline()
+
+
+@pytest.fixture
+def client(fake: FakePipeline) -> Iterator[TestClient]:
+    with client_of(fake) as opened:
+        yield opened
+
+
+def client_of(pipeline: Any, **limits: Any) -> TestClient:
+    return TestClient(application(pipeline, Limits(**limits)), base_url=URL)
+
+
+def png(width: int = 32, height: int = 24) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(written, "PNG")
+    return written.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = (
+        chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def upload(content: bytes, name: str = "cup.png") -> dict[str, Any]:
+    return {"files": {"picture": (name, content)}, "data": QUESTIONS}
+
+
+def test_a_picture_is_answered_with_everything_that_ask_shows(client: TestClient) -> None:
+    assert 'type="file"' in client.get("/").text
+    both = {"questions": "what <b>color</b>?\n\n where?\n"}
+    answer = client.post("/", files={"picture": ("<i>.png", png())}, data=both)
+    assert answer.status_code == 200
+    page = answer.text
+    assert page.count("Answer: <b>red</b>") == 2
+    assert "what &lt;b&gt;color&lt;/b&gt;?" in page
+    assert "<h2>&lt;i&gt;.png</h2>" in page
+    assert "doesn&#x27;t know: &lt;xylophone&gt;" in page
+    for label in ("raw heat", "points and mask", "refined heat", "1 caption"):
+        assert label in page
+    assert "script" not in answer.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        (upload(b"no picture", "cup.jpg"), 422, "cup.jpg: not a supported image format (JPEG"),
+        (upload(b"", "cup.jpg"), 422, "cup.jpg: the image file is empty."),
+        (upload(png()[:60]), 422, "cup.png: the image can&#x27;t be read"),
+        (upload(bomb(9000, 9000)), 422, "9000 x 9000 pixels; at most 50 million are read"),
+        (upload(bomb(60000, 60000)), 422, "could be decompression bomb"),
+        (upload(b"x" * 2**21), 413, "The upload is too large; a picture may have 1 MB."),
+        ({"data": QUESTIONS}, 400, "There is no picture"),
+        ({"files": {"picture": ("cup.png", png())}}, 400, "There is no question"),
+        ({**upload(png()), "data": {"questions": "what?\n" * 11}}, 400, "at most 10 questions"),
+        ({**upload(png()), "data": {"questions": "w" * 2001}}, 400, "of 2000 letters together"),
+        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, ""),
+    ],
+)
+def test_what_cannot_be_answered_gets_a_sentence_and_the_form(
+    fake: FakePipeline, given: dict[str, Any], code: int, says: str
+) -> None:
+    with client_of(fake, bytes=2**20) as client:
+        refused = client.post("/", **given)
+        assert refused.status_code == code
+        assert says in refused.text
+        assert 'role="alert"' in refused.text
+        assert "<form" in refused.text
+        assert client.post("/", **upload(png())).status_code == 200, "it goes on"
+
+
+def test_an_upload_that_hides_its_size_is_cut_off(fake: FakePipeline) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        for _ in range(64):
+            yield b"x" * 2**16
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    with client_of(fake, bytes=2**20) as client:
+        refused = client.post("/", content=parts(), headers=headers)
+    assert refused.status_code == 413
+
+
+def test_many_at_once_are_refused_and_later_ones_answered(fake: FakePipeline) -> None:
+    fake.may_answer.clear()
+    with client_of(fake, at_once=1) as client, ThreadPoolExecutor(1) as others:
+        first = others.submit(client.post, "/", **upload(png()))
+        assert fake.asked.acquire(timeout=60)
+        refused = client.post("/", **upload(png()))
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"]
+        assert "at most 1 are at once" in refused.text
+        fake.may_answer.set()
+        assert first.result(60).status_code == 200
+        assert client.post("/", **upload(png())).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up(fake: FakePipeline) -> None:
+    fake.may_answer.clear()
+    with client_of(fake, seconds=0.2, at_once=1) as client:
+        late = client.post("/", **upload(png()))
+        assert late.status_code == 503
+        assert "took longer than 0.2 seconds" in late.text
+        # The thread is still at it, so the next one would only wait.
+        assert client.post("/", **upload(png())).status_code == 429
+        fake.may_answer.set()
+
+
+def test_another_sites_name_for_this_machine_is_refused(fake: FakePipeline) -> None:
+    with client_of(fake) as client:
+        assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_it_listens_on_this_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = command._parser().parse_args([])
+    assert arguments.host == "127.0.0.1"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as ended:
+            command.main(["--port", port])
+    assert ended.value.code == 2
+    assert f"--port {port}: can't listen there" in capsys.readouterr().err
+
+
+def test_the_extra_is_named_where_it_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        command.main([])
+    assert ended.value.code == 2
+    assert "pip install 'lavis_ext[serve]'" in capsys.readouterr().err
+
+
+def test_config_keys_are_listed_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lavis_ext.serve.app")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    assert keys.owners()
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[str, Pipeline]]:
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    options = ["model.captioner.sampling.num_captions=6"]
+    pipeline = load_pipeline(options=options, device="cpu")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(application(pipeline), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/", pipeline
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+
+def test_a_picture_is_asked_in_a_browser(
+    served: tuple[str, Pipeline], mini_gqa: Path, tmp_path: Path
+) -> None:
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("there is no Chromium")
+    url, pipeline = served
+    picture = sorted((mini_gqa / "images").iterdir())[0]
+    with Image.open(picture) as image:
+        expected = pipeline.ask(image, "is there a heart?")[0].answer
+    with browser_page(executable, tmp_path / "profile") as page:
+        for width, dark in ((390, True), (1440, False)):
+            page.open(url, width=width, dark=dark)
+            page.choose_file("input[type=file]", picture)
+            page.run("document.querySelector('textarea').value = 'is there a heart?'")
+            page.run("document.querySelector('button').click()")
+            page.wait("document.querySelectorAll('.panels svg').length === 4")
+            assert page.run("document.querySelector('.answer b').textContent") == expected
+            assert page.run("document.querySelector('textarea').value") == "is there a heart?"
+            assert page.run("document.documentElement.scrollWidth") <= width
+            page.screenshot(tmp_path / f"{width}.png", whole=True)
+        assert not page.complaints
+        assert all(made.startswith((url, "data:")) for made in page.requests)
