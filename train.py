@@ -15,7 +15,7 @@ except ImportError as error:  # LAVIS is missing, or torch and torchvision do no
 
 
 def parse_arguments() -> Namespace:
-    """The program's arguments."""
+    """Parse the command line."""
     from lavis_ext.runners.launch import argument_parser
 
     parser = argument_parser("Train a model.")
@@ -29,13 +29,15 @@ def parse_arguments() -> Namespace:
 
 @command
 def main() -> None:
-    """Train as the config says."""
+    """Train a model, or describe the run with ``--dry-run``."""
+    from lavis_ext import distributed
     from lavis_ext.config.loader import Config
     from lavis_ext.runners.dry_run import describe
     from lavis_ext.runners.launch import started
 
     arguments = parse_arguments()
-    cfg = Config(arguments)
+    with distributed.errors_once():
+        cfg = Config(arguments)
     if arguments.dry_run:
         describe(cfg, cfg.run.splits)
         return

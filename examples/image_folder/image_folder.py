@@ -11,12 +11,13 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
+from lavis_ext.common.files import entries
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.base import DatasetBuilder, PictureDataset
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.evaluation.report.content import ReportedSplit
-from lavis_ext.models.base import StepOutput, TrainableModel
+from lavis_ext.models.base import ModelConfig, StepOutput, TrainableModel
 from lavis_ext.registry import registry
 from lavis_ext.tasks.base import EvalStep, Splits, Task
 
@@ -56,12 +57,12 @@ class PictureFolders(DatasetBuilder):
 
     def build_datasets(self, sizes, **_):
         root, train = Path(self.config.root), Path(self.config.root, "train")
-        classes = sorted(folder.name for folder in train.iterdir())
+        classes = [folder.name for folder in entries(train)]
         return {split: Pictures(root / split, classes) for split in sizes}
 
 
 @dataclass
-class ClassifierConfig:
+class ClassifierConfig(ModelConfig):
     arch: str = option("classifier", "The model's name in the registry.")
     classes: list[str] = option(list, "Names of the classes, by alphabet.")
     weights: str | None = option(None, "File that training wrote, to be loaded.")
