@@ -4,6 +4,7 @@ import bz2
 import codecs
 import errno
 import gzip
+import io
 import json
 import lzma
 import os
@@ -175,9 +176,10 @@ class Appended:
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # A file object, since closing a bare descriptor twice would close somebody else's file.
+        self._file = io.FileIO(path, "ab")
         if size is not None and size < self._size:
-            os.ftruncate(self._file, size)
+            self._file.truncate(size)
         self._waiting = b""
 
     def append(self, record: bytes) -> None:
@@ -190,25 +192,25 @@ class Appended:
         size, rest = self._size, memoryview(self._waiting)
         try:
             while rest:
-                rest = rest[os.write(self._file, rest) :]
+                rest = rest[self._file.write(rest) :]
         except OSError:
-            os.ftruncate(self._file, size)  # drop a partly written record
+            self._file.truncate(size)  # drop a partly written record
             raise
         self._waiting = b""
 
     def sync(self) -> int:
         """Write and fsync all records; returns the file's size. Raises OSError on failure."""
         self.flush()
-        os.fsync(self._file)
+        os.fsync(self._file.fileno())
         return self._size
 
     def close(self) -> None:
-        """Close the file. Pending records are lost."""
-        os.close(self._file)
+        """Close the file, if it isn't closed yet. Pending records are lost."""
+        self._file.close()
 
     @property
     def _size(self) -> int:
-        return os.fstat(self._file).st_size
+        return os.fstat(self._file.fileno()).st_size
 
 
 def is_file(path: Path) -> bool:

@@ -24,6 +24,9 @@ BEST = "fusion_encoder_best.safetensors"
 SAME = 1e-6
 SAME_METRIC = 1e-5
 """Tolerance of sums over a split, which depend on the order of addition."""
+OTHER_CPU = 2e-4
+"""Tolerance of weights that another CPU trained. Adam's first steps are as long as the learning
+rate, here 1e-3, even where gradients are close to 0 and rounding decides their direction."""
 
 Run = Callable[..., Path]
 Metrics = dict[str, dict[str, float]]
@@ -120,7 +123,7 @@ def test_training_from_old_weights_has_the_same_losses_and_best_metric(run: Run)
     assert_same_scores(folder, ASSETS / "whole")
     now, before = tensors(folder / BEST), tensors(ASSETS / "cut" / BEST)
     for tensor, old in zip(now, before, strict=True):
-        torch.testing.assert_close(tensor, old, atol=1e-5, rtol=0)
+        torch.testing.assert_close(tensor, old, atol=OTHER_CPU, rtol=0)
 
 
 def test_an_old_state_resumes_and_ends_as_the_uninterrupted_run(run: Run, tmp_path: Path) -> None:

@@ -235,6 +235,17 @@ def test_records_are_kept_in_order_while_the_disk_is_full(tmp_path: Path) -> Non
     file.close()
 
 
+def test_a_log_closed_twice_closes_no_other_file(tmp_path: Path) -> None:
+    log, others = Appended(tmp_path / "log.jsonl"), []
+    log.close()
+    for name in "abcdefgh":  # one of them gets the log's descriptor
+        others.append(Appended(tmp_path / name))
+    log.close()
+    for file in others:
+        file.append(b"line\n")
+        file.close()
+
+
 def test_training_continues_without_a_writable_log(
     config: Configured, before_steps: Any, tmp_path: Path
 ) -> None:
