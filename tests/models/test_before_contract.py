@@ -24,9 +24,6 @@ BEST = "fusion_encoder_best.safetensors"
 SAME = 1e-6
 SAME_METRIC = 1e-5
 """Tolerance of sums over a split, which depend on the order of addition."""
-OTHER_CPU = 2e-4
-"""Tolerance of weights that another CPU trained. Adam's first steps are as long as the learning
-rate, here 1e-3, even where gradients are close to 0 and rounding decides their direction."""
 
 Run = Callable[..., Path]
 Metrics = dict[str, dict[str, float]]
@@ -101,10 +98,10 @@ def assert_same_scores(folder: Path, old: Path) -> None:
             assert predictions(folder, split) == predictions(old, split)
 
 
-def tensors(path: Path) -> list[torch.Tensor]:
-    """A file's tensors in an order independent of their names, which may have changed."""
-    found = load_file(path).values()
-    return sorted(found, key=lambda each: (tuple(each.shape), each.flatten().tolist()))
+def whole(named: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All tensors in one, in an order independent of their names, which may have changed."""
+    ordered = sorted(named.values(), key=lambda each: (tuple(each.shape), each.flatten().tolist()))
+    return torch.cat([each.flatten() for each in ordered])
 
 
 def test_old_weights_give_the_same_predictions(run: Run) -> None:
@@ -121,9 +118,11 @@ def test_training_from_old_weights_has_the_same_losses_and_best_metric(run: Run)
     folder = run("train.py", "train.yaml", WEIGHTS)
     assert_same_losses(folder, ASSETS / "whole")
     assert_same_scores(folder, ASSETS / "whole")
-    now, before = tensors(folder / BEST), tensors(ASSETS / "cut" / BEST)
-    for tensor, old in zip(now, before, strict=True):
-        torch.testing.assert_close(tensor, old, atol=OTHER_CPU, rtol=0)
+    start, before = (load_file(ASSETS / name) for name in ("weights.safetensors", f"cut/{BEST}"))
+    way = torch.cat([(before[name] - start[name]).flatten() for name in before]).norm()
+    # Adam moves the biases of attention keys by rounding alone, since their gradients are 0; so
+    # another CPU's weights differ by 0.7 % of the way that training takes them.
+    assert (whole(load_file(folder / BEST)) - whole(before)).norm() < 0.02 * way
 
 
 def test_an_old_state_resumes_and_ends_as_the_uninterrupted_run(run: Run, tmp_path: Path) -> None:
