@@ -12,7 +12,7 @@ from lavis_ext.checkpoints.sources import PACKAGED, is_hub_name
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.common.files import is_file, is_folder, parse_json
+from lavis_ext.common.files import is_file, is_folder, parse_json, real_path
 from lavis_ext.config.loader import load_yaml, merge
 from lavis_ext.config.typed import look_up, typed
 from lavis_ext.evaluation.bootstrap import Score
@@ -89,7 +89,7 @@ def read_published(source: Path, evaluations: Sequence[Path] = ()) -> Published:
     for folder in [*folders, *evaluations]:
         metrics += _metrics_of(folder)
         if is_file(folder / METRICS):
-            name = METRICS if folder == path.parent else f"{folder.resolve().name}_{METRICS}"
+            name = METRICS if folder == path.parent else f"{real_path(folder).name}_{METRICS}"
             files[name] = folder / METRICS
     environment = _json(path.parent / ENVIRONMENT) if folders else {}
     sources = _sources(path, model_class, arch)
@@ -136,7 +136,7 @@ def _check_evaluated(folder: Path, weights: Path, key: str) -> None:
     named = config.get("model", {}).get(key)
     if not is_file(folder / METRICS):
         raise UserError(f"--evaluation: {folder} has no {METRICS}; only finished runs have one.")
-    if not named or Path(named).resolve() != weights.resolve():
+    if not named or real_path(Path(named)) != real_path(weights):
         raise UserError(f"--evaluation: {folder} evaluated {named}, not {weights}.")
 
 
@@ -165,7 +165,7 @@ def _metrics_of(folder: Path) -> list[SplitMetrics]:
                 for name, each in named.items()
                 if isinstance(each, dict) and "value" in each
             }
-        found.append(SplitMetrics(folder.resolve().name, task, split, scores))
+        found.append(SplitMetrics(real_path(folder).name, task, split, scores))
     return found
 
 
