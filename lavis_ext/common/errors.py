@@ -113,8 +113,8 @@ def exit_with(error: BaseException) -> NoReturn:
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback.
 
-    So does an error of the operating system with one of ``REMEDIES`` that names a file. A keyboard
-    interrupt ends it with code 130.
+    So does an error of the operating system with one of ``REMEDIES``. A keyboard interrupt ends it
+    with code 130.
     """
 
     @wraps(main)
@@ -125,10 +125,11 @@ def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except (UserError, KeyboardInterrupt) as error:
             exit_with(error)
         except OSError as error:
-            if error.errno not in REMEDIES or error.filename is None:
+            if error.errno not in REMEDIES:
                 raise
-            file = shortened_name(os.fsdecode(error.filename), 300)
-            exit_with(UserError(f"{file}: {error.strerror}. {REMEDIES[error.errno]}"))
+            named = isinstance(error.filename, str | bytes)
+            where = f"{shortened_name(os.fsdecode(error.filename), 300)}: " if named else ""
+            exit_with(UserError(f"{where}{error.strerror}. {REMEDIES[error.errno]}"))
         finally:
             _drop_unwritable_output()
 
