@@ -29,8 +29,8 @@ class RunResult:
         run: the run.
         status: its status.
         error: last error of a failed run.
-        value: the metric's value; None for unfinished runs and for those without the metric, or with
-            a value that isn't finite.
+        value: the metric's value; None for unfinished runs, and for those without the metric or
+            with one that isn't finite.
     """
 
     run: PlannedRun
