@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.errors import UserError, command, listed, printable
-from lavis_ext.common.files import is_file, parse_json
+from lavis_ext.common.errors import UserError, command, listed, printable, shortened
+from lavis_ext.common.files import check_regular, is_file, is_folder, parse_json
 from lavis_ext.common.metrics import LOSS
 from lavis_ext.common.tables import Table, facts
 from lavis_ext.runners.progress import duration, left_in_words
@@ -101,7 +101,9 @@ def check_run(folder: Path) -> None:
     """Raise UserError for a path that isn't the folder of a run."""
     if is_file(folder / CONFIG):
         return
-    if not folder.is_dir():
+    if is_file(folder):
+        raise UserError(f"{folder} is a file; give the folder of a run.")
+    if not is_folder(folder):
         raise UserError(f"{folder} doesn't exist; give the folder of a run.")
     runs = [run.name for run in _runs_in(folder)]
     inside = f" It has runs: {listed(runs)}. Give one of them." if runs else ""
@@ -109,12 +111,25 @@ def check_run(folder: Path) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Content of ``status.json``; empty if there is none."""
+    """Content of ``status.json``; empty if there is none. Raises UserError for a damaged one."""
+    path = folder / STATUS
     try:
-        content = parse_json((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        check_regular(path)
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError) as error:
+        raise _no_status(folder, getattr(error, "strerror", None) or error) from None
+    if not isinstance(content, dict):
+        raise _no_status(folder, "no JSON object")
+    return content
+
+
+def _no_status(folder: Path, reason: object) -> UserError:
+    return UserError(
+        f"{folder / STATUS} isn't what this version writes ({shortened(str(reason), 120)}). What "
+        f"the run has done is in {folder / LINES}."
+    )
 
 
 def is_running(status: Mapping[str, Any]) -> bool:
@@ -137,8 +152,16 @@ def _lives(process: int) -> bool:
 
 
 def status_table(folder: Path) -> Table:
-    """Where a run is, as a table of facts."""
+    """Where a run is, as a table of facts. Raises UserError for the status of another version."""
     status = read_status(folder)
+    try:
+        return _table(folder, status)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else "a value of another kind"
+        raise _no_status(folder, reason) from None
+
+
+def _table(folder: Path, status: Mapping[str, Any]) -> Table:
     rows = [("run", str(folder)), ("state", _state(folder, status))]
     if status.get("steps"):
         rows.append(("step", _step(status)))
@@ -196,7 +219,9 @@ def _last_metrics(folder: Path, status: Mapping[str, Any]) -> list[tuple[str, st
             entry = parse_json(line)
         except ValueError:  # a partly read line
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("kind"), str):
+        if not isinstance(entry, dict) or not isinstance(entry.get("step", 0), int):
+            continue
+        if isinstance(entry.get("kind"), str):
             last[entry["kind"]] = entry
     texts = {kind: _metrics(entry, first) for kind, entry in last.items()}
     return [(kind, text) for kind, text in texts.items() if text]

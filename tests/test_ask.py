@@ -1,6 +1,7 @@
 """The ask command: its output, files and errors."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,16 @@ def test_each_stream_gets_its_own_size() -> None:
             ["cup.png", "what?", "--out", "./cup.png"],
             "--out is cup.png, which is the input picture",
         ),
+        (["n" * 300, "what?"], "the image can't be read (File name too long)."),
+        (["", "what?"], "A PICTURE is an empty string"),
+        (["loop.png", "what?"], "loop.png: the image can't be read (Too many levels"),
+        (["cup.jpg", "\udcff?"], r"The question has bytes that are no text ('\udcff?')"),
+        (["cup.jpg", "what?", "--out", "loop.png"], "--out: loop.png can't be written (Too many"),
+        (["cup.jpg", "what?", "--out", "pipe.png"], "--out: pipe.png can't be written (a named"),
+        (
+            ["cup.jpg", "what?", "--out", f"{'n' * 300}.png"],
+            "can't be written (File name too long).",
+        ),
         (["cup.jpg", "what?", "--out", "folder.png"], "--out is folder.png, which is a folder"),
         (["cup.jpg", "what?", "--out", "cup.png/x.png"], "--out: cup.png/x.png can't be written ("),
         (["cup.jpg", "what?", "--weights", "no.safetensors"], "there is no file no.safetensors"),
@@ -262,6 +273,8 @@ def test_mistakes_end_with_code_2_and_a_sentence(
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (9, 9)).save(tmp_path / "cup.png")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "empty").mkdir()
     assert says in refused(capsys, *arguments)
     assert not (tmp_path / "cup_answers.png").exists()
@@ -411,3 +424,37 @@ def test_answers_are_independent_of_other_pictures(
     (alone,) = asked(pictures[1])
     assert [each["image"] for each in together] == pictures
     assert together[1] == alone
+
+
+def test_pictures_whose_names_are_no_text_are_answered(
+    fake: FakeModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    name = os.fsdecode(b"cup\xff.png")
+    try:
+        Image.new("RGB", (32, 24)).save(folder / name, "PNG")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    Image.new("RGB", (32, 24)).save(folder / "\x1b[31mline\nbreak.png", "PNG")
+    main([str(folder), "-q", "what?", "--out", "page.html"])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h2>cup\\udcff.png</h2>" in page
+    assert "<h2>\\x1b[31mline" in page
+    main([str(folder / name), "what?"])
+    assert (tmp_path / f"{Path(name).stem}_answers.png").is_file()
+    capfd.readouterr()
+    main([str(folder / name), "what?", "--json"])
+    assert json.loads(capfd.readouterr().out)[0]["image"] == str(folder / name)
+
+
+def test_a_cycle_of_links_in_a_folder_is_a_picture_that_cannot_be_read(
+    fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").symlink_to("b.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    with pytest.raises(SystemExit) as ended:
+        main([".", "-q", "what?"])
+    assert ended.value.code == 1
+    assert "skipped: a.png: the image can't be read (Too many" in capsys.readouterr().err
+    assert "Skipped: a.png" in (tmp_path / "answers.html").read_text(encoding="utf-8")

@@ -146,3 +146,52 @@ def test_the_newest_run_is_the_default_and_other_folders_are_refused(
     assert "missing doesn't exist" in said("missing")
     assert "output is not the folder of a run: it has no config.yaml" in said("output")
     assert "It has runs: new, old." in said("output")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"state": "runn', "Unterminated string"),
+        ("[1]", "no JSON object"),
+        ('{"state": "finished"}', "no 'time'"),
+        ('{"time": "yesterday", "started": 0}', "a value of another kind"),
+        ('{"time": 1e999, "started": 0}', "a value of another kind"),
+        ("named pipe", "a named pipe"),
+    ],
+)
+def test_a_damaged_status_or_another_versions_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    if text == "named pipe":
+        os.mkfifo(tmp_path / STATUS)
+    else:
+        (tmp_path / STATUS).write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        status.main([str(tmp_path)])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / STATUS} isn't what this version writes ({said}" in err
+    assert "log.jsonl" in err
+
+
+def test_lines_of_the_log_that_are_no_steps_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    lines = ['{"kind": "val", "step": "x", "loss": 1}', '{"kind": "train", "step": 2, "loss": 0.5}']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    out = shown(tmp_path, capsys)
+    assert "loss 0.5 (step 2)" in out
+    assert "val" not in out
+
+
+def test_paths_that_are_no_folders_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for path, said in (("file", "file is a file"), ("n" * 300, "doesn't exist")):
+        with pytest.raises(SystemExit) as ended:
+            status.main([str(tmp_path / path)])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err

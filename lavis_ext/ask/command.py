@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lavis_ext.ask.arguments import add_model_arguments, pipeline_of, print_note
 from lavis_ext.ask.inputs import Pictures, picture_paths, places_and_questions
 from lavis_ext.ask.pipeline import AnsweredPicture, Pipeline, check_questions
 from lavis_ext.common.errors import UserError, command
-from lavis_ext.common.files import written_aside
+from lavis_ext.common.files import check_regular, is_folder, real_path, written_aside
 from lavis_ext.common.progress import ProgressLine
 from lavis_ext.common.tables import Table, facts, show, table
 from lavis_ext.evaluation.answered import Answered
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts.append(_drawn(answered, out))
     _write(out, parts, _title(paths), pictures.unreadable)
     if arguments.json:
-        print(json.dumps(answers, indent=1, ensure_ascii=False))
+        with suppress(BrokenPipeError):  # its reader, such as `head`, has enough
+            print(json.dumps(answers, indent=1, ensure_ascii=False))
     else:
         _print_answers(answers, several=len(paths) > 1, out=out)
     if skipped := len(pictures.unreadable):
@@ -107,12 +109,14 @@ def _check_out(out: Path, pictures: Sequence[Path]) -> None:
             f"--out is {out}; the drawing is a PNG file and the page is HTML: give it the suffix "
             f"{DRAWING} or {PAGE}."
         )
-    if out.resolve() in {picture.resolve() for picture in pictures}:
+    if real_path(out) in {real_path(picture) for picture in pictures}:
         raise UserError(f"--out is {out}, which is the input picture; name another file.")
-    if out.is_dir():
+    if is_folder(out):
         raise UserError(f"--out is {out}, which is a folder; name a file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            check_regular(out)
     except OSError as error:
         raise _cannot_write(out, error) from None
 

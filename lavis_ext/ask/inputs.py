@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lavis_ext.common.errors import UserError, printable
-from lavis_ext.common.files import entries
+from lavis_ext.common.files import entries, is_folder, real_path
 from lavis_ext.datasets.pictures import SUFFIXES, read_image
 
 MOST_PICTURES = 1000
@@ -20,8 +20,11 @@ def places_and_questions(
 ) -> tuple[list[Path], list[str]]:
     """Pictures and questions. Without ``questions`` all after the first positional are questions.
 
-    Raises UserError for a picture that would be taken for a question.
+    Raises UserError for an empty path, which would be the working directory, and for a picture
+    that would be taken for a question.
     """
+    if not all(positional if questions else positional[:1]):
+        raise UserError("A PICTURE is an empty string; give the path of a picture or a folder.")
     if questions:
         return [Path(place) for place in positional], list(questions)
     first, *asked = positional
@@ -58,12 +61,15 @@ def picture_paths(places: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for place in places:
         inside = [place]
-        if place.is_dir():
+        if is_folder(place):
             inside = _pictures_in(place)
-        elif not place.exists():
-            raise UserError(f"{place}: the image can't be read (No such file or directory).")
+        else:
+            try:
+                place.stat()
+            except OSError as error:
+                raise UserError(f"{place}: the image can't be read ({error.strerror}).") from None
         for path in inside:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(real_path(path), path)
     if len(found) > MOST_PICTURES:
         raise UserError(
             f"{len(found)} pictures are too many for one page; ask about at most {MOST_PICTURES} "
@@ -77,7 +83,7 @@ def _pictures_in(folder: Path) -> list[Path]:
         inside = [
             path
             for path in entries(folder)
-            if path.suffix.lower() in SUFFIXES and not path.is_dir()
+            if path.suffix.lower() in SUFFIXES and not is_folder(path)
         ]
     except OSError as error:
         raise UserError(f"{folder}: the folder can't be read ({error.strerror}).") from None

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_ext import distributed
-from lavis_ext.common.errors import UserError, listed
+from lavis_ext.common.errors import UserError, is_text, listed, shortened
 from lavis_ext.common.grouping import grouped
 from lavis_ext.config.command_line import model_options
 from lavis_ext.config.loader import merge
@@ -230,12 +230,16 @@ def model_section(
 
 
 def check_questions(questions: Sequence[str]) -> None:
-    """Raise UserError for no question, an empty one, and too many."""
+    """Raise UserError for no question, an empty one, one that is no text, and too many."""
     if not questions:
         raise UserError("There is no question.")
     for number, question in enumerate(questions, start=1):
+        which = f"Question {number}" if len(questions) > 1 else "The question"
+        if not is_text(question):
+            raise UserError(
+                f"{which} has bytes that are no text ('{shortened(question)}'); write it in UTF-8."
+            )
         if not question.strip():
-            which = f"Question {number}" if len(questions) > 1 else "The question"
             raise UserError(f'{which} is empty; write it in quotes, such as "What color is it?".')
     if len(questions) > MOST_QUESTIONS:
         raise UserError(

@@ -1,5 +1,7 @@
 """Errors that a user can fix, and text that is safe to print."""
 
+import errno
+import io
 import os
 import re
 import sys
@@ -29,12 +31,34 @@ _UNPRINTABLE = re.compile(
 )
 
 
+REMEDIES = {
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOSPC: "Free some disk space, or choose another place.",
+    errno.EDQUOT: "Free some of your disk quota, or choose another place.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.EACCES: "Choose another place, or ask its owner for access.",
+}
+"""What to do about errors of the operating system that the user's files cause, never a bug."""
+
+
 def printable(text: str) -> str:
     """Escape characters that would control a terminal or can't be encoded.
 
     Questions, answers and ids come from files of unknown origin.
     """
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` can be written in UTF-8.
+
+    Python reads bytes of file names and arguments that are no UTF-8 as lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -89,19 +113,37 @@ def exit_with(error: BaseException) -> NoReturn:
 def command(main: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Decorate an entry point so that a :class:`UserError` ends it with code 2, no traceback.
 
-    A keyboard interrupt ends it with code 130.
+    So does an error of the operating system with one of ``REMEDIES``. A keyboard interrupt ends it
+    with code 130.
     """
 
     @wraps(main)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        _escape_unencodable_output()
         try:
             main(*args, **kwargs)
         except (UserError, KeyboardInterrupt) as error:
             exit_with(error)
+        except OSError as error:
+            if error.errno not in REMEDIES:
+                raise
+            named = isinstance(error.filename, str | bytes)
+            where = f"{shortened_name(os.fsdecode(error.filename), 300)}: " if named else ""
+            exit_with(UserError(f"{where}{error.strerror}. {REMEDIES[error.errno]}"))
         finally:
             _drop_unwritable_output()
 
     return run
+
+
+def _escape_unencodable_output() -> None:
+    """Escape characters that the output's encoding lacks; otherwise Python would raise an error.
+
+    Names of files may have bytes that are no text, and few terminals have all of Unicode.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_unwritable_output() -> None:

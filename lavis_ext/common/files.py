@@ -13,7 +13,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -52,7 +52,12 @@ def written_aside(path: Path, *, flushed: bool = False) -> Iterator[Path]:
 
     ``flushed`` syncs the file to disk first, so that after a power loss there is either the new
     file or the previous one.
+
+    Raises OSError for a device, pipe or socket, which would be replaced by a file. Errors of the
+    operating system name ``path``.
     """
+    with suppress(FileNotFoundError):
+        check_regular(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
@@ -64,8 +69,13 @@ def written_aside(path: Path, *, flushed: bool = False) -> Iterator[Path]:
         aside.replace(path)
         if flushed:
             _flush(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            error.filename = str(path)
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the same error again, such as a name that is too long
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -219,6 +229,12 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def real_path(path: Path) -> Path:
+    """Absolute path without links; of a cycle of links, where ``Path.resolve`` raises an error, or
+    an invalid name, as far as it leads."""
+    return Path(os.path.realpath(path))
 
 
 def is_folder(path: Path) -> bool:

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from lavis_ext.common.errors import UserError, nearest, shortened
+from lavis_ext.common.errors import UserError, is_text, nearest, shortened
 from lavis_ext.common.files import check_regular
 from lavis_ext.config.renamed import OldKey, rename_old_keys
 from lavis_ext.config.scalars import load, option_value
@@ -239,6 +239,10 @@ def _parse_option(entry: str) -> DictConfig:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UserError(
             f"--options: '{shortened(entry)}' isn't of the form KEY=VALUE, such as run.max_epoch=3."
+        )
+    if not is_text(entry):
+        raise UserError(
+            f"--options: '{shortened(entry)}' has bytes that are no text; write it in UTF-8."
         )
     try:
         if value.lstrip().startswith(("[", "{", "!!")):

@@ -144,7 +144,8 @@ def _first_of(message: str) -> Iterator[bool]:
 
     At the end the process that holds the store waits until the others have asked.
     """
-    key = f"errors/{hashlib.sha256(message.encode()).hexdigest()}"
+    digest = hashlib.sha256(message.encode(errors="replace"))  # it may name a file that is no text
+    key = f"errors/{digest.hexdigest()}"
     try:
         store, own_rank, size = _store(datetime.timedelta(seconds=ERROR_SECONDS))
         count = store.add(key, 1)

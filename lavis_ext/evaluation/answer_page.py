@@ -40,7 +40,9 @@ def picture_html(
         side: longer side in pixels of the embedded picture.
     """
     uri = data_uri(image, side)
-    key = f"picture-{hashlib.blake2b(f'{name}{uri}'.encode(), digest_size=6).hexdigest()}"
+    key = (
+        f"picture-{hashlib.blake2b(f'{printable(name)}{uri}'.encode(), digest_size=6).hexdigest()}"
+    )
     scale = side / max(image.size)
     # Of a line of pixels the shorter side would round to nothing.
     width, height = (max(1, round(scale * length)) for length in image.size)

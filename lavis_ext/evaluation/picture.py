@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lavis_ext.common.errors import printable
 from lavis_ext.evaluation.answered import Answered, share_of_maximum
 from lavis_ext.evaluation.page import Font, Lettering, Page
 
@@ -56,12 +57,12 @@ def answer_figure(image: Image.Image, title: str, answered: Sequence[Answered]) 
     layout = _Layout.of(image)
     lettering = Lettering()
     wrapped = [
-        lettering.wrapped(each.question, QUESTION, WIDTH - 2 * MARGIN, QUESTION_LINES)
+        lettering.wrapped(printable(each.question), QUESTION, WIDTH - 2 * MARGIN, QUESTION_LINES)
         for each in answered
     ]
     heights = [layout.row_height(len(lines)) for lines in wrapped]
     page = Page(WIDTH, HEADER + sum(heights), lettering)
-    _draw_header(page, title)
+    _draw_header(page, printable(title))
     small = image.copy()
     small.thumbnail((2 * layout.panel_width, 2 * layout.panel_height))
     top = HEADER

@@ -144,7 +144,7 @@ def _training(published: Published) -> str:
     rows += [(name, str(each)) for name, each in (environment.get("packages") or {}).items()]
     if revision := environment.get("git_revision"):
         rows.append(("git revision", revision))
-    command = shlex.join(["python", *environment.get("command", ())])
+    command = shlex.join(["python", *map(str, environment.get("command", ()))])
     return f"## Training\n\n```sh\n{command}\n```\n\n{markdown(rows, ('version of', ''))}"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -12,7 +12,7 @@ from lavis_ext.checkpoints.sources import PACKAGED, is_hub_name
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.common.files import is_file, is_folder, parse_json
+from lavis_ext.common.files import is_file, is_folder, parse_json, real_path
 from lavis_ext.config.loader import load_yaml, merge
 from lavis_ext.config.typed import look_up, typed
 from lavis_ext.evaluation.bootstrap import Score
@@ -89,7 +89,7 @@ def read_published(source: Path, evaluations: Sequence[Path] = ()) -> Published:
     for folder in [*folders, *evaluations]:
         metrics += _metrics_of(folder)
         if is_file(folder / METRICS):
-            name = METRICS if folder == path.parent else f"{folder.resolve().name}_{METRICS}"
+            name = METRICS if folder == path.parent else f"{real_path(folder).name}_{METRICS}"
             files[name] = folder / METRICS
     environment = _json(path.parent / ENVIRONMENT) if folders else {}
     sources = _sources(path, model_class, arch)
@@ -132,41 +132,63 @@ def _sources(path: Path, model_class: type[TrainableModel], arch: str) -> dict[s
 
 
 def _check_evaluated(folder: Path, weights: Path, key: str) -> None:
-    config = _config(folder)
-    named = config.get("model", {}).get(key)
+    if not is_file(folder / CONFIG):
+        raise UserError(f"--evaluation: {folder} is not the folder of a run: it has no {CONFIG}.")
+    named = _section(folder, "model").get(key)
     if not is_file(folder / METRICS):
         raise UserError(f"--evaluation: {folder} has no {METRICS}; only finished runs have one.")
-    if not named or Path(named).resolve() != weights.resolve():
+    if not named or real_path(Path(named)) != real_path(weights):
         raise UserError(f"--evaluation: {folder} evaluated {named}, not {weights}.")
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """A run's config. Raises UserError for a folder that is no run."""
-    if not is_file(folder / CONFIG):
-        raise UserError(f"--evaluation: {folder} is not the folder of a run: it has no {CONFIG}.")
-    config: Any = OmegaConf.to_container(load_yaml(folder / CONFIG))
-    return cast(dict[str, Any], config)
+def _section(folder: Path, name: str) -> dict[str, Any]:
+    """A section of a run's config. Raises UserError for a file that is no config."""
+    path = folder / CONFIG
+    if not is_file(path):
+        raise UserError(f"{path} is missing: {folder} has metrics, and no config that they are of.")
+    config: Any = OmegaConf.to_container(load_yaml(path))
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{path} isn't a run's: its section '{name}' is no mapping.")
+    return section
 
 
 def _metrics_of(folder: Path) -> list[SplitMetrics]:
     """Final metrics of a run by split; none of a run that hasn't finished."""
     if not is_file(folder / METRICS):
         return []
-    task = str((_config(folder).get("run") or {}).get("task"))
+    task = str(_section(folder, "run").get("task"))
     found = []
     for split, metrics in _json(folder / METRICS).items():
-        scores = {name: Score(value, 0) for name, value in metrics.items()}
-        path = folder / f"{split}_scores.json"
-        if is_file(path):
-            content = _json(path)
-            named = {**content, **content.get("metrics", {})}
-            scores = {
-                name: Score(**each)
-                for name, each in named.items()
-                if isinstance(each, dict) and "value" in each
-            }
-        found.append(SplitMetrics(folder.resolve().name, task, split, scores))
+        path = folder / METRICS
+        try:
+            scores = {name: _score({"value": value, "count": 0}) for name, value in metrics.items()}
+            path = folder / f"{split}_scores.json"
+            if is_file(path):
+                content = _json(path)
+                named = {**content, **content.get("metrics", {})}
+                scores = {
+                    name: _score(each)
+                    for name, each in named.items()
+                    if isinstance(each, dict) and "value" in each
+                }
+        except (AttributeError, TypeError):
+            raise UserError(
+                f"{path} isn't what this version writes: metrics of {shortened(split)} aren't "
+                "numbers by name. Evaluate the run's weights again (evaluate.py), and give that "
+                "run by --evaluation."
+            ) from None
+        found.append(SplitMetrics(real_path(folder).name, task, split, scores))
     return found
+
+
+def _score(values: Mapping[str, Any]) -> Score:
+    """A metric of a run's file. Raises TypeError for values that aren't numbers."""
+    score = Score(**values)
+    numbers = (score.value, score.count, score.low or 0.0, score.high or 0.0)
+    if not all(isinstance(each, int | float) for each in numbers):
+        raise TypeError("not a number")
+    return score
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -72,7 +72,13 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    if get_token() is None:
+    token = get_token()
+    if token is not None and not token.isascii():
+        raise UserError(
+            "The token for the hub has letters that no token has; copy it again from the hub's "
+            "settings into HF_TOKEN, or run `hf auth login`."
+        )
+    if token is None:
         raise UserError(
             "There is no token for the hub. Make one with the right to write in the hub's settings "
             "and run `hf auth login`, or set HF_TOKEN."
@@ -124,6 +130,8 @@ class Asking:
                 f"The token may not write to {self._repository}. {nothing} Its owner must be you "
                 f"or an organization of yours, and the token needs the right to write. ({said})"
             )
+        if status == 429 or (status or 0) >= 500:
+            return f"The hub can't answer now. {nothing} Push again in a few minutes. ({said})"
         if status is None and not isinstance(error, ValueError):
             return (
                 f"The hub at {constants.ENDPOINT} can't be reached. {nothing} Push from a machine "

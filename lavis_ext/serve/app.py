@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from lavis_ext.ask.pipeline import Pipeline
+from lavis_ext.ask.pipeline import Pipeline, check_questions
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.pictures import decode_image
 from lavis_ext.evaluation.answer_page import POLICY, page_html, picture_html
@@ -27,7 +28,7 @@ from lavis_ext.serve.form import TITLE, error_html, form_html
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # without any, a browser hides the origin of the form, too
     "Cache-Control": "no-store",
 }
 
@@ -91,6 +92,8 @@ class _Page:
 
     async def answer(self, request: Request) -> Response:
         """Answer the questions about the uploaded picture."""
+        if not _is_from_here(request):
+            raise HTTPException(403, "The form was sent by another site; open this page itself.")
         most = self._limits.at_once
         if self._busy >= most:
             # Before the upload is read, so that waiting ones take no memory.
@@ -150,7 +153,10 @@ class _Page:
             f"The upload is too large; a picture may have {limits.bytes / 2**20:.3g} MB.",
             {"Connection": "close"},
         )
-        if int(request.headers.get("content-length", "0")) > limits.bytes:
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()):
+            raise HTTPException(400, "The upload's size (Content-Length) is no number.")
+        if int(length) > limits.bytes:
             raise too_large
         limited = Request(request.scope, _limited(request.receive, limits.bytes, too_large))
         async with limited.form(max_files=1, max_fields=1) as form:
@@ -169,6 +175,10 @@ class _Page:
                 f"Ask at most {limits.questions} questions at once, of {limits.letters} letters "
                 "together.",
             )
+        try:
+            check_questions(questions)
+        except UserError as error:
+            raise HTTPException(400, str(error)) from None
         return name, content, questions
 
     def _answered(self, name: str, content: bytes, questions: list[str]) -> str:
@@ -178,6 +188,18 @@ class _Page:
         answered = self._pipeline.ask(image, questions, name)
         remarks = "".join(error_html(note, kind="note") for note in notes)
         return remarks + picture_html(image, name, answered.answered)
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether a form was sent by this page, or by a program that isn't a browser.
+
+    Browsers send another site's forms here as well, and name it.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
 def _limited(

@@ -1,5 +1,6 @@
 """What a sweep's runs have reached: by run, and by choice over its seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class RunResult:
         run: the run.
         status: its status.
         error: last error of a failed run.
-        value: the metric's value; None for unfinished runs and for those without the metric.
+        value: the metric's value; None for unfinished runs, and for those without the metric or
+            with one that isn't finite.
     """
 
     run: PlannedRun
@@ -117,20 +119,31 @@ class Measure:
         """
         metrics = _metrics_of(folder)
         config: Any = OmegaConf.to_container(load_yaml(folder / CONFIG))
-        split = self.split or _selecting(metrics, config["run"])
+        section = config.get("run")
+        if not isinstance(section, dict) or not (self.metric or section.get("metric")):
+            raise UserError(
+                f"{folder / CONFIG} isn't the config of a finished run: it has no run.metric. "
+                "Remove that folder to repeat the run."
+            )
+        if not metrics:
+            raise UserError(
+                f"{folder} has no final metrics to compare; set run.valid_splits or "
+                "run.test_splits, and remove that folder to repeat the run."
+            )
+        split = self.split or _selecting(metrics, section)
         if split not in metrics:
             raise UserError(
                 f"--split is '{split}', but {folder} has: {', '.join(metrics) or 'none'}."
                 f"{nearest(split, metrics)}"
             )
-        name = self.metric or config["run"]["metric"]
+        name = self.metric or section["metric"]
         if self.metric is not None and name not in metrics[split]:
             raise UserError(
                 f"--metric is '{name}', but {folder} has on {split}: "
                 f"{', '.join(metrics[split])}.{nearest(name, metrics[split])}"
             )
         declared = declared_metrics(folder / LINES).get(name) or Metric(name, better=None)
-        goal = config["run"].get("metric_goal") if self.metric is None else None
+        goal = section.get("metric_goal") if self.metric is None else None
         return Metric(name, declared.unit, goal or declared.better), split
 
 
@@ -185,13 +198,25 @@ def _measured(
     for run in runs:
         value = None
         if run.name in finished:
-            value = _metrics_of(folder.runs / run.name).get(split, {}).get(metric.name)
+            value = _finite(_metrics_of(folder.runs / run.name).get(split, {}).get(metric.name))
         found[run.name] = RunResult(run, *statuses[run.name], value)
     return found, (metric, split)
 
 
-def _metrics_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / METRICS) or {}
+def _metrics_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Metrics of a finished run by split. Raises UserError for a damaged file."""
+    found = read_json(folder / METRICS)
+    if found is None or not all(isinstance(metrics, dict) for metrics in found.values()):
+        raise UserError(
+            f"{folder / METRICS} is damaged: it has no metrics by split. Remove that folder to "
+            "repeat the run."
+        )
+    return found
+
+
+def _finite(value: Any) -> float | None:
+    """A metric's value; None for NaN, as of a run that diverged, and for what is no number."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _repetition(folder: SweepFolder, result: RunResult, settled: tuple[Metric, str]) -> Repetition:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from lavis_ext.common.errors import UserError
+from lavis_ext.common.errors import REMEDIES, UserError
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.common.tables import show
 from lavis_ext.evaluation.table import shown
@@ -97,8 +97,9 @@ def write_results(folder: SweepFolder, results: Results) -> None:
         write_page(folder.path / PAGE, page_content(results, folder))
     except OSError as error:
         raise UserError(
-            f"{folder.path} can't be written ({error.strerror}). Free some disk space, then give "
-            "the same command again: runs that finished aren't repeated."
+            f"{folder.path} can't be written ({error.strerror}). "
+            f"{REMEDIES.get(error.errno or 0, 'Mend that.')} The same command goes on: runs that "
+            "finished aren't repeated."
         ) from None
 
 

@@ -53,7 +53,9 @@ def notes(results: Results) -> list[str]:
     """What the table's numbers are, and how many runs they are of."""
     lines = [_counted(results)]
     if lacking := [each for each in results.with_status(Status.FINISHED) if each.value is None]:
-        lines.append(f"{len(lacking)} finished without {results.metric.name} on {results.split}")
+        lines.append(
+            f"{len(lacking)} finished without a finite {results.metric.name} on {results.split}"
+        )
     if results.is_search or not results.split:
         return lines
     if any(choice.spread is not None for choice in results.choices):

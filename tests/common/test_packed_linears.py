@@ -179,3 +179,5 @@ def test_a_model_answers_in_int8_and_on_a_cpu_alone() -> None:
     assert len(model.answer(samples).answers) == len(samples["ids"])
     with pytest.raises(UserError, match=r"quantization is int8, .* on meta\. Set run\.device=cpu"):
         model.to("meta").answer(samples)
+    with pytest.raises(UserError, match="quantization is int8"):  # alone, as gqa_pointing calls it
+        model.locate(samples)

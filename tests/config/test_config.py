@@ -279,3 +279,10 @@ def test_a_value_that_does_not_fit_its_schema_is_named(section: Any, message: st
 def test_values_that_fit_are_taken_and_converted() -> None:
     config = typed(Outer, {"inner": {"rate": "1e-3"}, "sizes": [3], "kind": "large"}, "x")
     assert config == Outer(Inner(1e-3), [3], "large")
+
+
+def test_an_option_that_is_no_text_is_refused_before_a_folder_is_made(
+    configured: Callable[..., Config],
+) -> None:
+    with pytest.raises(UserError, match="has bytes that are no text"):
+        configured("run.name=x\udcff")

@@ -249,3 +249,48 @@ def test_a_repository_without_the_weights_is_named_in_the_error(hub: Hub) -> Non
         TrainedWeights.load("me/empty", key="model.fusion_weights")
     with pytest.raises(UserError, match="'me/none' is not a local file"):
         TrainedWeights.load("me/none", key="model.fusion_weights")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("metrics.json", '{"testdev": 1}', "metrics.json isn't what this version writes"),
+        ("metrics.json", '{"val": {"loss": "low"}}', "metrics.json isn't what this version writes"),
+        ("testdev_scores.json", '{"metrics": []}', "testdev_scores.json isn't what this version"),
+        (
+            "testdev_scores.json",
+            '{"accuracy": {"value": 1, "of": 2}}',
+            "testdev_scores.json isn't what this version",
+        ),
+        ("config.yaml", "run: [1]", "its section 'run' is no mapping"),
+        ("config.yaml", None, "config.yaml is missing"),
+    ],
+)
+def test_a_run_of_another_version_is_refused_before_the_hub_is_asked(
+    run: Path,
+    hub: Hub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    text: str | None,
+    said: str,
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    if text is None:
+        (copied / file).unlink()
+    else:
+        (copied / file).write_text(text)
+    error = refused(capsys, copied, "me/shapes")
+    assert said in error
+    assert "--evaluation: " not in error
+    assert hub.asked == []
+
+
+def test_a_token_with_other_letters_and_a_hub_that_is_ill_are_told_apart(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_me\u00fc")
+    assert "has letters that no token has" in refused(capsys, run, "me/shapes")
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    monkeypatch.setattr(hub, "answer", lambda *_: (429, {}, b"slow down"))
+    assert "can't answer now. Nothing was published." in refused(capsys, run, "me/shapes")

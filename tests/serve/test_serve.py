@@ -176,6 +176,41 @@ def test_another_sites_name_for_this_machine_is_refused(fake: FakePipeline) -> N
         assert client.get("/", headers={"host": "evil.example"}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"sec-fetch-site": "cross-site", "origin": "https://evil.example"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": URL}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": URL}, 200),
+    ],
+)
+def test_forms_of_other_sites_are_refused(
+    client: TestClient, headers: dict[str, str], code: int
+) -> None:
+    assert client.post("/", **upload(png()), headers=headers).status_code == code
+
+
+def test_odd_requests_get_a_sentence(fake: FakePipeline) -> None:
+    made = client_of(fake)
+    made.headers["content-type"] = "multipart/form-data; boundary=x; charset=utf-7"
+    parts = [
+        b'name="picture"; filename="a.png"\r\n\r\n' + png(),
+        b'name="questions"\r\n\r\nwhat +2AA-?',  # a lone surrogate
+    ]
+    body = b"".join(b"--x\r\nContent-Disposition: form-data; " + p + b"\r\n" for p in parts)
+    with made as client:
+        for headers, says in (
+            ({}, "has bytes that are no text"),
+            ({"content-length": "many"}, "(Content-Length) is no number"),
+        ):
+            refused = client.post("/", content=body + b"--x--\r\n", headers=headers)
+            assert refused.status_code == 400
+            assert says in refused.text
+
+
 def test_it_listens_on_this_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command._parser().parse_args([])
     assert arguments.host == "127.0.0.1"

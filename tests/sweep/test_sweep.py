@@ -127,6 +127,40 @@ def test_a_metric_that_the_runs_lack_names_those_that_they_have(
     assert "Did you mean 'val'" in capsys.readouterr().err
 
 
+def test_a_run_that_diverged_stops_no_other_and_is_left_out_of_the_mean(
+    sweep_of: SweepOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of("run.init_lr=1e-3", "run.seed=1,2,3")
+    sweep.plans(values={"init_lr=1e-3,seed=1": 0.6, "init_lr=1e-3,seed=2": float("nan")})
+    assert sweep.run() == 0
+    said = capsys.readouterr().out
+    assert "3 of 3 runs finished" in said
+    assert re.search(r"1e-3 +2 +55\.0 % +7\.1", said), said
+    assert "1 finished without a finite answer_accuracy on val" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("metrics.json", '{"val": {"answer', "metrics.json is damaged"),
+        ("metrics.json", '{"val": 1}', "metrics.json is damaged"),
+        ("metrics.json", "{}", "has no final metrics to compare"),
+        ("config.yaml", "run: [1]", "config.yaml isn't the config of a finished run"),
+    ],
+)
+def test_a_finished_run_whose_files_are_damaged_is_named(
+    sweep_of: SweepOf, file: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of("run.seed=1,2")
+    assert sweep.run() == 0
+    (sweep.path / "runs" / "seed=1" / file).write_text(text)
+    assert sweep.run("--report-only") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert str(sweep.path / "runs" / "seed=1") in err
+    assert "emove that folder to repeat the run" in err
+
+
 def test_two_sweeps_in_one_folder_are_refused(
     sweep_of: SweepOf, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.common.files import is_file, is_folder
+from lavis_ext.common.files import is_file, is_folder, real_path
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class QuestionFiles(ABC):
 def first_existing(candidates: Sequence[Path], key: str) -> Path | None:
     """The first file or folder that exists, as :func:`preferred`; None if there is none."""
     found = [path for path in candidates if is_file(path) or is_folder(path)]
-    distinct = {path.resolve(): path for path in reversed(found)}  # of one file, its first path
-    places = [(path,) for path in found if distinct[path.resolve()] is path]
+    distinct = {real_path(path): path for path in reversed(found)}  # of one file, its first path
+    places = [(path,) for path in found if distinct[real_path(path)] is path]
     return preferred(places, key)[0] if places else None
 
 

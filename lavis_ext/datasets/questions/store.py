@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.common.files import free_space, size_in_words, user_cache, written_aside
+from lavis_ext.common.files import free_space, real_path, size_in_words, user_cache, written_aside
 from lavis_ext.common.locks import Lock
 from lavis_ext.common.progress import ProgressLine
 from lavis_ext.datasets.questions.conversion import Progress, Stamp, convert, stamps
@@ -76,7 +76,7 @@ def open_store(source: QuestionFiles, folder: Path | None = None) -> QuestionSto
 def _folders(source: Path, chosen: Path | None) -> list[Path]:
     """Possible folders of the store, preferred first."""
     # Shared folders get a subfolder per source folder, since file names may be equal.
-    own = hashlib.blake2b(os.fsencode(source.resolve().parent), digest_size=8).hexdigest()
+    own = hashlib.blake2b(os.fsencode(real_path(source).parent), digest_size=8).hexdigest()
     if chosen is not None:
         return [chosen / own]
     return [source.parent / FOLDER, user_cache("questions") / own]

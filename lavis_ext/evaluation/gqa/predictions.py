@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import UserError, counted, listed, shortened
-from lavis_ext.common.files import written_aside
+from lavis_ext.common.files import check_regular, is_folder, written_aside
 from lavis_ext.datasets.questions.record_files import keyed_records
 from lavis_ext.datasets.questions.values import as_text, contents, kind
 
@@ -105,10 +105,16 @@ def check_known(source: str, given: Iterable[str], known: Collection[str], quest
 def check_output(option: str, path: Path) -> None:
     """Raise UserError early if the file of ``option`` can't be written."""
     folder = path.absolute().parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{option}: there is no folder {path.parent} to write to.")
-    if path.is_dir():
+    if is_folder(path):
         raise UserError(f"{option}: {path} is a folder; name a file.")
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{option}: {path} can't be written ({error.strerror}).") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option}: the folder {path.parent} can't be written to.")
 

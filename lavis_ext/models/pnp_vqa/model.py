@@ -380,6 +380,12 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         if block_num is not None:
             matching = replace(matching, block_num=block_num)
         config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
+        if self.config.quantization and (device := next(self.parameters()).device).type != "cpu":
+            raise UserError(
+                f"model.quantization is {self.config.quantization}, which is computed on a CPU, "
+                f"and the model is on {device}. Set run.device=cpu, or model.quantization=null and "
+                "run.amp=true."
+            )
         tokens = self.encode(samples)
         segmented = None
         for name in self.segmenting:
@@ -399,12 +405,6 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         """
         from lavis_ext.models.pnp_vqa.answering import answer, override
 
-        if self.config.quantization and (device := next(self.parameters()).device).type != "cpu":
-            raise UserError(
-                f"model.quantization is {self.config.quantization}, which is computed on a CPU, "
-                f"and the model is on {device}. Set run.device=cpu, or model.quantization=null and "
-                "run.amp=true."
-            )
         sampling, reading = override(self.config.captioner.sampling, self.config.reader, given)
         return answer(
             self.locate(samples, given.get("block_num")),

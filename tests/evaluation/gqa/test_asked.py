@@ -1,6 +1,7 @@
 """Predictions for a part of the questions, and predictions that are only spelled otherwise."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,15 @@ def test_answers_spelled_otherwise_are_counted_and_may_be_taken_as_right(
 )
 def test_normalization_leaves_words_and_inner_marks(text: str, expected: str) -> None:
     assert normalized(text) == expected
+
+
+def test_an_output_that_cannot_be_a_file_is_refused_before_the_work(
+    questions: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--questions={questions}", f"--predictions={made('a', {0: 'cup'})}", "--only-asked"]
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("pipe", "a named pipe, not a file"), ("n" * 300, "File name too long")):
+        assert f"can't be written ({said})" in refused(
+            capsys, score, [*given, f"--json={tmp_path / name}"]
+        )
+    assert (tmp_path / "pipe").is_fifo()

@@ -1,0 +1,35 @@
+"""Files are written whole or not at all, and nothing but files is replaced."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.common.files import real_path, write_json, written_aside
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="a named pipe, not a file"):
+        write_json(pipe, {})
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "full.json"
+    with pytest.raises(OSError, match="No space left") as raised, written_aside(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as writing raises it
+    assert raised.value.filename == str(path)
+    path = tmp_path / "none" / "x.json"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_json(path, {})
+    assert raised.value.filename == str(path)
+
+
+def test_a_cycle_of_links_has_a_path(tmp_path: Path) -> None:
+    for name, target in (("a", "b"), ("b", "a")):
+        (tmp_path / name).symlink_to(target)
+    assert real_path(tmp_path / "a").parent == tmp_path.resolve()
