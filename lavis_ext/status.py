@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import UserError, command, listed, printable
-from lavis_ext.common.files import is_file, parse_json
+from lavis_ext.common.files import is_file, parse_json, read_object
 from lavis_ext.common.metrics import LOSS
 from lavis_ext.common.tables import Table, facts
 from lavis_ext.runners.progress import duration, left_in_words
@@ -110,11 +110,7 @@ def check_run(folder: Path) -> None:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """Content of ``status.json``; empty if there is none."""
-    try:
-        content = parse_json((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(folder / STATUS) or {}
 
 
 def is_running(status: Mapping[str, Any]) -> bool:

@@ -21,7 +21,8 @@ from starlette.routing import Route
 from lavis_ext.ask.pipeline import Pipeline
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.pictures import decode_image
-from lavis_ext.evaluation.answer_page import POLICY, page_html, picture_html
+from lavis_ext.evaluation.answer_page import page_html, picture_html
+from lavis_ext.evaluation.html_head import POLICY
 from lavis_ext.serve.form import TITLE, error_html, form_html
 
 HEADERS = {

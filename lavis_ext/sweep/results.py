@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.common.files import read_object
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.datasets.mixed import split_of
@@ -16,7 +17,7 @@ from lavis_ext.evaluation.by_image import BY_IMAGE, ByImage
 from lavis_ext.evaluation.report.curves import declared_metrics
 from lavis_ext.runners.run_folder import CONFIG, LINES, METRICS
 from lavis_ext.sweep.differences import Difference, Repetition, paired_difference
-from lavis_ext.sweep.folder import Status, SweepFolder, read_json
+from lavis_ext.sweep.folder import Status, SweepFolder
 from lavis_ext.sweep.grid import SEED, PlannedRun, choices_of
 
 
@@ -191,7 +192,7 @@ def _measured(
 
 
 def _metrics_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / METRICS) or {}
+    return read_object(folder / METRICS) or {}
 
 
 def _repetition(folder: SweepFolder, result: RunResult, settled: tuple[Metric, str]) -> Repetition:
