@@ -25,6 +25,8 @@ SIDE = 480
 """Longer side in pixels of a picture in the page."""
 CAPTIONS_OPEN = 4
 """Captions that are seen without unfolding the others."""
+PAGE_END = "\n</main>\n</body>\n</html>\n"
+"""What follows the last part of a page."""
 
 
 def picture_html(
@@ -60,6 +62,11 @@ def fragment_html(parts: Iterable[str]) -> str:
 
 def page_html(title: str, parts: Iterable[str], notes: Sequence[str] = ()) -> str:
     """A whole page of ``picture_html`` parts; ``notes`` stand above them, one to a line."""
+    return page_start(title, notes) + "\n".join(parts) + PAGE_END
+
+
+def page_start(title: str, notes: Sequence[str] = ()) -> str:
+    """A page down to its first part."""
     noted = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return (
         head_html(title, style())
@@ -67,8 +74,6 @@ def page_html(title: str, parts: Iterable[str], notes: Sequence[str] = ()) -> st
         + f"<header><h1>{_text(title)}</h1>{legend_html()}</header>\n"
         + (f'<ul class="notes">{noted}</ul>\n' if noted else "")
         + "<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
     )
 
 
