@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 TITLE = "Ask a picture"
 WAITED = "<style>.answers .waiting { display: none; }</style>"
-"""Hides ``waiting_html``. Its style can't: ``:last-child`` matches nothing in a page that is loading."""
+"""Hides ``waiting_html``; its own style can't, as ``:last-child`` waits for the end of the page."""
 
 
 def form_html(limits: "Limits", questions: str = "") -> str:
