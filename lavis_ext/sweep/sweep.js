@@ -191,8 +191,8 @@ function showSearched() {
     element("figure", {}, element("figcaption", {}, `${content.metric.name}${titleUnit(content.metric.unit)}, by ${key}`), plot(keyPlot(key, column)))));
 }
 
-// A name that may break into lines after its commas.
-const broken = (name) => name.split(/(?<=,)/).flatMap((part) => [part, element("wbr")]);
+// A name that may break into lines after its commas and equals signs.
+const broken = (name) => name.split(/(?<=[,=])/).flatMap((part) => [part, element("wbr")]);
 
 function showRuns() {
   const titles = ["Run", "Status", content.metric.name || "Metric", "Error"];
