@@ -23,8 +23,8 @@ import torch
 
 from lavis_ext.checkpoints.weights import INDEX_SUFFIX, shards
 from lavis_ext.common.addresses import Address, RemoteFile, is_address
-from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.common.files import is_file, is_folder, parse_json, written_aside
+from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import is_file, is_folder, required_object, written_aside
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +93,7 @@ def settings_beside(weights: Path) -> dict[str, Any] | None:
     path = weights.parent / "config.json"
     if weights.name.removesuffix(INDEX_SUFFIX) not in WEIGHT_FILES or not path.is_file():
         return None
-    try:
-        settings = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({shortened(str(error), 120)}).") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} has no network settings: it isn't a JSON object.")
-    return settings
+    return required_object(path)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from lavis_ext.common.errors import UserError, shortened
+
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -104,6 +106,22 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a file with a JSON object; None if it is missing, unreadable or something else."""
+    try:
+        return _object_of(path)
+    except (OSError, ValueError):
+        return None
+
+
+def required_object(path: Path) -> dict[str, Any]:
+    """Read a file with a JSON object. Raises UserError for anything else."""
+    try:
+        return _object_of(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({shortened(str(error), 120)}).") from None
 
 
 def check_regular(path: Path) -> None:
@@ -277,6 +295,14 @@ def size_in_words(size: float) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}"
     return f"{size / 2**10:.3g} KiB"
+
+
+def _object_of(path: Path) -> dict[str, Any]:
+    check_regular(path)
+    content = parse_json(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it isn't a JSON object")
+    return content
 
 
 def _flush(path: Path) -> None:

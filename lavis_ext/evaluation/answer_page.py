@@ -17,6 +17,7 @@ from PIL import Image
 
 from lavis_ext.common.errors import printable
 from lavis_ext.evaluation.answered import Answered, share_of_maximum
+from lavis_ext.evaluation.html_head import head_html
 from lavis_ext.evaluation.picture import HEAT_COLORS, HEAT_OPACITY
 from lavis_ext.evaluation.report.thumbnails import data_uri
 
@@ -24,8 +25,8 @@ SIDE = 480
 """Longer side in pixels of a picture in the page."""
 CAPTIONS_OPEN = 4
 """Captions that are seen without unfolding the others."""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Content security policy of the page: no program, no request."""
+PAGE_END = "\n</main>\n</body>\n</html>\n"
+"""What follows the last part of a page."""
 
 
 def picture_html(
@@ -63,18 +64,18 @@ def fragment_html(parts: Iterable[str]) -> str:
 
 def page_html(title: str, parts: Iterable[str], notes: Sequence[str] = ()) -> str:
     """A whole page of ``picture_html`` parts; ``notes`` stand above them, one to a line."""
+    return page_start(title, notes) + "\n".join(parts) + PAGE_END
+
+
+def page_start(title: str, notes: Sequence[str] = ()) -> str:
+    """A page down to its first part."""
     noted = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<link rel="icon" href="data:,">\n<title>{_text(title)}</title>\n'
-        f'<style>{style()}</style>\n</head>\n<body class="answers">\n'
-        f"<header><h1>{_text(title)}</h1>{legend_html()}</header>\n"
+        head_html(title, style())
+        + '<body class="answers">\n'
+        + f"<header><h1>{_text(title)}</h1>{legend_html()}</header>\n"
         + (f'<ul class="notes">{noted}</ul>\n' if noted else "")
         + "<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
     )
 
 

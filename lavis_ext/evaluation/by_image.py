@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.common.files import parse_json, write_json
+from lavis_ext.common.files import read_object, write_json
 from lavis_ext.evaluation.bootstrap import Values, image_codes, sums_by_image
 
 BY_IMAGE = "_by_image.json"
@@ -52,13 +52,13 @@ class ByImage:
     def read(cls, path: Path) -> "ByImage | None":
         """Read what ``write`` wrote; None if the file is missing or damaged."""
         try:
-            content: Any = parse_json(path.read_text(encoding="utf-8"))
+            content: Any = read_object(path)
             sums, counts = (
                 {name: np.array(of[part], np.float64) for name, of in content["metrics"].items()}
                 for part in ("sums", "counts")
             )
             images = [str(image) for image in content["images"]]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             return None
         sizes = {each.shape for each in (*sums.values(), *counts.values())}
         return cls(images, sums, counts) if sizes <= {(len(images),)} else None

@@ -12,7 +12,7 @@ import torch
 from lavis_ext import distributed
 from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import free_space, parse_json
+from lavis_ext.common.files import free_space, read_object
 from lavis_ext.datasets.base import PictureDataset
 from lavis_ext.datasets.mixed import split_of
 from lavis_ext.encoders.base import Encoder
@@ -273,7 +273,8 @@ class RunFeatures:
         differences = ""
         for _, store in extraction.stores:
             for other in sorted(store.root.glob(f"{store.stream}-*/{FACTS}")):
-                if not store.folder.exists() and (found := store.differences(_facts(other))):
+                found = store.differences(read_object(other) or {})
+                if found and not store.folder.exists():
                     differences += f" {other.parent} differs in {', '.join(found)}."
         return differences
 
@@ -284,7 +285,7 @@ class RunFeatures:
                 self._reject_root(root)
 
     def _reject_root(self, root: Path) -> NoReturn:
-        facts = _facts(root / FACTS)
+        facts = read_object(root / FACTS) or {}
         for group in self.groups:
             for _, store in group.extraction.stores:
                 found = store.differences(facts)
@@ -294,10 +295,3 @@ class RunFeatures:
                         f"{', '.join(found)}. Set it to the parent folder."
                     )
         raise UserError(f"run.features.root: {root} is itself a store; set its parent folder.")
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -12,7 +12,7 @@ from lavis_ext.checkpoints.sources import PACKAGED, is_hub_name
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError, shortened
-from lavis_ext.common.files import is_file, is_folder, parse_json, real_path
+from lavis_ext.common.files import is_file, is_folder, real_path, required_object
 from lavis_ext.config.loader import load_yaml, merge
 from lavis_ext.config.typed import look_up, typed
 from lavis_ext.evaluation.bootstrap import Score
@@ -91,7 +91,7 @@ def read_published(source: Path, evaluations: Sequence[Path] = ()) -> Published:
         if is_file(folder / METRICS):
             name = METRICS if folder == path.parent else f"{real_path(folder).name}_{METRICS}"
             files[name] = folder / METRICS
-    environment = _json(path.parent / ENVIRONMENT) if folders else {}
+    environment = _environment(path.parent) if folders else {}
     sources = _sources(path, model_class, arch)
     return Published(path, weights, model_class, sources, metrics, files, environment)
 
@@ -153,19 +153,24 @@ def _section(folder: Path, name: str) -> dict[str, Any]:
     return section
 
 
+def _environment(folder: Path) -> dict[str, Any]:
+    path = folder / ENVIRONMENT
+    return required_object(path) if is_file(path) else {}
+
+
 def _metrics_of(folder: Path) -> list[SplitMetrics]:
     """Final metrics of a run by split; none of a run that hasn't finished."""
     if not is_file(folder / METRICS):
         return []
     task = str(_section(folder, "run").get("task"))
     found = []
-    for split, metrics in _json(folder / METRICS).items():
+    for split, metrics in required_object(folder / METRICS).items():
         path = folder / METRICS
         try:
             scores = {name: _score({"value": value, "count": 0}) for name, value in metrics.items()}
             path = folder / f"{split}_scores.json"
             if is_file(path):
-                content = _json(path)
+                content = required_object(path)
                 named = {**content, **content.get("metrics", {})}
                 scores = {
                     name: _score(each)
@@ -189,16 +194,3 @@ def _score(values: Mapping[str, Any]) -> Score:
     if not all(isinstance(each, int | float) for each in numbers):
         raise TypeError("not a number")
     return score
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object that a run wrote; empty if there is none."""
-    if not is_file(path):
-        return {}
-    try:
-        content = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({shortened(str(error), 120)}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} isn't a run's: it has no JSON object.")
-    return content

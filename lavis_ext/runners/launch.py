@@ -1,11 +1,12 @@
 """Build a runner from a program's arguments."""
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -31,9 +32,22 @@ from lavis_ext.runners.trainer import Trainer
 from lavis_ext.tasks.base import Task
 
 
+class _ArgumentParser(argparse.ArgumentParser):
+    """Of several processes with the same arguments one shows the help or what is wrong."""
+
+    def print_help(self, file: Any = None) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        with distributed.errors_once():
+            raise UserError(f"{message}\n{self.format_usage().rstrip()}")
+        raise AssertionError  # for type checkers, which take it that the block may go on
+
+
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """Parser of the arguments that LAVIS's programs take."""
-    parser = argparse.ArgumentParser(
+    parser = _ArgumentParser(
         description=description,
         epilog="python -m lavis_ext keys lists every key with its default and meaning, and "
         "python -m lavis_ext keys WORDS finds some.",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lavis_ext import distributed
-from lavis_ext.common.files import Appended, parse_json
+from lavis_ext.common.files import Appended, parse_json, read_object
 from lavis_ext.datasets.faults import UnreadableImage
 from lavis_ext.datasets.samplers import BatchRows
 from lavis_ext.distributed.sharding import whole
@@ -188,12 +188,9 @@ def key_of(facts: Mapping[str, Any], split: str) -> str:
 
 def saved_facts(folder: Path) -> dict[str, Any] | None:
     """Facts of the saved evaluation in ``folder``; None if there is none of this version."""
-    try:
-        facts = parse_json((folder / EVALUATION).read_bytes())
-    except (OSError, ValueError):
-        return None
-    known = isinstance(facts, dict) and facts.get("format") == FORMAT
-    return facts if known and isinstance(facts.get("config"), dict) else None
+    facts = read_object(folder / EVALUATION) or {}
+    known = facts.get("format") == FORMAT and isinstance(facts.get("config"), dict)
+    return facts if known else None
 
 
 def remove_saved_steps(folder: Path) -> None:

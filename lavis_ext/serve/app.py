@@ -4,26 +4,31 @@ Nothing of an upload is kept, and the page has no program.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from lavis_ext.ask.pipeline import Pipeline, check_questions
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.pictures import decode_image
-from lavis_ext.evaluation.answer_page import POLICY, page_html, picture_html
-from lavis_ext.serve.form import TITLE, error_html, form_html
+from lavis_ext.evaluation.answer_page import PAGE_END, page_html, page_start, picture_html
+from lavis_ext.evaluation.html_head import POLICY
+from lavis_ext.serve.form import TITLE, WAITED, error_html, form_html, style_html, waiting_html
+
+log = logging.getLogger(__name__)
 
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; form-action 'self'; frame-ancestors 'none'",
@@ -43,7 +48,8 @@ class Limits:
         questions: about a picture.
         letters: of all questions together.
         seconds: for an upload, and for its answers.
-        at_once: requests that are uploaded, wait or are answered.
+        at_once: pictures that wait or are answered.
+        uploads: uploads at once; slow ones hold up no answers.
     """
 
     bytes: int = 20 * 2**20
@@ -52,6 +58,7 @@ class Limits:
     letters: int = 2000
     seconds: float = 120.0
     at_once: int = 4
+    uploads: int = 16
 
 
 def application(
@@ -79,7 +86,8 @@ class _Page:
     def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
         self._pipeline, self._limits = pipeline, limits
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="answering")
-        self._busy = 0
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self._busy = self._uploads = 0
 
     async def show(self, request: Request) -> Response:
         return _response(form_html(self._limits))
@@ -91,47 +99,83 @@ class _Page:
         return _response(content, status=error.status_code, headers=error.headers)
 
     async def answer(self, request: Request) -> Response:
-        """Answer the questions about the uploaded picture."""
+        """Answer the questions about the uploaded picture.
+
+        The start of the page, which says what is being answered, is sent before the answers.
+        """
         if not _is_from_here(request):
             raise HTTPException(403, "The form was sent by another site; open this page itself.")
-        most = self._limits.at_once
-        if self._busy >= most:
-            # Before the upload is read, so that waiting ones take no memory.
-            raise HTTPException(
-                429,
-                f"Others are being answered; at most {most} are at once. Try again in a moment.",
-                {"Retry-After": "10", "Connection": "close"},
-            )
-        self._busy += 1
+        self._check_busy()  # before the upload is read, so that refused ones take no memory
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                name, content, questions = await self._read(request)
-            job = self._worker.submit(self._answered, name, content, questions)
-        except TimeoutError:
-            self._busy -= 1
-            raise HTTPException(
-                408, f"The upload took longer than {self._limits.seconds:g} seconds."
-            ) from None
+            name, content, questions = await self._uploaded(request)
         except ClientDisconnect:
-            self._busy -= 1
             return Response(status_code=400)  # to nobody
-        except BaseException:
-            self._busy -= 1
-            raise
-        # Counted until its end, also if nobody waits for it any more.
-        self._count_until_done(job)
+        self._check_busy()
+        ahead = self._busy
+        self._busy += 1
+        job: Future[str] | None = None
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                content_html = await asyncio.wrap_future(job)
-        except TimeoutError:
-            raise HTTPException(
-                503,
-                f"The answer took longer than {self._limits.seconds:g} seconds. Ask fewer "
-                "questions, or try again when the machine has less to do.",
-            ) from None
+            loop, pixels = asyncio.get_running_loop(), self._limits.pixels
+            image = await loop.run_in_executor(self._decoder, decode_image, content, name, pixels)
+            job = self._worker.submit(self._answered, name, image, questions)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
-        return _response(content_html + form_html(self._limits, "\n".join(questions)))
+        finally:
+            if job is None:
+                self._busy -= 1
+            else:  # counted until its end, also if nobody waits for it any more
+                self._count_until_done(job)
+        return StreamingResponse(
+            self._page(job, waiting_html(name, len(questions), ahead), questions),
+            media_type="text/html",
+            headers=HEADERS,
+        )
+
+    async def _page(
+        self, job: Future[str], waiting: str, questions: list[str]
+    ) -> AsyncIterator[str]:
+        """The page in two pieces: what is being answered, then the answers and the form."""
+        yield page_start(TITLE) + style_html() + waiting
+        seconds = self._limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                content = await asyncio.wrap_future(job)
+        except TimeoutError:
+            content = error_html(
+                f"The answer took longer than {seconds:g} seconds. Ask fewer questions, or try "
+                "again when the machine has less to do."
+            )
+        except UserError as error:
+            content = error_html(str(error))
+        except Exception as error:
+            log.exception("A question couldn't be answered.")
+            content = error_html(
+                f"This can't be answered ({type(error).__name__}); the terminal of the page's "
+                "program says more."
+            )
+        yield WAITED + content + form_html(self._limits, "\n".join(questions)) + PAGE_END
+
+    def _check_busy(self) -> None:
+        if self._busy >= self._limits.at_once:
+            raise _too_many(f"Others are being answered; at most {self._limits.at_once} are")
+
+    async def _uploaded(self, request: Request) -> tuple[str, bytes, list[str]]:
+        """What ``_read`` returns, within the limits of time and number."""
+        limits = self._limits
+        if self._uploads >= limits.uploads:
+            raise _too_many(f"Others are uploading pictures; at most {limits.uploads} are")
+        self._uploads += 1
+        try:
+            async with asyncio.timeout(limits.seconds):
+                return await self._read(request)
+        except TimeoutError:
+            raise HTTPException(
+                408,
+                f"The upload took longer than {limits.seconds:g} seconds.",
+                {"Connection": "close"},
+            ) from None
+        finally:
+            self._uploads -= 1
 
     def _count_until_done(self, job: Future[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -181,9 +225,8 @@ class _Page:
             raise HTTPException(400, str(error)) from None
         return name, content, questions
 
-    def _answered(self, name: str, content: bytes, questions: list[str]) -> str:
-        """The answers as a part of the page. Raises UserError for what is no picture."""
-        image = decode_image(content, name, self._limits.pixels)
+    def _answered(self, name: str, image: Image.Image, questions: list[str]) -> str:
+        """The answers as a part of the page."""
         notes = self._pipeline.notes(questions)
         answered = self._pipeline.ask(image, questions, name)
         remarks = "".join(error_html(note, kind="note") for note in notes)
@@ -219,7 +262,17 @@ def _limited(
     return counted
 
 
+def _too_many(reason: str) -> HTTPException:
+    return HTTPException(
+        429,
+        f"{reason} at once. Try again in a moment.",
+        {"Retry-After": "10", "Connection": "close"},
+    )
+
+
 def _response(content: str, status: int = 200, headers: Any = None) -> Response:
     return HTMLResponse(
-        page_html(TITLE, [content]), status_code=status, headers={**HEADERS, **(headers or {})}
+        page_html(TITLE, [style_html() + content]),
+        status_code=status,
+        headers={**HEADERS, **(headers or {})},
     )

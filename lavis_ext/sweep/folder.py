@@ -17,7 +17,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from lavis_ext.common.errors import UserError
-from lavis_ext.common.files import parse_json, write_json
+from lavis_ext.common.files import read_object, write_json
 from lavis_ext.common.locks import Lock
 from lavis_ext.config.loader import Config, load_yaml
 from lavis_ext.runners.config import AUTO
@@ -111,7 +111,7 @@ class SweepFolder:
 
     def described(self) -> dict[str, Any] | None:
         """What was asked for when the sweep was last started; None for a new one."""
-        return read_json(self.path / DESCRIPTION)
+        return read_object(self.path / DESCRIPTION)
 
     def job(self, name: str, options: list[str]) -> Job:
         """The job of a run, which resumes what there is of it."""
@@ -138,7 +138,7 @@ class SweepFolder:
         folder = self.runs / name
         if (folder / METRICS).is_file():
             return Status.FINISHED, ""
-        noted = read_json(self._notes(name))
+        noted = read_object(self._notes(name))
         if noted is None:
             return (Status.INTERRUPTED if state_paths(folder) else Status.WAITING), ""
         code = noted.get("code")
@@ -181,15 +181,6 @@ class SweepFolder:
 
     def _notes(self, name: str) -> Path:
         return self.path / "output" / f"{name}.json"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if it is missing or damaged."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _words(value: Any) -> str:

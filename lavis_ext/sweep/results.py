@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_ext.common.errors import UserError, nearest
+from lavis_ext.common.files import read_object
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.loader import load_yaml
 from lavis_ext.datasets.mixed import split_of
@@ -17,7 +18,7 @@ from lavis_ext.evaluation.by_image import BY_IMAGE, ByImage
 from lavis_ext.evaluation.report.curves import declared_metrics
 from lavis_ext.runners.run_folder import CONFIG, LINES, METRICS
 from lavis_ext.sweep.differences import Difference, Repetition, paired_difference
-from lavis_ext.sweep.folder import Status, SweepFolder, read_json
+from lavis_ext.sweep.folder import Status, SweepFolder
 from lavis_ext.sweep.grid import SEED, PlannedRun, choices_of
 
 
@@ -205,7 +206,7 @@ def _measured(
 
 def _metrics_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Metrics of a finished run by split. Raises UserError for a damaged file."""
-    found = read_json(folder / METRICS)
+    found = read_object(folder / METRICS)
     if found is None or not all(isinstance(metrics, dict) for metrics in found.values()):
         raise UserError(
             f"{folder / METRICS} is damaged: it has no metrics by split. Remove that folder to "

@@ -20,6 +20,8 @@ OPTION = "--search"
 EXAMPLE = "run.init_lr=1e-5..1e-3:log"
 TRIALS = "trials.journal"
 STUDY = "sweep"
+RETRIED = "retried"
+"""Attribute of a trial that is another's second try: the other's number."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def bounds(ranges: Sequence[Range]) -> list[PlannedRun]:
 
 
 class Search:
-    """A study of Optuna over ranges; trials that were interrupted are given out again.
+    """A study of Optuna over ranges; interrupted and failed trials are given out again.
+
+    Optuna keeps the end of a trial. A failed one that reaches a value later is added to the study
+    as another trial with the same parameters.
 
     The study minimizes: the metric itself if lower is better, otherwise its negative. Higher or
     lower is known from the first finished run only.
@@ -119,37 +124,59 @@ class Search:
     @property
     def runs(self) -> list[PlannedRun]:
         """Runs of all trials so far."""
-        return [self._run(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [self._run(trial) for trial in self._begun()]
 
     def pending(self) -> list[PlannedRun]:
-        """Runs of the trials that have begun and not ended."""
-        return [self._run(trial) for trial in self._open()]
+        """Runs of the trials without a value: those that haven't ended, and failed ones."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get(RETRIED) for trial in trials}
+        return [
+            self._run(trial)
+            for trial in trials
+            if trial.state is TrialState.RUNNING
+            or (trial.state is TrialState.FAIL and trial.number not in retried)
+        ]
 
     def begin(self) -> Iterator[PlannedRun]:
         """Choose trials one by one until there are as many as asked for."""
         distributions = {each.key: each.distribution() for each in self._ranges}
-        while len(self._study.get_trials(deepcopy=False)) < self._trials:
+        while len(self._begun()) < self._trials:
             yield self._run(self._study.ask(distributions))
 
     def tell(self, run: PlannedRun, metric: Metric | None, value: float | None) -> None:
         """Tell Optuna how a trial ended; without a finite value it failed."""
-        from optuna.trial import TrialState
+        from optuna.trial import TrialState, create_trial
 
         number = int(run.name.rpartition("-")[2])
+        trial = self._study.get_trials(deepcopy=False)[number]
+        has_failed = trial.state is TrialState.FAIL
         if metric is None or value is None or not math.isfinite(value):
-            self._study.tell(number, state=TrialState.FAIL)
+            if not has_failed:
+                self._study.tell(number, state=TrialState.FAIL)
             return
         if metric.better is None:
             raise UserError(
                 f"{OPTION}: {metric.name} declares no better direction; choose another --metric, "
                 "or set run.metric and run.metric_goal."
             )
-        self._study.tell(number, -value if metric.better == "max" else value)
+        minimized = -value if metric.better == "max" else value
+        if has_failed:
+            again = create_trial(
+                value=minimized,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={RETRIED: number},
+            )
+            self._study.add_trial(again)
+        else:
+            self._study.tell(number, minimized)
 
-    def _open(self) -> list[Any]:
-        from optuna.trial import TrialState
-
-        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    def _begun(self) -> list[Any]:
+        """Trials, without second tries."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if RETRIED not in trial.user_attrs]
 
     def _run(self, trial: Any) -> PlannedRun:
         values = {each.key: str(trial.params[each.key]) for each in self._ranges}

@@ -84,7 +84,7 @@ class Session:
 
 
 def search_runs(search: Search) -> Iterator[PlannedRun]:
-    """A search's interrupted trials, then new ones."""
+    """A search's interrupted and failed trials, then new ones."""
     return chain(search.pending(), search.begin())
 
 

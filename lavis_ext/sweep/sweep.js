@@ -191,14 +191,16 @@ function showSearched() {
     element("figure", {}, element("figcaption", {}, `${content.metric.name}${titleUnit(content.metric.unit)}, by ${key}`), plot(keyPlot(key, column)))));
 }
 
+// A name that may break into lines after its commas and equals signs.
+const broken = (name) => name.split(/(?<=[,=])/).flatMap((part) => [part, element("wbr")]);
+
 function showRuns() {
-  const titles = ["Run", "Status", content.metric.name || "Metric", "Report", "Error"];
+  const titles = ["Run", "Status", content.metric.name || "Metric", "Error"];
   const failing = content.runs.some(({ error }) => error);
-  const head = element("tr", {}, ...(failing ? titles : titles.slice(0, 4)).map((each) => element("th", { scope: "col" }, each)));
+  const head = element("tr", {}, ...(failing ? titles : titles.slice(0, 3)).map((each) => element("th", { scope: "col" }, each)));
   const rows = content.runs.map((run) => element("tr", {},
-    element("th", { scope: "row" }, run.name),
+    element("th", { scope: "row" }, ...(run.report ? [element("a", { href: run.report }, ...broken(run.name))] : broken(run.name))),
     element("td", { class: run.failed ? "failed" : null }, run.status), element("td", {}, run.shown),
-    element("td", {}, run.report ? element("a", { href: run.report }, "report") : ""),
     failing ? element("td", { class: "error" }, run.error) : null));
   byId("runs-table").append(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
 }

@@ -405,12 +405,23 @@ def test_a_user_error_ends_all_processes_and_is_in_torchruns_summary(
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("elastic", [True, False])
-def test_an_error_before_the_process_group_is_shown_once(elastic: bool) -> None:
+WRONG_KEY = ["--cfg-path", "projects/pnp-vqa/train/gqa_small.yaml", "--options", "run.max_epchs=3"]
+NO_SUCH_KEY = "error: run.max_epchs: there is no such key. Did you mean 'max_epoch'?"
+
+
+@pytest.mark.parametrize(
+    ("elastic", "arguments", "message"),
+    [
+        (True, WRONG_KEY, NO_SUCH_KEY),
+        (False, WRONG_KEY, NO_SUCH_KEY),
+        (True, ["--dry-run"], "error: the following arguments are required: --cfg-path\nusage: "),
+    ],
+)
+def test_an_error_before_the_process_group_is_shown_once(
+    elastic: bool, arguments: list[str], message: str
+) -> None:
     """With torchrun, whose processes end with the first, and without."""
-    arguments = ["train.py", "--cfg-path", "projects/pnp-vqa/train/gqa_small.yaml"]
-    arguments += ["--options", "run.max_epchs=3"]
-    message = "error: run.max_epchs: there is no such key. Did you mean 'max_epoch'?"
+    arguments = ["train.py", *arguments]
     if elastic:
         done = subprocess.run(
             [

@@ -5,6 +5,7 @@ valid but malicious files.
 """
 
 import ast
+import base64
 import hashlib
 import json
 import logging
@@ -34,9 +35,10 @@ from lavis_ext.common.tables import table
 from lavis_ext.datasets.gqa.questions import read_questions
 from lavis_ext.datasets.pictures import ImageFolder, read_image
 from lavis_ext.evaluation.gqa.reported import reported
+from lavis_ext.evaluation.html_head import POLICY
 from lavis_ext.evaluation.report.content import report_content
 from lavis_ext.evaluation.report.curves import read_curves
-from lavis_ext.evaluation.report.page import page
+from lavis_ext.evaluation.report.page import assembled, page
 from lavis_ext.features.reader import StoredStream
 from lavis_ext.features.store import INDEX, INDEX_SCHEMA, FeatureStore
 from lavis_ext.runners.run_log import set_up_logging
@@ -420,9 +422,12 @@ def test_the_pages_script_inserts_data_as_text_and_fetches_nothing(
         r"\b(innerHTML|outerHTML|insertAdjacentHTML|eval|Function|fetch|XMLHttp\w+)\b|\.write\("
     )
     assert re.findall(unsafe, program) == []
-    text = (package / template).read_text()
-    assert "default-src 'none'" in text
-    assert "'unsafe-inline'; script-src 'sha256-" in text, "scripts need their hash"
+    text = assembled({"title": "t"}, (package / template).read_text(), style="", program=program)
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', text)
+    (embedded,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(embedded.encode()).digest()).decode()
+    assert policy == f"{POLICY}; script-src 'sha256-{digest}'", "only this script, by its hash"
+    assert POLICY.startswith("default-src 'none'; ")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import pytest
 from PIL import Image
 
 from lavis_ext.ask.pipeline import AnsweredPicture, Pipeline, load_pipeline
+from lavis_ext.common.errors import UserError
 from lavis_ext.config import keys
 from lavis_ext.evaluation.answered import Answered
 from lavis_ext.serve import command
 from tests.browser import browser_page, find_browser
 from tests.evaluation.test_picture import made_output
+from tests.launching import PATIENCE, wait_until
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("python_multipart", reason="the extra `serve` is not installed")
@@ -40,6 +44,7 @@ class FakePipeline:
     def __init__(self) -> None:
         self.may_answer, self.asked = threading.Event(), threading.Semaphore(0)
         self.may_answer.set()
+        self.error: Exception | None = None
 
     def notes(self, questions: list[str]) -> list[str]:
         return ["the text encoder doesn't know: <xylophone>."]
@@ -47,6 +52,8 @@ class FakePipeline:
     def ask(self, image: Any, questions: list[str], name: str) -> AnsweredPicture:
         self.asked.release()
         assert self.may_answer.wait(60)
+        if self.error is not None:
+            raise self.error
         made = made_output(len(questions), hot=(1, 6))
         return AnsweredPicture(name, image, Answered.all_of(questions, made))
 
@@ -164,11 +171,61 @@ def test_an_answer_that_takes_too_long_is_given_up(fake: FakePipeline) -> None:
     fake.may_answer.clear()
     with client_of(fake, seconds=0.2, at_once=1) as client:
         late = client.post("/", **upload(png()))
-        assert late.status_code == 503
         assert "took longer than 0.2 seconds" in late.text
         # The thread is still at it, so the next one would only wait.
         assert client.post("/", **upload(png())).status_code == 429
         fake.may_answer.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no such words."), "no such words."),
+        (ZeroDivisionError("secret"), "ZeroDivision"),
+    ],
+)
+def test_an_error_while_answering_gets_a_sentence_and_the_form(
+    client: TestClient, fake: FakePipeline, error: Exception, said: str
+) -> None:
+    fake.error = error
+    page = client.post("/", **upload(png())).text
+    assert said in page
+    assert "secret" not in page
+    assert page.index('class="waiting"') < page.index('role="alert"') < page.index("<form")
+    fake.error = None
+    assert "Answer: <b>red</b>" in client.post("/", **upload(png())).text
+
+
+@contextmanager
+def slow_upload(url: str) -> Iterator[socket.socket]:
+    """A client that has sent the first byte of an upload, which the server is reading."""
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b"-")
+        yield client
+
+
+def test_a_slow_upload_holds_up_nobody_and_ends_with_a_sentence(fake: FakePipeline) -> None:
+    httpx = pytest.importorskip("httpx")
+    with serving(fake, Limits(at_once=1, uploads=2)) as url:
+        with slow_upload(url):
+            answered = httpx.post(url, **upload(png()), timeout=PATIENCE)
+            assert "Answer: <b>red</b>" in answered.text, "it takes no place of those who wait"
+            with slow_upload(url):
+                refused = httpx.post(url, **upload(png()), timeout=PATIENCE)
+                assert refused.status_code == 429
+                assert "at most 2 are at once" in refused.text
+        # Those who gave up leave their places.
+        wait_until(lambda: httpx.post(url, **upload(png()), timeout=PATIENCE).status_code == 200)
+    with serving(fake, Limits(seconds=0.2)) as url, slow_upload(url) as client:
+        said = b"".join(iter(partial(client.recv, 2**16), b""))  # to the connection's end
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"The upload took longer than 0.2 seconds." in said
 
 
 def test_another_sites_name_for_this_machine_is_refused(fake: FakePipeline) -> None:
@@ -238,20 +295,55 @@ def test_config_keys_are_listed_without_the_extra(monkeypatch: pytest.MonkeyPatc
     assert keys.owners()
 
 
-@pytest.fixture
-def served() -> Iterator[tuple[str, Pipeline]]:
+@contextmanager
+def serving(pipeline: Any, limits: Limits | None = None) -> Iterator[str]:
+    """The address of the page, served in a thread."""
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-    options = ["model.captioner.sampling.num_captions=6"]
-    pipeline = load_pipeline(options=options, device="cpu")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(application(pipeline), log_level="warning"))
+        config = uvicorn.Config(application(pipeline, limits), log_level="warning")
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/", pipeline
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         finally:
             server.should_exit = True
             thread.join(60)
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[str, Pipeline]]:
+    options = ["model.captioner.sampling.num_captions=6"]
+    pipeline = load_pipeline(options=options, device="cpu")
+    with serving(pipeline) as url:
+        yield url, pipeline
+
+
+def test_the_page_says_what_is_being_answered_until_the_answer_comes(
+    fake: FakePipeline, tmp_path: Path
+) -> None:
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("there is no Chromium")
+    picture = tmp_path / "cup.png"
+    picture.write_bytes(png())
+    seen = "[...document.querySelectorAll('.waiting')].filter(e => e.offsetHeight).length"
+    fake.may_answer.clear()
+    with serving(fake) as url, browser_page(executable, tmp_path / "profile") as page:
+        page.open(url)
+        assert page.run(seen) == 0
+        page.choose_file("input[type=file]", picture)
+        page.run("document.querySelector('textarea').value = 'what?\\nwhere?'")
+        page.run("document.querySelector('button').click()")
+        page.wait(f"{seen} === 1")
+        said = page.run("document.querySelector('.waiting').textContent")
+        assert said == "Answering 2 questions about cup.png …"
+        page.screenshot(tmp_path / "waiting.png")
+        fake.may_answer.set()
+        page.wait("document.querySelectorAll('.answer').length === 2")
+        assert page.run(seen) == 0
+        assert page.run("document.querySelectorAll('form').length") == 1
+        assert not page.complaints
 
 
 def test_a_picture_is_asked_in_a_browser(

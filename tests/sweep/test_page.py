@@ -27,6 +27,8 @@ def page(sweep_of: Callable[..., Sweep]) -> Path:
     values = {"init_lr=1e-3,seed=1": 0.3, "init_lr=1e-3,seed=2": 0.6, "init_lr=1e-4,seed=1": 0.9}
     error = '</script><script>document.title="broken"</script>'
     sweep.plans(values=values, fail={"init_lr=1e-4,seed=2": error})
+    (sweep.path / "runs" / "init_lr=1e-3,seed=1").mkdir(parents=True)
+    (sweep.path / "runs" / "init_lr=1e-3,seed=1" / "report.html").touch()
     assert sweep.run() == 1
     return sweep.path / "sweep.html"
 
@@ -72,6 +74,9 @@ def test_a_browser_draws_it_without_a_complaint_and_a_button_hides_a_choice(
             "45.0 %",
             "90.0 %",
         ]
+        runs = "[...document.querySelectorAll('#runs-table tbody tr')]"
+        linked = shown.run(f"{runs}.map((row) => row.querySelector('a')?.getAttribute('href'))")
+        assert linked == ["runs/init_lr%3D1e-3%2Cseed%3D1/report.html", None, None, None]
         lines = "document.querySelectorAll('#curves-charts figure:first-child path').length"
         assert shown.run(lines) == 4, "three runs and a mean"
         shown.run("document.querySelector('#key button').click()")

@@ -12,7 +12,7 @@ import pytest
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.sweep import search
-from lavis_ext.sweep.search import bounds, parse_search
+from lavis_ext.sweep.search import Search, bounds, parse_search
 from tests.sweep.conftest import FAKE, Sweep
 from tests.sweep.test_sweep import PROJECT, SWEEP
 
@@ -74,7 +74,7 @@ def searching(sweep_of: Callable[..., Sweep], *more: str) -> Sweep:
     return sweep
 
 
-def test_trials_are_ordered_by_the_metric_and_a_second_start_adds_only_what_is_missing(
+def test_trials_are_ordered_by_the_metric(
     sweep_of: Callable[..., Sweep], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("optuna")
@@ -88,9 +88,31 @@ def test_trials_are_ordered_by_the_metric_and_a_second_start_adds_only_what_is_m
     assert len({each["run.init_lr"] for each in values}) == 4
     assert all(1e-5 <= float(each["run.init_lr"]) <= 1e-3 for each in values)
     assert all(8 <= int(each["run.batch_size_train"]) <= 64 for each in values)
+
+
+def test_a_failed_trial_is_tried_again_and_the_search_learns_its_value(
+    sweep_of: Callable[..., Sweep],
+) -> None:
+    pytest.importorskip("optuna")
+    sweep = searching(sweep_of)
+    sweep.plans(fail={"trial-001": "the data are gone"})
+    assert sweep.run() == 1
+    assert sweep.run() == 1
+    assert sweep.attempts[4:] == ["trial-001"], "alone, and to fail again"
+    sweep.plans(values={"trial-001": 0.9}, fail={})
     sweep.grid = [*RANGES, "--trials", "5"]
-    sweep.run()
-    assert sweep.attempts[4:] == ["trial-004"]
+    assert sweep.run() == 0
+    again, new = sweep.attempts[5:]
+    assert again == "trial-001"
+    assert new not in sweep.attempts[:5]
+    best, *others = sweep.results()["choices"]
+    assert best["runs"][0]["name"] == "trial-001"
+    assert len(others) == 4
+    study = Search(sweep.path, parse_search(RANGES), 5, 0, 1)._study
+    assert study.best_value == -0.9
+    assert study.best_params["run.init_lr"] == float(best["values"]["run.init_lr"])
+    assert sweep.run() == 0
+    assert len(sweep.attempts) == 7, "nothing is left to do"
 
 
 def test_a_killed_search_gives_its_open_trial_out_again(sweep_of: Callable[..., Sweep]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lavis_ext.common.errors import UserError, listed
-from lavis_ext.common.files import parse_json
+from lavis_ext.common.files import read_object
 from lavis_ext.evaluation.gqa.predictions import check_complete
 from lavis_ext.evaluation.gqa.questions import GqaQuestion
 
@@ -59,11 +59,7 @@ def stated(predictions: Path) -> int | None:
     if not predictions.name.endswith(PREDICTIONS):
         return None
     scores = predictions.with_name(predictions.name.removesuffix(PREDICTIONS) + SCORES)
-    try:
-        content = parse_json(scores.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    count = content.get("questions") if isinstance(content, dict) else None
+    count = (read_object(scores) or {}).get("questions")
     return count if isinstance(count, int) else None
 
 

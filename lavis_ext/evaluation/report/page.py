@@ -1,7 +1,5 @@
 """Assemble the report page: template, style, script and content in one file."""
 
-import base64
-import hashlib
 import html
 import json
 from importlib.resources import files
@@ -10,6 +8,7 @@ from string import Template
 from typing import Any
 
 from lavis_ext.common.files import written_aside
+from lavis_ext.evaluation.html_head import head_html
 
 PARTS = files("lavis_ext.evaluation.report")
 
@@ -28,17 +27,12 @@ def page(content: dict[str, Any]) -> str:
 
 
 def assembled(content: dict[str, Any], template: str, *, style: str, program: str) -> str:
-    """HTML of a page with ``content["title"]``; ``program`` follows that of ``plots.js``.
-
-    The content security policy only allows this page's script, and no requests.
-    """
+    """HTML of a page with ``content["title"]``; ``program`` follows that of ``plots.js``."""
     program = part("plots.js") + program
-    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     return Template(template).substitute(
+        head=head_html(content["title"], style, program),
         title=html.escape(content["title"]),
-        style=style,
         program=program,
-        program_digest=digest,
         content=_json(content),
     )
 
