@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from lavis_ext.checkpoints.needs import Need, weights_needed
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import LoadReport, load_into
 from lavis_ext.common.metrics import Metric
@@ -61,7 +62,8 @@ class TrainableModel(BaseModel, ABC):
         CONFIGS: folder with a YAML for each model type; None for a model without types.
         weights_name: prefix of the weights files that training writes.
         default_task: task of a run without ``run.task``; None if it is required.
-        trainable: patterns of the parameters to train if ``run.trainable`` is null.
+        trainable: patterns of the parameters to train if ``run.trainable`` is null; an instance may
+            have its own.
         weights_key: option that loads such a file.
         OLD_KEYS: renamed keys of configs.
         OLD_PARAMETERS: patterns (``re``) of earlier versions' parameter names, with replacements.
@@ -76,7 +78,7 @@ class TrainableModel(BaseModel, ABC):
     CONFIGS: ClassVar[Path | None] = None
     weights_name: ClassVar[str] = "weights"
     default_task: ClassVar[str | None] = None
-    trainable: ClassVar[Sequence[str]] = ("*",)
+    trainable: Sequence[str] = ("*",)
     weights_key: ClassVar[str] = "weights"
     OLD_KEYS: ClassVar[Sequence[OldKey]] = ()
     OLD_PARAMETERS: ClassVar[Mapping[str, str]] = {}
@@ -118,14 +120,21 @@ class TrainableModel(BaseModel, ABC):
         exported = self.exported_state()
         return [key for key in self.state_dict() if key not in exported]
 
+    def new_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Name patterns of parts that change nothing until they are trained, and aren't in a file.
+
+        ``state`` has the file's tensors by parameter name.
+        """
+        return []
+
     def load_trained(self, weights: TrainedWeights, name: str) -> LoadReport:
         """Load a file written by training. Raises UserError if the weights don't match.
 
-        LoRA updates missing from the file keep their initial values.
+        LoRA updates and ``new_parts`` missing from the file keep their initial values.
         """
         self.adapt()
         state = self.own_names(weights, name)
-        allowed = [*self.may_lack(), *new_updates(self, state)]
+        allowed = [*self.may_lack(), *new_updates(self, state), *self.new_parts(state)]
         return replace(load_into(self, state, name=name, allow_missing=allowed), of_parts=True)
 
     def own_names(self, weights: TrainedWeights, source: str) -> dict[str, Tensor]:
@@ -202,6 +211,14 @@ class TrainableModel(BaseModel, ABC):
     def needs_weights(cls, config: Any) -> bool:
         """Whether only trained weights make a model of this section worth evaluating."""
         return True
+
+    @classmethod
+    def weights_needed(cls, config: Any, *, answering: bool) -> list[Need]:
+        """Weights and tokenizers that a model of this section needs, in training and to answer.
+
+        Unless ``answering``, those of ``answering_parts`` are needed later.
+        """
+        return weights_needed(config, "model", () if answering else cls.answering_parts)
 
     @classmethod
     def complete_saved(cls, section: dict[str, Any]) -> None:
