@@ -127,6 +127,10 @@ class TrainableModel(BaseModel, ABC):
         """
         return []
 
+    def unused_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Name patterns of a file's parts that this model goes without, as ``new_parts``."""
+        return []
+
     def load_trained(self, weights: TrainedWeights, name: str) -> LoadReport:
         """Load a file written by training. Raises UserError if the weights don't match.
 
@@ -134,8 +138,18 @@ class TrainableModel(BaseModel, ABC):
         """
         self.adapt()
         state = self.own_names(weights, name)
-        allowed = [*self.may_lack(), *new_updates(self, state), *self.new_parts(state)]
-        return replace(load_into(self, state, name=name, allow_missing=allowed), of_parts=True)
+        new, unused = self.new_parts(state), self.unused_parts(state)
+        notes = [f"not in the file, and untrained: {', '.join(new)}"] if new else []
+        notes += [f"left out, as the model has none: {', '.join(unused)}"] if unused else []
+        report = load_into(
+            self,
+            state,
+            name=name,
+            allow_missing=[*self.may_lack(), *new_updates(self, state), *new],
+            allow_unexpected=unused,
+            notes=notes,
+        )
+        return replace(report, of_parts=True)
 
     def own_names(self, weights: TrainedWeights, source: str) -> dict[str, Tensor]:
         """A file's tensors under this model's names. ``source`` names the file in errors."""

@@ -61,9 +61,7 @@ class VqaObjective(Objective):
         answers = batch.samples["answer"]
         known = send(torch.tensor([each is not None for each in answers]), read.states.device)
         losses = module.losses(read, [each or "" for each in answers])
-        return ObjectiveOutput(
-            losses.where(known, 0.0), {"without_answer": (~known).float().sum()}
-        )
+        return ObjectiveOutput(losses.where(known, 0.0), {"without_answer": (~known).float().sum()})
 
     def predict(self, batch: FusedBatch) -> list[str]:
         """Answers by ``model.vqa.inference``; those to rank are the vocabulary's."""

@@ -194,12 +194,12 @@ class QuestionTask(Task):
 
 def pipeline_averages(model: Any) -> list[Metric]:
     """Averages of the pipeline over questions, such as captions found or dropped as repeated."""
-    return [*(CAPTION_AVERAGES if model.captions_wanted else ()), *HEAT_AVERAGES]
+    return [*(CAPTION_AVERAGES if model.config.captions_wanted else ()), *HEAT_AVERAGES]
 
 
 def pipeline_sums(model: Any, output: Any) -> dict[str, torch.Tensor]:
     """Sums over a batch of the values of ``pipeline_averages``."""
-    wanted = model.captions_wanted
+    wanted = model.config.captions_wanted
     found = {
         "points": float((output.labels == 1).sum()),
         "matching": float(output.matching.sum()),

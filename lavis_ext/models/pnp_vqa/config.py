@@ -97,6 +97,11 @@ class PnpVqaFusionConfig(ModelConfig):
                     f"Add it, such as {where}.fusions.{part}.name=difnet, or remove the objective."
                 )
 
+    @property
+    def captions_wanted(self) -> int:
+        """Captions of each question; 0 if it is answered without any."""
+        return int(self.captioner.sampling.num_captions) if self.answerer == READER else 0
+
     def trained_parts(self) -> list[str]:
         """Parts that objectives train a fusion through."""
         parts = [registry.get_objective_class(name).part for name in self.objectives]

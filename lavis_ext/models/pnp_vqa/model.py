@@ -230,12 +230,6 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         return encoder
 
     @property
-    def captions_wanted(self) -> int:
-        """Captions of each question; 0 if it is answered without any."""
-        reads = self.config.answerer == READER
-        return int(self.config.captioner.sampling.num_captions) if reads else 0
-
-    @property
     def load_reports(self) -> list[LoadReport]:
         """Reports of loading weights, one per file."""
         return self._load_reports
@@ -370,9 +364,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         """Tokens by stream of the batch's images, from its stored features if it has any."""
         return self._encode(samples, self.streams)
 
-    def _encode(
-        self, samples: QuestionBatch, encoders: Mapping[str, Encoder]
-    ) -> dict[str, Tokens]:
+    def _encode(self, samples: QuestionBatch, encoders: Mapping[str, Encoder]) -> dict[str, Tokens]:
         if "tokens" in samples:
             return {
                 name: Tokens(stored.restored(), stored.grid, encoders[name].prefix)
@@ -619,6 +611,11 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         known = {".".join(name.split(".")[:2]) for name in state}
         return [f"fusions.{part}.*" for part in gated if f"fusions.{part}" not in known]
 
+    def unused_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Objectives that the file was trained with and the config doesn't name."""
+        known = {name.split(".")[1] for name in state if name.startswith("objectives.")}
+        return [f"objectives.{name}.*" for name in sorted(known - {*self.objectives})]
+
     def export(self, target: str, out: Path) -> str:
         """Write BLIP as a folder of transformers, or DIFNet as a file of its authors' code.
 
@@ -642,7 +639,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     def _parts(self) -> list[Any]:
         answering = (getattr(self, name, None) for name in self.answering_parts)
         return [
-            *self.streams.values(),
+            *self.encoders.values(),
             self.fusion,
             *self.fusions.values(),
             *(part for part in answering if part is not None),
