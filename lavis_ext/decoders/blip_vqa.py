@@ -80,8 +80,8 @@ class BlipVqaConfig(BlipSizesConfig, PretrainedConfig):
     num_beams: int = option(3, "beams of generated answers; 1 is greedy", at_least=1)
     answers: str | None = option(
         None,
-        "file with a JSON list of the answers to rank, such as LAVIS's answer_list.json; by default "
-        "the training split's, which trained weights have",
+        "file with a JSON list of the answers to rank, such as LAVIS's answer_list.json; by "
+        "default the training split's, which trained weights have",
     )
     candidates: int = option(
         128, "answers with the likeliest first words, which are ranked", at_least=1
@@ -124,11 +124,11 @@ class Candidates(NamedTuple):
 class BlipVqa(nn.Module):
     """``read`` questions, then ``answer`` them; ``losses`` train a fusion of its image tokens.
 
-    Parameters are under ``blip.``, by transformers' names. ``where`` is the config's key, for errors.
-    ``load_report`` is the result of loading weights, None for random ones.
+    Parameters are under ``blip.``, by transformers' names. ``where`` is the config's key, for
+    errors. ``load_report`` is the result of loading weights, None for random ones.
 
-    Raises UserError for sizes that don't fit, and for a tokenizer, weights or a list of answers that
-    can't be found, read or matched.
+    Raises UserError for sizes that don't fit, and for a tokenizer, weights or a list of answers
+    that can't be found, read or matched.
     """
 
     def __init__(self, config: BlipVqaConfig, where: str = "model.vqa") -> None:
@@ -241,8 +241,8 @@ class BlipVqa(nn.Module):
         if answers is None:
             raise UserError(
                 f"{self._where}.inference is {RANK}, and there are no answers to choose from: the "
-                f"model has no answer vocabulary of a training. Set {self._where}.answers to a file "
-                f"with a JSON list of answers, or {self._where}.inference to {GENERATE}."
+                f"model has no answer vocabulary of a training. Set {self._where}.answers to a "
+                f"file with a JSON list of answers, or {self._where}.inference to {GENERATE}."
             )
         if self._latest is None or self._latest.texts is not answers:
             self._latest = self.candidates(answers)

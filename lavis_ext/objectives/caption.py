@@ -15,10 +15,10 @@ class CaptionObjective(Objective):
     """Cross-entropy of the answer as a sentence, through the frozen caption decoder.
 
     The decoder reads the captioner's own image tokens, fused with the other streams
-    (``model.fusions.captioner``), and predicts each word from those before it (teacher forcing). The
-    loss of a sentence is the mean over its words and [SEP], without the prompt (Li et al., 2022,
-    section 3.2). Sentences are GQA's ``fullAnswer`` or, in data without, question and answer, in
-    lower case and without punctuation around them. A question without an answer has no loss.
+    (``model.fusions.captioner``), and predicts each word from those before it (teacher forcing).
+    The loss of a sentence is the mean over its words and [SEP], without the prompt (Li et al.,
+    2022, section 3.2). Sentences are GQA's ``fullAnswer`` or, in data without, question and answer,
+    in lower case and without punctuation around them. A question without an answer has no loss.
     """
 
     metrics = (Metric("word_accuracy", "share"), Metric("without_sentence", "share", "min"))

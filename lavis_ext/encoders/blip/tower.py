@@ -1,6 +1,5 @@
 """The image encoder of one of BLIP's generating models, as a stream of its own."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn

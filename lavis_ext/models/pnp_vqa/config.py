@@ -135,15 +135,15 @@ class PnpVqaFusionConfig(ModelConfig):
         if side != blip.image_size:
             raise UserError(
                 f"{where}.{name}.image_size is {side} and {where}.streams.{first}.image_size "
-                f"{blip.image_size}; they must be equal, because both encode the same image. Learned "
-                "positions of another size are interpolated."
+                f"{blip.image_size}; they must be equal, because both encode the same image. "
+                "Learned positions of another size are interpolated."
             )
 
     def check_training(self, where: str = "model", *, load_weights: bool = True) -> None:
         """Raise UserError for a model without objectives, which has no training loss.
 
-        Also for one that is trained through an untrained part; without ``load_weights`` parts may be
-        untrained.
+        Also for one that is trained through an untrained part; without ``load_weights`` parts may
+        be untrained.
         """
         if not self.objectives:
             raise UserError(

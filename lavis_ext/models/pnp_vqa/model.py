@@ -84,7 +84,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     weights_key = "fusion_weights"
     default_task = "gqa_fusion"
     weights_name = "fusion_encoder"
-    trainable = ("fusion.*", "objectives.*")
+    trainable: Sequence[str] = ("fusion.*", "objectives.*")
     answering_parts = ("captioner", "reader", "vqa")
     pipeline_tag = "visual-question-answering"
     OLD_KEYS = (
@@ -143,7 +143,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         read = {
             self.first,
             *streams_read(config.fusion, names),
-            *(n for each in config.fusions.values() for n in streams_read(each, names)[1:]),
+            *(name for each in config.fusions.values() for name in streams_read(each, names)),
         }
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
@@ -154,15 +154,15 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         layouts = {
             name: StreamLayout.of(encoders[name]) if name in encoders else UNREAD for name in names
         }
-        loaded = {"load_weights": load_weights and saved is None}
-        self.fusion = FusionNetwork(config.fusion, layouts, **loaded)
+        from_file = load_weights and saved is None
+        self.fusion = FusionNetwork(config.fusion, layouts, load_weights=from_file)
         self.fusions = nn.ModuleDict(
             {
                 part: FusionNetwork(
                     each,
                     {part: _layout_of(getattr(config, part)), **_without(layouts, self.first)},
                     f"model.fusions.{part}",
-                    **loaded,
+                    load_weights=from_file,
                 )
                 for part, each in config.fusions.items()
             }
@@ -417,7 +417,8 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
         """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
-        read = {name, *self.fusions[name].reads} if name in self.fusions else set()
+        fusion: Any = self.fusions[name] if name in self.fusions else None
+        read = set() if fusion is None else {name, *fusion.reads}
         streams = {each: encoder for each, encoder in self.streams.items() if each in read}
         return self._part_tokens(name, self._encode(samples, streams), samples)
 
@@ -477,9 +478,9 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     def answer(self, samples: QuestionBatch, **given: Any) -> "PipelineOutput":
         """Answers of the whole pipeline, with captions, heat maps, points and masks.
 
-        With ``answerer: vqa`` there are no captions, and heat maps only show where question matching
-        looks. Needs a model built for answering. ``given`` are arguments of ``predict_answers``.
-        Raises UserError as ``predict_answers`` does.
+        With ``answerer: vqa`` there are no captions, and heat maps only show where question
+        matching looks. Needs a model built for answering. ``given`` are arguments of
+        ``predict_answers``. Raises UserError as ``predict_answers`` does.
         """
         from lavis_ext.models.pnp_vqa.answering import answer, answer_directly, override
 
