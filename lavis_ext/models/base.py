@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from lavis_ext.checkpoints.needs import Need, weights_needed
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import LoadReport, load_into
 from lavis_ext.common.metrics import Metric
@@ -227,12 +226,9 @@ class TrainableModel(BaseModel, ABC):
         return True
 
     @classmethod
-    def weights_needed(cls, config: Any, *, answering: bool) -> list[Need]:
-        """Weights and tokenizers that a model of this section needs, in training and to answer.
-
-        Unless ``answering``, those of ``answering_parts`` are needed later.
-        """
-        return weights_needed(config, "model", () if answering else cls.answering_parts)
+    def parts_to_answer(cls, config: Any) -> Sequence[str]:
+        """Those of ``answering_parts`` that training this section goes without."""
+        return cls.answering_parts
 
     @classmethod
     def complete_saved(cls, section: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext import distributed
-from lavis_ext.checkpoints.needs import Need
+from lavis_ext.checkpoints.needs import Need, weights_needed
 from lavis_ext.common.errors import UserError
 from lavis_ext.common.files import write_json
 from lavis_ext.common.metrics import LOSS, Metric, by_name
@@ -151,12 +151,13 @@ class Task(BaseTask):
     def needs(cls, cfg: Any, splits: Sequence[str]) -> list[Need]:
         """All files needed by a run of ``cfg`` and its evaluation, existing or missing."""
         model = registry.get_model_class(cfg.model.arch)
+        later = () if cls.answering else model.parts_to_answer(cfg.model)
         data = [
             need
             for name, section in cfg.datasets.items()
             for need in registry.get_builder_class(name)(section).needs(splits)
         ]
-        return [*model.weights_needed(cfg.model, answering=cls.answering), *data]
+        return [*weights_needed(cfg.model, "model", later), *data]
 
     def build_options(self, cfg: Any) -> dict[str, Any]:
         """Additional arguments of the builders' ``build_datasets``."""

@@ -39,9 +39,7 @@ class PnpVqaFusionConfig(ModelConfig):
     refined_heat: Any = option(dict, "Refinement of the heat map by masks (RefinedHeatConfig).")
     captioner: Any = option(dict, "The captioner (CaptionerConfig).")
     reader: Any = option(dict, "The reader (ReaderConfig).")
-    vqa: Any = option(
-        None, "BLIP's question answering (BlipVqaConfig); null is BLIP base where it is used."
-    )
+    vqa: Any = option(dict, "BLIP's question answering (BlipVqaConfig).")
     answerer: str = option(
         READER,
         "What answers: the reader, from captions, or vqa, BLIP's question answering.",
@@ -77,6 +75,7 @@ class PnpVqaFusionConfig(ModelConfig):
             "refined_heat": RefinedHeatConfig,
             "captioner": CaptionerConfig,
             "reader": ReaderConfig,
+            VQA: BlipVqaConfig,
         }.items():
             setattr(self, part, typed(schema, getattr(self, part), f"{where}.{part}"))
         self.fusion = _typed_fusion(self.fusion, f"{where}.fusion")
@@ -84,8 +83,6 @@ class PnpVqaFusionConfig(ModelConfig):
             key = f"{where}.objectives.{name}"
             schema = schema_of("objective", name, key)
             self.objectives[name] = typed(schema, {} if options is None else options, key)
-        if self.vqa is not None or VQA in {*self.fusions, *self.parts(answering=True)}:
-            self.vqa = typed(BlipVqaConfig, {} if self.vqa is None else self.vqa, f"{where}.vqa")
         for name in self.fusions:
             self._check_fused_part(name, where)
             self.fusions[name] = _typed_fusion(self.fusions[name], f"{where}.fusions.{name}")
@@ -111,6 +108,11 @@ class PnpVqaFusionConfig(ModelConfig):
         """Parts that a model of this section has, besides its streams and fusions."""
         answered_by = {READER: ["captioner", READER], VQA: [VQA]}[self.answerer]
         return list(dict.fromkeys([*(answered_by if answering else []), *self.trained_parts()]))
+
+    def unused_sections(self) -> list[str]:
+        """Sections of parts that neither train nor answer; see ``weight_sources``."""
+        used = self.parts(answering=True)
+        return [part for part in ("captioner", READER, VQA) if part not in used]
 
     def _check_fused_part(self, name: str, where: str) -> None:
         """Raise UserError for a part that has no image encoder or not the first stream's images."""

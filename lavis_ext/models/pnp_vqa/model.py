@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from lavis_ext.checkpoints.needs import Need, weights_needed
 from lavis_ext.checkpoints.sources import PACKAGED
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.checkpoints.weights import LoadReport
@@ -336,13 +335,9 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         return bool(has_more) or not isinstance(config.fusion, FirstOnlyConfig)
 
     @classmethod
-    def weights_needed(cls, config: PnpVqaFusionConfig, *, answering: bool) -> list[Need]:
-        """Files of streams, fusions and of those parts that train or answer."""
-        used = {*config.parts(answering=True), *config.parts(answering=False)}
-        later = [] if answering else [n for n in used if n not in config.parts(answering=False)]
-        unused = tuple(f"model.{part}." for part in cls.answering_parts if part not in used)
-        needs = weights_needed(config, "model", later)
-        return [need for need in needs if not need.key.startswith(unused)]
+    def parts_to_answer(cls, config: PnpVqaFusionConfig) -> list[str]:
+        """Those of captioner, reader and vqa that no objective trains through."""
+        return [part for part in cls.answering_parts if part not in config.trained_parts()]
 
     @classmethod
     def complete_saved(cls, section: dict[str, Any]) -> None:
@@ -417,8 +412,10 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
         """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
-        fusion: Any = self.fusions[name] if name in self.fusions else None
-        read = set() if fusion is None else {name, *fusion.reads}
+        read: set[str] = set()
+        if name in self.fusions:
+            fusion: Any = self.fusions[name]
+            read = {name, *fusion.reads}
         streams = {each: encoder for each, encoder in self.streams.items() if each in read}
         return self._part_tokens(name, self._encode(samples, streams), samples)
 
