@@ -98,8 +98,13 @@ class TrainableModel(BaseModel, ABC):
 
     @property
     def streams(self) -> Mapping[str, Encoder]:
-        """Encoders whose tokens can be stored, by stream; none by default."""
+        """The model's encoders by stream; none by default."""
         return {}
+
+    @property
+    def token_streams(self) -> Mapping[str, Encoder]:
+        """Encoders whose tokens training reads and a store may hold, by stream."""
+        return self.streams
 
     @property
     def load_reports(self) -> list[LoadReport]:

@@ -213,7 +213,7 @@ def test_it_is_mixed_with_other_objectives() -> None:
     for prefix in ("fusion.", "fusions.captioner.", "fusions.vqa."):
         grads = [p.grad for n, p in model.named_parameters() if n.startswith(prefix)]
         assert all(each is not None for each in grads), prefix
-    assert [*model.streams] == ["grid", "segmentation", "captioner", "vqa"]
+    assert [*model.token_streams] == ["grid", "segmentation", "captioner", "vqa"]
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class LavisCalls:
                 f"inference_method is '{inference_method}'; PNP-VQA's reader has only 'generate'."
             )
         output = self._model.answer(
-            question_batch(samples, self._model.encoders),
+            question_batch(samples, self._model.streams),
             num_beams=num_beams,
             max_len=max_len,
             min_len=min_len,
@@ -105,7 +105,7 @@ class LavisCalls:
 
     def forward_itm(self, samples: dict[str, Any], block_num: int | None = None) -> dict[str, Any]:
         """Add ``gradcams``, float [Q, N], to the samples: the heat maps to sample patches by."""
-        batch = question_batch(samples, self._model.encoders)
+        batch = question_batch(samples, self._model.streams)
         samples["gradcams"] = self._model.locate(batch, block_num).patch_heat
         return samples
 
@@ -138,7 +138,7 @@ class LavisCalls:
                 "num_patches": num_patches,
             },
         )
-        batch = question_batch(samples, model.encoders)
+        batch = question_batch(samples, model.streams)
         tokens = model.part_tokens("captioner", batch)
         heat = _required(samples, "gradcams", "call forward_itm first")
         index = batch["image_index"].to(tokens.device)

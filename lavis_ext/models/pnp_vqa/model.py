@@ -201,13 +201,13 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             pack_linears(self)
 
     @property
-    def streams(self) -> Mapping[str, Encoder]:
+    def token_streams(self) -> Mapping[str, Encoder]:
         """The encoders of all tokens that training or answering reads, by stream.
 
-        They are those in ``encoders``, and the image encoders of parts with a fusion of their own,
+        They are those in ``streams``, and the image encoders of parts with a fusion of their own,
         under the parts' names.
         """
-        encoders, towers = self.encoders, self._towers
+        encoders, towers = self.streams, self._towers
         if self._answering:
             return {**encoders, **{n: each for n, each in towers.items() if n in self.fusions}}
         read = {*self.fusion.reads, self.first} if self.trains_fusion else set()
@@ -217,7 +217,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         return {name: each for name, each in {**encoders, **towers}.items() if name in read}
 
     @property
-    def encoders(self) -> Mapping[str, Encoder]:
+    def streams(self) -> Mapping[str, Encoder]:
         """The encoders in ``model.streams``, without those that neither fusions nor masks need."""
         built: Any = self._modules["streams"]
         return cast(Mapping[str, Encoder], built)
@@ -225,7 +225,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     @property
     def blip(self) -> "BlipEncoder":
         """The first stream's encoder, which also encodes and matches questions."""
-        encoder: Any = self.encoders[self.first]
+        encoder: Any = self.streams[self.first]
         return encoder
 
     @property
@@ -357,7 +357,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def encode(self, samples: QuestionBatch) -> dict[str, Tokens]:
         """Tokens by stream of the batch's images, from its stored features if it has any."""
-        return self._encode(samples, self.streams)
+        return self._encode(samples, self.token_streams)
 
     def _encode(self, samples: QuestionBatch, encoders: Mapping[str, Encoder]) -> dict[str, Tokens]:
         if "tokens" in samples:
@@ -380,7 +380,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         shapes: the number of images, and padded lengths of their rows of questions.
         """
         options = {"backend": backend, "dynamic": False}
-        for encoder in {**self.encoders, **self._towers}.values():
+        for encoder in {**self.streams, **self._towers}.values():
             encoder.compile_parts(**options)
         for fusion in (self.fusion, *self.fusions.values()):
             fusion.compile(**options)
@@ -390,7 +390,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def fuse(self, samples: QuestionBatch) -> Tensor:
         """Fused tokens, float [I, P+N, D], of I images: P prefix tokens and N patches."""
-        return self._fused(self._encode(samples, self.encoders))
+        return self._fused(self._encode(samples, self.streams))
 
     def _fused(self, tokens: Mapping[str, Tokens]) -> Tensor:
         fused: Tensor = self.fusion(tokens)
@@ -416,7 +416,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         if name in self.fusions:
             fusion: Any = self.fusions[name]
             read = {name, *fusion.reads}
-        streams = {each: encoder for each, encoder in self.streams.items() if each in read}
+        streams = {each: encoder for each, encoder in self.token_streams.items() if each in read}
         return self._part_tokens(name, self._encode(samples, streams), samples)
 
     def _part_tokens(
@@ -451,7 +451,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         images.
         """
         check_images(samples)
-        return self._locate(self._encode(samples, self.encoders), samples, block_num)
+        return self._locate(self._encode(samples, self.streams), samples, block_num)
 
     def _locate(
         self, tokens: Mapping[str, Tokens], samples: QuestionBatch, block_num: int | None
@@ -464,7 +464,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
         segmented = None
         for name in self.segmenting:
-            sam: Any = self.encoders[name]
+            sam: Any = self.streams[name]
             height, width = samples["images"][name].shape[-2:]
             segmented = SegmentedImages(
                 sam, tokens[name].values, tokens[name].grid, (height, width)
@@ -527,7 +527,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
                 )
         samples: QuestionBatch = {
             "images": {
-                name: square(images, encoder.image_size) for name, encoder in self.encoders.items()
+                name: square(images, encoder.image_size) for name, encoder in self.streams.items()
             },
             "image_index": torch.arange(len(images)),
             "text_input": list(prompts),
@@ -637,7 +637,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     def _parts(self) -> list[Any]:
         answering = (getattr(self, name, None) for name in self.answering_parts)
         return [
-            *self.encoders.values(),
+            *self.streams.values(),
             self.fusion,
             *self.fusions.values(),
             *(part for part in answering if part is not None),
