@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipeline = pipeline_of(arguments)
     for note in pipeline.notes(questions):
         print_note(note)
-    asked_for = pipeline.model.config.captioner.sampling.num_captions
+    asked_for = pipeline.model.config.captions_wanted
     parts, answers = [], []
     for answered in _answered(pipeline, chain([first], pictures), questions, len(paths)):
         where = {"image": str(pictures.paths[answered.name]), "picture": str(out)}

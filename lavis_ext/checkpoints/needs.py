@@ -114,8 +114,14 @@ def _fetching(source: str, key: str, filenames: Sequence[str]) -> Callable[[], A
 
 
 def weight_sources(section: Any, where: str) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Key, source and file names of each non-null option with ``files``."""
+    """Key, source and file names of each non-null option with ``files``.
+
+    A config's method ``unused_sections()`` names options of which it needs no files.
+    """
+    unused = section.unused_sections() if hasattr(section, "unused_sections") else ()
     for field in dataclasses.fields(section):
+        if field.name in unused:
+            continue
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if filenames := field.metadata.get("files"):
             source = value

@@ -108,7 +108,8 @@ class LoadReport:
     def __str__(self) -> str:
         if self.of_parts and self.missing:
             line = (
-                f"{self.name}: all {self.found} parameters of the file loaded; as expected, it "
+                f"{self.name}: {'' if self.unexpected else 'all '}{self.found} parameters of the "
+                "file loaded; as expected, it "
                 f"lacks the model's other {len(self.missing)}, which it doesn't train "
                 f"({listed(self.allowed)})"
             )

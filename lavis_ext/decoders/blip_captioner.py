@@ -6,7 +6,7 @@ images, N patches, P patches of a caption, R samples generated together, D image
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -39,7 +39,9 @@ from lavis_ext.encoders.blip.encoder import (
     transformers_config,
 )
 from lavis_ext.encoders.blip.names import CAPTIONING_NAMES
-from lavis_ext.encoders.blip.passes import encode_pixels
+from lavis_ext.encoders.blip.packed_questions import pack_questions, send
+from lavis_ext.encoders.blip.passes import encode_pixels, read_text
+from lavis_ext.encoders.blip.tower import BlipTower
 from lavis_ext.encoders.pixels import PixelNormalization
 
 CAPTIONING_BASE = "Salesforce/blip-image-captioning-base"
@@ -139,8 +141,19 @@ class Captions:
     """Number of each question's samples that were dropped as repeated or empty."""
 
 
+class SentenceScores(NamedTuple):
+    """Scores of Q given sentences (teacher forcing): means over their words and [SEP]."""
+
+    losses: Tensor
+    """Cross-entropy of each sentence, float32 [Q]."""
+    accuracies: Tensor
+    """Share of each sentence's words that are the likeliest ones, float32 [Q], detached."""
+
+
 class BlipCaptioner(nn.Module, GenerativeModel):
     """``encode_image``, ``caption``, ``generate``, ``score_targets``, and ``loss`` to train it.
+
+    ``score_sentences`` trains a fusion of its image tokens through it.
 
     Parameters are under ``blip.``, by transformers' names. ``where`` is the config's key, for
     errors. ``load_report`` is the result of loading weights, None for random ones.
@@ -183,6 +196,10 @@ class BlipCaptioner(nn.Module, GenerativeModel):
         """
         check_image_size(images, self.config)
         return encode_pixels(self.blip.vision_model, self.normalize(images))
+
+    def tower(self, picture: str) -> BlipTower:
+        """The image encoder as a stream, which encodes the image of the stream ``picture``."""
+        return BlipTower(self.config, self.normalize, self.blip.vision_model, picture)
 
     @torch.no_grad()
     def generate(
@@ -316,10 +333,7 @@ class BlipCaptioner(nn.Module, GenerativeModel):
             texts: B captions without the prompt.
             states_mask: [B, P], 1 for a patch and 0 for padding; None is all patches.
         """
-        room = self.config.max_caption_tokens - 1
-        end = [self.tokenizer.sep_token_id]
-        sequences = [[*self.prompt_ids, *self._words(text)][:room] + end for text in texts]
-        input_ids, mask = self._padded(sequences, states.device)
+        input_ids, mask = self._padded(self._sentences(texts), states.device)
         places = torch.arange(mask.shape[1], device=states.device)
         logits = self.blip.text_decoder(
             input_ids=input_ids,
@@ -333,6 +347,50 @@ class BlipCaptioner(nn.Module, GenerativeModel):
         )
         counted = (mask & (places >= len(self.prompt_ids)))[:, 1:]
         return (per_token * counted).sum(dim=1) / counted.sum(dim=1)
+
+    def score_sentences(
+        self, tokens: Tensor, image_index: Tensor, texts: Sequence[str]
+    ) -> SentenceScores:
+        """Losses, as of ``loss``, and accuracies of Q texts about I whole images.
+
+        An image's texts are one row, so that its keys and values are computed once.
+
+        Args:
+            tokens: image tokens, fused or of ``encode_image``, float [I, 1+N, D].
+            image_index: int64 [Q] on the host, the image of each text.
+            texts: Q sentences without the prompt.
+        """
+        ids, mask = self._padded(self._sentences(texts), torch.device("cpu"))
+        packed = pack_questions(ids, mask.long(), image_index.tolist(), len(tokens), tokens.device)
+        decoder: Any = self.blip.text_decoder
+        states = read_text(
+            decoder.bert,
+            packed.input_ids,
+            packed.question,
+            packed.position,
+            tokens,
+            packed.row_image,
+            causal=True,
+        )
+        # Only the states that predict a word of a sentence are projected to the vocabulary.
+        counted = mask.clone()
+        counted[:, : len(self.prompt_ids)] = False
+        text, place = counted.nonzero(as_tuple=True)
+        text, place, words = (send(each, tokens.device) for each in (text, place, ids[counted]))
+        logits = decoder.cls(packed.unpack(states)[text, place - 1])
+        losses = F.cross_entropy(logits.float(), words, reduction="none")
+        right = (logits.detach().argmax(dim=-1) == words).to(losses.dtype)
+        lengths = send(counted.sum(dim=1), tokens.device)
+        zeros = losses.new_zeros(len(texts))
+        return SentenceScores(
+            zeros.index_add(0, text, losses) / lengths, zeros.index_add(0, text, right) / lengths
+        )
+
+    def _sentences(self, texts: Sequence[str]) -> list[list[int]]:
+        """Prompt, words and [SEP] of each text, cut to ``max_caption_tokens``."""
+        room = self.config.max_caption_tokens - 1
+        end = [self.tokenizer.sep_token_id]
+        return [[*self.prompt_ids, *self._words(text)][:room] + end for text in texts]
 
     def _checked(self, sampling: SamplingConfig | None) -> SamplingConfig:
         if sampling is None:

@@ -55,11 +55,13 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         load_report: result of loading ``weights``; None for random weights.
+        picture: stream whose image it encodes; None for that of its own stream.
     """
 
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
     config: Any
     load_report: LoadReport | None = None
+    picture: str | None = None
 
     @property
     def image_size(self) -> int:

@@ -122,6 +122,8 @@ def _question_html(answered: Answered, key: str, size: tuple[int, int]) -> str:
 
 
 def _captions_html(captions: Sequence[str]) -> str:
+    if not captions:  # answered without any
+        return ""
     items = [f"<li>{_text(caption)}</li>" for caption in captions]
     count = f"{len(items)} caption{'s' if len(items) != 1 else ''}"
     first, rest = "".join(items[:CAPTIONS_OPEN]), items[CAPTIONS_OPEN:]

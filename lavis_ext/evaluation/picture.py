@@ -223,6 +223,8 @@ def _draw_outline(axes: "Axes", row: Answered) -> None:
 def _draw_captions(page: Page, left: int, top: int, height: int, captions: Sequence[str]) -> None:
     """Draw the captions that fit, and the number of omitted ones."""
     count = len(captions)
+    if not count:  # answered without any
+        return
     label = f"{count} caption{'s' if count != 1 else ''}"
     page.write(left, top + LABEL.pitch // 2 - 1, label, LABEL, FAINT)
     indent = 14

@@ -246,7 +246,8 @@ class Extraction:
             states += batch[0]
             for place in places:
                 encoder, store = self.stores[place]
-                pictures = batch[1][store.stream].to(device, non_blocking=True)
+                image = encoder.picture or store.stream
+                pictures = batch[1][image].to(device, non_blocking=True)
                 parts[place].append(self._encoded(encoder, store.stream, pictures, images))
         for place, encoded in parts.items():
             tensors = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}

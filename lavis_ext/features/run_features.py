@@ -66,7 +66,7 @@ class RunFeatures:
             self._remote = RemoteStores(config.root, config.cache)
         self._roots = self._store_roots()
         self._model = model
-        streams = model.streams
+        streams = model.token_streams
         if not streams:
             raise UserError(
                 f"run.features: {type(model).__name__} has no streams whose output can be stored; "

@@ -61,7 +61,8 @@ class TrainableModel(BaseModel, ABC):
         CONFIGS: folder with a YAML for each model type; None for a model without types.
         weights_name: prefix of the weights files that training writes.
         default_task: task of a run without ``run.task``; None if it is required.
-        trainable: patterns of the parameters to train if ``run.trainable`` is null.
+        trainable: patterns of the parameters to train if ``run.trainable`` is null; an instance may
+            have its own.
         weights_key: option that loads such a file.
         OLD_KEYS: renamed keys of configs.
         OLD_PARAMETERS: patterns (``re``) of earlier versions' parameter names, with replacements.
@@ -76,7 +77,7 @@ class TrainableModel(BaseModel, ABC):
     CONFIGS: ClassVar[Path | None] = None
     weights_name: ClassVar[str] = "weights"
     default_task: ClassVar[str | None] = None
-    trainable: ClassVar[Sequence[str]] = ("*",)
+    trainable: Sequence[str] = ("*",)
     weights_key: ClassVar[str] = "weights"
     OLD_KEYS: ClassVar[Sequence[OldKey]] = ()
     OLD_PARAMETERS: ClassVar[Mapping[str, str]] = {}
@@ -97,8 +98,13 @@ class TrainableModel(BaseModel, ABC):
 
     @property
     def streams(self) -> Mapping[str, Encoder]:
-        """Encoders whose tokens can be stored, by stream; none by default."""
+        """The model's encoders by stream; none by default."""
         return {}
+
+    @property
+    def token_streams(self) -> Mapping[str, Encoder]:
+        """Encoders whose tokens training reads and a store may hold, by stream."""
+        return self.streams
 
     @property
     def load_reports(self) -> list[LoadReport]:
@@ -118,15 +124,36 @@ class TrainableModel(BaseModel, ABC):
         exported = self.exported_state()
         return [key for key in self.state_dict() if key not in exported]
 
+    def new_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Name patterns of parts that change nothing until they are trained, and aren't in a file.
+
+        ``state`` has the file's tensors by parameter name.
+        """
+        return []
+
+    def unused_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Name patterns of a file's parts that this model goes without, as ``new_parts``."""
+        return []
+
     def load_trained(self, weights: TrainedWeights, name: str) -> LoadReport:
         """Load a file written by training. Raises UserError if the weights don't match.
 
-        LoRA updates missing from the file keep their initial values.
+        LoRA updates and ``new_parts`` missing from the file keep their initial values.
         """
         self.adapt()
         state = self.own_names(weights, name)
-        allowed = [*self.may_lack(), *new_updates(self, state)]
-        return replace(load_into(self, state, name=name, allow_missing=allowed), of_parts=True)
+        new, unused = self.new_parts(state), self.unused_parts(state)
+        notes = [f"not in the file, and untrained: {', '.join(new)}"] if new else []
+        notes += [f"left out, as the model has none: {', '.join(unused)}"] if unused else []
+        report = load_into(
+            self,
+            state,
+            name=name,
+            allow_missing=[*self.may_lack(), *new_updates(self, state), *new],
+            allow_unexpected=unused,
+            notes=notes,
+        )
+        return replace(report, of_parts=True)
 
     def own_names(self, weights: TrainedWeights, source: str) -> dict[str, Tensor]:
         """A file's tensors under this model's names. ``source`` names the file in errors."""
@@ -202,6 +229,11 @@ class TrainableModel(BaseModel, ABC):
     def needs_weights(cls, config: Any) -> bool:
         """Whether only trained weights make a model of this section worth evaluating."""
         return True
+
+    @classmethod
+    def parts_to_answer(cls, config: Any) -> Sequence[str]:
+        """Those of ``answering_parts`` that training this section goes without."""
+        return cls.answering_parts
 
     @classmethod
     def complete_saved(cls, section: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class AnswerObjective(Objective):
     Config = AnswerConfig
     metrics = (Metric("accuracy", "share"), Metric("outside_vocabulary", "share", None))
     needs_vocabulary = True
+    predicts = True
 
     def __init__(self, config: AnswerConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)

@@ -1,10 +1,11 @@
-"""Interface of objectives, which compute a loss per question from fused tokens and questions.
+"""Interface of objectives, which compute a loss per question from fused tokens and texts.
 
 Q questions, K mismatched questions for each, I images, N patches, D token width, L question tokens,
 W text width; R rows of P positions, in which questions about the same image are packed.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -30,6 +31,15 @@ class ObjectiveConfig:
     weight: float = option(1.0, "Weight of its loss in the total loss.", above=0)
 
 
+class FusedPart(NamedTuple):
+    """A frozen part of the model that reads fused tokens of its own, such as the captioner."""
+
+    module: Any
+    """The part."""
+    tokens: torch.Tensor
+    """Its fused image tokens, float [I, 1+N, D], with gradient."""
+
+
 class FusedBatch:
     """Input of objectives. Values shared by several of them are computed once.
 
@@ -37,21 +47,37 @@ class FusedBatch:
     question q start at q * K.
 
     Args:
-        fused: the fused tokens of each image, float [I, 1+N, D].
+        fused: the fused tokens of each image, float [I, 1+N, D]; None if only other parts' are
+            read.
         samples: the batch.
         encoder: BLIP, for its text encoder and question matching.
+        parts: other parts with their fused tokens, by ``Objective.part``.
     """
 
-    def __init__(self, fused: torch.Tensor, samples: QuestionBatch, encoder: "BlipEncoder") -> None:
-        self.fused = fused
+    def __init__(
+        self,
+        fused: torch.Tensor | None,
+        samples: QuestionBatch,
+        encoder: "BlipEncoder",
+        parts: Mapping[str, FusedPart] | None = None,
+    ) -> None:
+        self._fused = fused
         self.samples = samples
         self.encoder = encoder
+        self.parts = parts or {}
         self._known: dict[str, int] = {}
         self._states: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Q."""
         return len(self.samples["text_input"])
+
+    @property
+    def fused(self) -> torch.Tensor:
+        """The fused tokens of each image, float [I, 1+N, D]."""
+        if self._fused is None:
+            raise ValueError("This batch has only fused tokens of other parts; see Objective.part.")
+        return self._fused
 
     @cached_property
     def questions(self) -> PackedQuestions:
@@ -131,12 +157,19 @@ class Objective(nn.Module, ABC):
         needs_mismatched: whether batches need mismatched questions.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
+        needs_statements: whether batches need ``statement``, answers as sentences.
+        predicts: whether ``predict`` answers.
+        part: part of the model that it trains a fusion through, a key of ``model.fusions``; None
+            for ``model.fusion``, whose tokens replace the first stream's.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     metrics: ClassVar[tuple[Metric, ...]] = ()
     needs_mismatched: ClassVar[bool] = False
     needs_vocabulary: ClassVar[bool] = False
+    needs_statements: ClassVar[bool] = False
+    predicts: ClassVar[bool] = False
+    part: ClassVar[str | None] = None
 
     def __init__(self, config: Any, sizes: HeadSizes) -> None:
         super().__init__()

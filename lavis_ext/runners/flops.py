@@ -93,9 +93,9 @@ def count_flops(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> 
         of_images = once.less(twice).times(3).less(thrice.times(-1))
     model.zero_grad(set_to_none=True)
     with counted_flops() as counter, torch.no_grad():
-        for name, encoder in model.streams.items():
-            if name in samples.get("images", {}):
-                encoder.encode(samples["images"][name])
+        for name, encoder in model.token_streams.items():
+            if (image := encoder.picture or name) in samples.get("images", {}):
+                encoder.encode(samples["images"][image])
     return BatchFlops(
         of_images.times(1 / images),
         once.less(of_images).times(1 / examples),

@@ -151,7 +151,7 @@ class Task(BaseTask):
     def needs(cls, cfg: Any, splits: Sequence[str]) -> list[Need]:
         """All files needed by a run of ``cfg`` and its evaluation, existing or missing."""
         model = registry.get_model_class(cfg.model.arch)
-        later = () if cls.answering else model.answering_parts
+        later = () if cls.answering else model.parts_to_answer(cfg.model)
         data = [
             need
             for name, section in cfg.datasets.items()

@@ -42,9 +42,9 @@ from lavis_ext.tasks.base import (
 )
 from lavis_ext.tasks.questions import (
     HEAD_OUTSIDE,
-    PIPELINE_AVERAGES,
     QuestionTask,
     QuestionTaskConfig,
+    pipeline_averages,
     pipeline_sums,
 )
 
@@ -105,7 +105,7 @@ class GqaFusionTask(GqaTask):
     def metrics(self, model: Any) -> list[Metric]:
         """The model's metrics, and GQA's if it answers."""
         own = by_name(super().metrics(model))
-        return [*(own | by_name([*SCORED, *BESIDE]) if ACCURACY in own else own).values()]
+        return [*(own | by_name([*SCORED, *BESIDE]) if self.predicts() else own).values()]
 
     def not_computed(self, model: Any, dataset: Any) -> dict[str, str]:
         """Reasons why validations of this split lack some of ``metrics``, by name."""
@@ -180,7 +180,7 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
 
     def metrics(self, model: Any) -> list[Metric]:
         """GQA's metrics, accuracy by VQA's rules, and averages over the pipeline's steps."""
-        return [*SCORED, BY_VQA_RULES, *BESIDE, *PIPELINE_AVERAGES]
+        return [*SCORED, BY_VQA_RULES, *BESIDE, *pipeline_averages(model)]
 
     def not_computed(self, model: Any, dataset: Any) -> dict[str, str]:
         """Reasons why validations of this split lack some of ``metrics``, by name."""

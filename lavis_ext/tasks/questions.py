@@ -26,14 +26,15 @@ HEAD_OUTSIDE = "answer_outside_vocabulary"
 OUTSIDE = "answers_outside_vocabulary"
 MIN_COUNT = "vocabulary_min_count"
 """Option of some objectives with a vocabulary."""
-PIPELINE_AVERAGES = (
+CAPTION_AVERAGES = (
     Metric("captions", "per question", better=None),
     Metric("captions_repeated", "per question", better="min"),
     Metric("questions_short_of_captions", "share", better="min"),
+)
+HEAT_AVERAGES = (
     Metric("points", "per question", better=None),
     Metric("matching", "share", better=None),
 )
-"""Averages of the pipeline over questions, such as captions found or dropped as repeated."""
 
 
 @dataclass
@@ -92,9 +93,10 @@ class QuestionTask(Task):
         return self._built
 
     def build_options(self, cfg: Any) -> dict[str, Any]:
-        """Mismatched questions if an objective needs them, and the encoders' image sizes."""
+        """What the objectives need besides questions, and the encoders' image sizes."""
         return {
             "with_mismatched": any(each.needs_mismatched for each in _objectives(cfg)),
+            "with_statements": any(each.needs_statements for each in _objectives(cfg)),
             "image_sizes": {name: each.image_size for name, each in cfg.model.streams.items()},
         }
 
@@ -135,6 +137,10 @@ class QuestionTask(Task):
             len(samples["text_input"]),
             {"predictions": dict(zip(asked, answers or [], strict=True))},
         )
+
+    def predicts(self) -> bool:
+        """Whether an objective answers, so that validations score answers."""
+        return any(objective.predicts for objective in _objectives(self.config))
 
     def means(self, totals: Totals, model: Any) -> dict[str, float]:
         """Averages over all processes, with the number of answers outside the vocabulary."""
@@ -186,17 +192,25 @@ class QuestionTask(Task):
                     )
 
 
+def pipeline_averages(model: Any) -> list[Metric]:
+    """Averages of the pipeline over questions, such as captions found or dropped as repeated."""
+    return [*(CAPTION_AVERAGES if model.config.captions_wanted else ()), *HEAT_AVERAGES]
+
+
 def pipeline_sums(model: Any, output: Any) -> dict[str, torch.Tensor]:
-    """Sums over a batch of the values averaged in ``PIPELINE_AVERAGES``."""
-    captions = [float(len(texts)) for texts in output.captions]
-    wanted = float(model.config.captioner.sampling.num_captions)
+    """Sums over a batch of the values of ``pipeline_averages``."""
+    wanted = model.config.captions_wanted
     found = {
-        "captions": sum(captions),
-        "captions_repeated": float(sum(output.repeated)),
-        "questions_short_of_captions": float(sum(count < wanted for count in captions)),
         "points": float((output.labels == 1).sum()),
         "matching": float(output.matching.sum()),
     }
+    if wanted:
+        captions = [len(texts) for texts in output.captions]
+        found |= {
+            "captions": float(sum(captions)),
+            "captions_repeated": float(sum(output.repeated)),
+            "questions_short_of_captions": float(sum(count < wanted for count in captions)),
+        }
     return {name: torch.tensor(value) for name, value in found.items()}
 
 

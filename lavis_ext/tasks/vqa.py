@@ -21,8 +21,8 @@ from lavis_ext.tasks.questions import (
     HEAD_ACCURACY,
     HEAD_OUTSIDE,
     OUTSIDE,
-    PIPELINE_AVERAGES,
     QuestionTask,
+    pipeline_averages,
     pipeline_sums,
 )
 
@@ -48,7 +48,7 @@ class VqaFusionTask(QuestionTask):
     def metrics(self, model: Any) -> list[Metric]:
         """The model's metrics, and VQA's if it answers."""
         own = by_name(super().metrics(model))
-        return [*(own | by_name([*SCORED, *BESIDE]) if HEAD_ACCURACY in own else own).values()]
+        return [*(own | by_name([*SCORED, *BESIDE]) if self.predicts() else own).values()]
 
     def not_computed(self, model: Any, dataset: Any) -> dict[str, str]:
         """Reasons why validations of this split lack some of ``metrics``, by name."""
@@ -128,7 +128,7 @@ class VqaReadingComprehensionFusionTask(VqaFusionTask):
 
     def metrics(self, model: Any) -> list[Metric]:
         """VQA's metrics, and averages over the pipeline's steps."""
-        return [*SCORED, *BESIDE, *PIPELINE_AVERAGES]
+        return [*SCORED, *BESIDE, *pipeline_averages(model)]
 
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
         """Sums and count of a batch, and the pipeline's answers by question id."""

@@ -141,6 +141,7 @@ class QuestionBuilder(DatasetBuilder):
         *,
         seed: int = 0,
         with_mismatched: bool = True,
+        with_statements: bool = False,
         image_sizes: Mapping[str, int] | None = None,
     ) -> dict[str, QuestionDataset]:
         """Build data sets by split.
@@ -150,6 +151,7 @@ class QuestionBuilder(DatasetBuilder):
                 ``SampleSize(number)``) or None for all of it; by default all of ``SPLITS``.
             seed: seed of the samples and the mismatched questions.
             with_mismatched: whether to draw mismatched questions.
+            with_statements: whether batches have answers as sentences.
             image_sizes: side of each stream's image in pixels; without it, processors need their
                 own ``sizes``.
         """
@@ -163,7 +165,15 @@ class QuestionBuilder(DatasetBuilder):
         tables = {split: wholes[split].sample(size, seed) for split, size in sizes.items()}
         images = self._image_folder()
         return {
-            split: self._build_split(split, table, images, processors, seed, with_mismatched)
+            split: self._build_split(
+                split,
+                table,
+                images,
+                processors,
+                seed,
+                with_mismatched=with_mismatched,
+                statements=with_statements,
+            )
             for split, table in tables.items()
         }
 
@@ -280,7 +290,9 @@ class QuestionBuilder(DatasetBuilder):
         images: ImageFolder,
         processors: Mapping[str, Callable[..., Any]],
         seed: int,
+        *,
         with_mismatched: bool,
+        statements: bool,
     ) -> QuestionDataset:
         if not self._made_up:
             table = self._with_images(table, images, split)
@@ -298,6 +310,7 @@ class QuestionBuilder(DatasetBuilder):
             processor=processors[mode],
             text_processor=_processor(getattr(self.config.text_processor, mode)),
             mismatched=mismatched,
+            statements=statements,
         )
         dataset.black = self._made_up
         return dataset

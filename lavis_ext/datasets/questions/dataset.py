@@ -28,6 +28,8 @@ class QuestionBatch(Batch, total=False):
     """Questions about other images [Q * K]; those of question q start at q * K."""
     answer: list[str | None]
     """Answers [Q]."""
+    statement: list[str | None]
+    """Answers as sentences [Q], see ``QuestionTable.statements``; absent unless asked for."""
 
 
 class QuestionDataset(PictureDataset):
@@ -39,6 +41,7 @@ class QuestionDataset(PictureDataset):
         processor: maps an RGB picture to each stream's image.
         text_processor: maps a question to the model's input text.
         mismatched: draws mismatched questions; None for none.
+        statements: whether batches have ``statement``.
     """
 
     noun = "questions"
@@ -53,11 +56,13 @@ class QuestionDataset(PictureDataset):
         processor: Callable[[Image.Image], dict[str, torch.Tensor]],
         text_processor: Callable[[str], str],
         mismatched: MismatchedQuestions | None = None,
+        statements: bool = False,
     ) -> None:
         super().__init__(images, processor)
         self.table = table
         self.text_processor = text_processor
         self.mismatched = mismatched
+        self.statements = statements
 
     def __len__(self) -> int:
         return len(self.table)
@@ -85,16 +90,19 @@ class QuestionDataset(PictureDataset):
         return self.table.texts(rows, "question_id", "image_id", "question", "answer")
 
     def fields(self, rows: Rows, image_index: list[int], epoch: int) -> dict[str, Any]:
-        """Questions, mismatched questions and answers."""
+        """Questions, mismatched questions, answers and, if asked for, statements."""
         questions, answers = self.table.texts(rows, "question", "answer")
         drawn = [r for row in rows for r in self._mismatched_rows(int(row), epoch)]
         (mismatched,) = self.table.texts(drawn, "question")
-        return {
+        found = {
             "image_index": torch.tensor(image_index),
             "text_input": self._processed(questions),
             "mismatched_input": self._processed(mismatched),
             "answer": answers,
         }
+        if self.statements:
+            found["statement"] = self.table.statements(rows)
+        return found
 
     def _processed(self, questions: Sequence[str]) -> list[str]:
         return [self.text_processor(question) for question in questions]

@@ -193,6 +193,29 @@ class QuestionTable:
         """
         return self._stored().record(int(self.codes("record")[row]))
 
+    def statements(self, rows: npt.ArrayLike) -> list[str | None]:
+        """The answer to each of these rows as a sentence.
+
+        That is GQA's ``fullAnswer`` or, for records without one, question and answer; None without
+        an answer.
+        """
+        questions, answers = self.texts(rows, "question", "answer")
+        sentences = self._full_answers(np.asarray(rows, dtype=np.int64))
+        return [
+            sentence or (f"{question} {answer}" if answer is not None else None)
+            for sentence, question, answer in zip(sentences, questions, answers, strict=True)
+        ]
+
+    def _full_answers(self, rows: Codes) -> list[str | None]:
+        if self.store is None:
+            return [None] * len(rows)
+        records = self.codes("record")[rows].tolist()
+        # In the records' order, since each block of them is decompressed to read one.
+        found = {place: self.store.record(place) for place in sorted(set(records))}
+        sentences = [found[place].get("fullAnswer") for place in records]
+        self._release()
+        return [each if isinstance(each, str) and each.strip() else None for each in sentences]
+
     def balanced(self) -> npt.NDArray[np.int64]:
         """Rows of the balanced subset: all without ``"isBalanced": false``."""
         outside = self._stored().matching(UNBALANCED)

@@ -245,18 +245,11 @@ class BlipEncoder(Encoder):
 
         Questions are truncated to ``max_question_tokens`` and counted in ``truncated_questions``.
         """
-        limit = self.config.max_question_tokens
-        sequences = self.tokenizer(list(questions), verbose=False)["input_ids"]
-        self.truncated_questions += sum(len(ids) > limit for ids in sequences)
-        sequences = [
-            ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in sequences
-        ]
-        longest = max(map(len, sequences))
-        padding = self.tokenizer.pad_token_id
-        input_ids = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
-        lengths = torch.tensor([len(ids) for ids in sequences])
-        mask = torch.arange(longest) < lengths[:, None]
-        return input_ids, mask.long()
+        input_ids, mask, truncated = tokenized(
+            self.tokenizer, questions, self.config.max_question_tokens
+        )
+        self.truncated_questions += truncated
+        return input_ids, mask
 
     def pack(
         self, questions: Sequence[str], image_index: Tensor | None = None, images: int | None = None
@@ -320,6 +313,24 @@ class BlipEncoder(Encoder):
             probe,
         )
         return self.blip.itm_head(states.flatten(0, 1)[packed.first])
+
+
+def tokenized(
+    tokenizer: transformers.BertTokenizer, texts: Sequence[str], limit: int
+) -> tuple[Tensor, Tensor, int]:
+    """Token ids and mask of texts, both [Q, L] int64 on the host, padded to the longest.
+
+    Texts of more than ``limit`` tokens are truncated; the third value is their number.
+    """
+    sequences = tokenizer(list(texts), verbose=False)["input_ids"]
+    truncated = sum(len(ids) > limit for ids in sequences)
+    sequences = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in sequences]
+    longest = max(map(len, sequences))
+    padding = tokenizer.pad_token_id
+    input_ids = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    mask = torch.arange(longest) < lengths[:, None]
+    return input_ids, mask.long(), truncated
 
 
 def check_image_size(images: Tensor, config: BlipSizesConfig) -> None:

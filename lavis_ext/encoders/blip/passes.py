@@ -45,6 +45,8 @@ def read_text(
     row_image: Tensor | None = None,
     seen: Tensor | None = None,
     probe: AttentionProbe | None = None,
+    *,
+    causal: bool = False,
 ) -> Tensor:
     """Hidden states [R, P, W] of packed questions by a BlipTextModel.
 
@@ -55,9 +57,12 @@ def read_text(
         row_image: the image of each row [R]; None if row i is about image i.
         seen: bool [R, P, 1+N], the image tokens that each attends to; None is all of them.
         probe: gets the attention to the image in one block.
+        causal: a token attends to no later one, as in BLIP's text decoder.
     """
     # Padding attends to padding, since a softmax over nothing would be NaN.
     together = (question[:, :, None] == question[:, None, :])[:, None]
+    if causal:
+        together = together & (position[:, :, None] >= position[:, None, :])[:, None]
     seen = None if seen is None else seen[:, None]
     states: Tensor = text.embeddings(input_ids=input_ids, position_ids=position)
     for block, layer in enumerate(text.encoder.layer):

@@ -311,7 +311,7 @@ function about(example) {
 }
 
 function captions(example, open) {
-  if (!example.captions) return null;
+  if (!example.captionsFound) return null;
   const left = example.captionsFound - example.captions.length;
   const list = element("ul", { class: "captions" }, ...example.captions.map((each) => element("li", {}, each)),
     left > 0 ? element("li", {}, `and ${left} more`) : null);

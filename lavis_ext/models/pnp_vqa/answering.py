@@ -6,6 +6,7 @@ refine the heat map. Patches sampled by it are captioned, and a reader answers f
 Shapes: Q questions, I images, N = h * w patches, P points of a question.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.decoders.blip_captioner import BlipCaptioner, SamplingConfig
+from lavis_ext.decoders.blip_vqa import BlipVqa
 from lavis_ext.decoders.fid_reader import PASSAGES, QUESTIONS, FidReader, ReaderConfig
 from lavis_ext.encoders.blip.encoder import BlipEncoder
 from lavis_ext.encoders.efficient_sam.encoder import EfficientSam
@@ -128,7 +130,7 @@ def locate(
 
 def answer(
     located: Located,
-    images: Tensor,
+    tokens: Tensor,
     captioner: BlipCaptioner,
     reader: FidReader,
     samples: QuestionBatch,
@@ -137,10 +139,9 @@ def answer(
 ) -> PipelineOutput:
     """Caption patches sampled by the refined heat maps, and read answers from the captions.
 
-    ``images`` are those of ``located``, uint8 [I, 3, S, S] or float in 0..1. Raises UserError as
-    ``BlipCaptioner.caption`` and ``FidReader.read`` do.
+    ``tokens`` are the captioner's image tokens, its own or fused, float [I, 1+N, D]. Raises
+    UserError as ``BlipCaptioner.caption`` and ``FidReader.read`` do.
     """
-    tokens = captioner.encode_image(images)
     captions = captioner.caption(
         tokens,
         samples["image_index"].to(tokens.device),
@@ -151,6 +152,26 @@ def answer(
     answers = reader.read(samples["text_input"], captions.texts, reading)
     return PipelineOutput(
         **vars(located), answers=answers, captions=captions.texts, repeated=captions.repeated
+    )
+
+
+def answer_directly(
+    located: Located,
+    tokens: Tensor,
+    vqa: BlipVqa,
+    samples: QuestionBatch,
+    answers: Sequence[str] | None,
+) -> PipelineOutput:
+    """Answer by BLIP's question answering, without captions.
+
+    ``tokens`` are its image tokens, its own or fused, float [I, 1+N, D]; ``answers`` are those to
+    rank. Raises UserError as ``BlipVqa.answer`` does.
+    """
+    texts = samples["text_input"]
+    found = vqa.answer(vqa.read(tokens, samples["image_index"], texts), answers)
+    nothing = [0] * len(texts)
+    return PipelineOutput(
+        **vars(located), answers=found, captions=[[] for _ in texts], repeated=nothing
     )
 
 

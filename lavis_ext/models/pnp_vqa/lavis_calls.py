@@ -139,7 +139,7 @@ class LavisCalls:
             },
         )
         batch = question_batch(samples, model.streams)
-        tokens = model.captioner.encode_image(batch["images"][model.first])
+        tokens = model.part_tokens("captioner", batch)
         heat = _required(samples, "gradcams", "call forward_itm first")
         index = batch["image_index"].to(tokens.device)
         found = model.captioner.caption(tokens, index, heat, batch["ids"], sampling)

@@ -36,15 +36,16 @@ from lavis_ext.models.base import (
     no_grad_if_constant,
     total_loss,
 )
-from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
+from lavis_ext.models.pnp_vqa.config import FUSED_PARTS, READER, VQA, PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.lavis_calls import DECODING, LavisCalls, check_images
-from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective
+from lavis_ext.objectives.base import FusedBatch, FusedPart, HeadSizes, Objective
 from lavis_ext.objectives.question_head import PackedDecoderLayer
 from lavis_ext.processors.image import square
 from lavis_ext.registry import registry
 
 if TYPE_CHECKING:
     from lavis_ext.encoders.blip.encoder import BlipEncoder
+    from lavis_ext.encoders.blip.tower import BlipTower
     from lavis_ext.models.pnp_vqa.answering import Located, PipelineOutput
 
 UNREAD = StreamLayout(0, (0, 0), 0)
@@ -61,9 +62,10 @@ OLD_PACKAGED = {
 class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     """Fusion of visual streams, and PNP-VQA's pipeline from fused tokens to answers.
 
-    Children: ``streams`` (encoders by name), ``fusion`` (FusionNetwork), ``objectives`` by name,
-    ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two are built only for
-    ``answering``, and so is EfficientSAM if the fusion doesn't read its stream.
+    Children: ``streams`` (encoders by name), ``fusion`` and ``fusions`` of other parts
+    (FusionNetwork), ``objectives`` by name, ``captioner`` (BlipCaptioner), ``reader`` (FidReader)
+    and ``vqa`` (BlipVqa). The last three are built only for ``answering`` and for an objective that
+    trains through one, and EfficientSAM only for answering if no fusion reads its stream.
 
     Args:
         config: the section ``model``.
@@ -81,8 +83,8 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     weights_key = "fusion_weights"
     default_task = "gqa_fusion"
     weights_name = "fusion_encoder"
-    trainable = ("fusion.*", "objectives.*")
-    answering_parts = ("captioner", "reader")
+    trainable: Sequence[str] = ("fusion.*", "objectives.*")
+    answering_parts = ("captioner", "reader", "vqa")
     pipeline_tag = "visual-question-answering"
     OLD_KEYS = (
         OldKey("model.blip", "model.streams.grid", adding={"model.streams.grid.encoder": "blip"}),
@@ -128,7 +130,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         if answering:
             config.check_answering(load_weights=load_weights)
         else:
-            config.check_training()
+            config.check_training(load_weights=load_weights)
         self.config = config
         saved = None
         if config.fusion_weights and load_weights:
@@ -137,20 +139,32 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         self.vocabulary = vocabulary
         names = list(config.streams)
         self.first = names[0]
-        read = {self.first, *streams_read(config.fusion, names)}
+        read = {
+            self.first,
+            *streams_read(config.fusion, names),
+            *(name for each in config.fusions.values() for name in streams_read(each, names)),
+        }
         self.segmenting = streams_of(config.streams, EfficientSamConfig)[:1] if answering else []
         wanted = [name for name in names if name in {*read, *self.segmenting}]
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
         # Set as a child under the name of the typed property ``streams``.
         self._modules["streams"] = nn.ModuleDict(encoders)
         blip = self.blip
-        self.fusion = FusionNetwork(
-            config.fusion,
+        layouts = {
+            name: StreamLayout.of(encoders[name]) if name in encoders else UNREAD for name in names
+        }
+        from_file = load_weights and saved is None
+        self.fusion = FusionNetwork(config.fusion, layouts, load_weights=from_file)
+        self.fusions = nn.ModuleDict(
             {
-                name: StreamLayout.of(encoders[name]) if name in encoders else UNREAD
-                for name in names
-            },
-            load_weights=load_weights and saved is None,
+                part: FusionNetwork(
+                    each,
+                    {part: _layout_of(getattr(config, part)), **_without(layouts, self.first)},
+                    f"model.fusions.{part}",
+                    load_weights=from_file,
+                )
+                for part, each in config.fusions.items()
+            }
         )
         sizes = HeadSizes(blip.width, blip.config.text_width, vocabulary)
         self.objectives = nn.ModuleDict(
@@ -159,13 +173,23 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
                 for name, options in config.objectives.items()
             }
         )
-        if answering:
-            from lavis_ext.decoders.blip_captioner import BlipCaptioner
-            from lavis_ext.decoders.fid_reader import FidReader
-
-            unloaded = {} if load_weights else {"weights": None}
-            self.captioner = BlipCaptioner(replace(config.captioner, **unloaded))
-            self.reader = FidReader(replace(config.reader, **unloaded))
+        for part in config.parts(answering=answering):
+            setattr(self, part, _build_part(part, getattr(config, part), load_weights))
+        # Not children: they share the modules of their parts.
+        self._towers: dict[str, BlipTower] = {
+            part: getattr(self, part).tower(self.first)
+            for part in FUSED_PARTS
+            if hasattr(self, part)
+        }
+        self.trained_parts = config.trained_parts()
+        objectives = self._objectives().values()
+        self.trains_fusion = answering or any(each.part is None for each in objectives)
+        self.trainable = (
+            *(["fusion.*"] if self.trains_fusion else []),
+            *(f"fusions.{part}.*" for part in self.trained_parts),
+            "objectives.*",
+        )
+        self._answering = answering
         self._load_reports = [part.load_report for part in self._parts() if part.load_report]
         if saved is not None:
             name = f"fusion weights from {config.fusion_weights}"
@@ -177,8 +201,24 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             pack_linears(self)
 
     @property
+    def token_streams(self) -> Mapping[str, Encoder]:
+        """The encoders of all tokens that training or answering reads, by stream.
+
+        They are those in ``streams``, and the image encoders of parts with a fusion of their own,
+        under the parts' names.
+        """
+        encoders, towers = self.streams, self._towers
+        if self._answering:
+            return {**encoders, **{n: each for n, each in towers.items() if n in self.fusions}}
+        read = {*self.fusion.reads, self.first} if self.trains_fusion else set()
+        for part in self.trained_parts:
+            fusion: Any = self.fusions[part]
+            read |= {part, *fusion.reads}
+        return {name: each for name, each in {**encoders, **towers}.items() if name in read}
+
+    @property
     def streams(self) -> Mapping[str, Encoder]:
-        """The encoders by stream, without streams that neither fusion nor masks need."""
+        """The encoders in ``model.streams``, without those that neither fusions nor masks need."""
         built: Any = self._modules["streams"]
         return cast(Mapping[str, Encoder], built)
 
@@ -233,15 +273,17 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         if config.fusion_weights:
             return None
         kind = config.model_type
-        if config.fusion.gate:
-            return (
-                f"no fusion weights are given, so the gate of {kind} is closed, and fused features "
-                "are those of its first stream. Give weights to see what a trained fusion does."
-            )
-        if registry.get_fusion_class(config.fusion.name).reads != "first":
+        fusions = [config.fusion, *config.fusions.values()]
+        fusing = [f for f in fusions if registry.get_fusion_class(f.name).reads != "first"]
+        if not all(each.gate for each in fusing):
             return (
                 f"no fusion weights are given, and the fusion of {kind} is untrained and has no "
                 "gate; its answers mean nothing. Give weights."
+            )
+        if fusing:
+            return (
+                f"no fusion weights are given, so the gate of {kind} is closed, and fused features "
+                "are those of its first stream. Give weights to see what a trained fusion does."
             )
         return None
 
@@ -277,12 +319,10 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
                 "model.fusion_weights=PATH), or model_type, one of: "
                 f"{', '.join(cls.types())}."
             )
-        fusion = given.get("fusion")
-        name = fusion.get("name") if OmegaConf.is_dict(fusion) else None
-        if name not in (None, defaults.fusion.name):
-            # Only the option ``gate: false`` applies to a fusion of another name too.
-            ungated = {"gate": False} if defaults.fusion.get("gate") is False else {}
-            defaults.fusion = {"name": name, **ungated}
+        _drop_other_fusion(defaults, "fusion", given)
+        if OmegaConf.is_dict(defaults.get("fusions")) and OmegaConf.is_dict(given.get("fusions")):
+            for part in defaults.fusions:
+                _drop_other_fusion(defaults.fusions, part, given.fusions)
         if given.get("objectives") is not None:
             defaults.objectives = {}
         assert isinstance(defaults, DictConfig)
@@ -290,9 +330,14 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     @classmethod
     def needs_weights(cls, config: PnpVqaFusionConfig) -> bool:
-        """False for BLIP's stream alone, which has nothing to train."""
-        has_more = config.objectives or config.lora
+        """False for BLIP's streams alone, which have nothing to train."""
+        has_more = config.objectives or config.lora or config.fusions
         return bool(has_more) or not isinstance(config.fusion, FirstOnlyConfig)
+
+    @classmethod
+    def parts_to_answer(cls, config: PnpVqaFusionConfig) -> list[str]:
+        """Those of captioner, reader and vqa that no objective trains through."""
+        return [part for part in cls.answering_parts if part not in config.trained_parts()]
 
     @classmethod
     def complete_saved(cls, section: dict[str, Any]) -> None:
@@ -312,15 +357,18 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def encode(self, samples: QuestionBatch) -> dict[str, Tokens]:
         """Tokens by stream of the batch's images, from its stored features if it has any."""
-        encoders = self.streams
+        return self._encode(samples, self.token_streams)
+
+    def _encode(self, samples: QuestionBatch, encoders: Mapping[str, Encoder]) -> dict[str, Tokens]:
         if "tokens" in samples:
             return {
                 name: Tokens(stored.restored(), stored.grid, encoders[name].prefix)
                 for name, stored in samples["tokens"].items()
+                if name in encoders
             }
         found = {}
         for name, encoder in encoders.items():
-            images = samples["images"][name]
+            images = samples["images"][encoder.picture or name]
             with no_grad_if_constant(encoder.token_modules(), images):
                 found[name] = encoder(images)
         return found
@@ -332,16 +380,17 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         shapes: the number of images, and padded lengths of their rows of questions.
         """
         options = {"backend": backend, "dynamic": False}
-        for encoder in self.streams.values():
+        for encoder in {**self.streams, **self._towers}.values():
             encoder.compile_parts(**options)
-        self.fusion.compile(**options)
+        for fusion in (self.fusion, *self.fusions.values()):
+            fusion.compile(**options)
         for module in self.objectives.modules():
             if isinstance(module, PackedDecoderLayer):
                 module.compile(**options)
 
     def fuse(self, samples: QuestionBatch) -> Tensor:
         """Fused tokens, float [I, P+N, D], of I images: P prefix tokens and N patches."""
-        return self._fused(self.encode(samples))
+        return self._fused(self._encode(samples, self.streams))
 
     def _fused(self, tokens: Mapping[str, Tokens]) -> Tensor:
         fused: Tensor = self.fusion(tokens)
@@ -349,15 +398,43 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def forward(self, samples: QuestionBatch) -> StepOutput:
         """Weighted loss sums by objective, sums of metrics, and the number of questions."""
-        return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
+        return self._losses(self._batch(samples))
+
+    def _batch(self, samples: QuestionBatch) -> FusedBatch:
+        """The batch with the fused tokens that objectives read."""
+        tokens = self.encode(samples)
+        parts = {
+            name: FusedPart(getattr(self, name), self._part_tokens(name, tokens, samples))
+            for name in self.trained_parts
+        }
+        fused = self._fused(tokens) if self.trains_fusion else None
+        return FusedBatch(fused, samples, self.blip, parts)
+
+    def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
+        """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
+        read: set[str] = set()
+        if name in self.fusions:
+            fusion: Any = self.fusions[name]
+            read = {name, *fusion.reads}
+        streams = {each: encoder for each, encoder in self.token_streams.items() if each in read}
+        return self._part_tokens(name, self._encode(samples, streams), samples)
+
+    def _part_tokens(
+        self, name: str, tokens: Mapping[str, Tokens], samples: QuestionBatch
+    ) -> Tensor:
+        if name in self.fusions:
+            found: Tensor = self.fusions[name](tokens)
+        else:
+            found = self._towers[name].encode(samples["images"][self.first])
+        return found
 
     @torch.no_grad()
     def evaluate(self, samples: QuestionBatch) -> tuple[dict[str, Tensor], list[str] | None]:
-        """Sums of metrics and of the total loss, and answers [Q] of the objective ``answer``.
+        """Sums of metrics and of the total loss, and answers [Q] of an objective that predicts.
 
-        The answers are None for a model without it.
+        The answers are None for a model without one.
         """
-        batch = FusedBatch(self.fuse(samples), samples, self.blip)
+        batch = self._batch(samples)
         answers = None
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
@@ -373,20 +450,27 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         :func:`lavis_ext.models.pnp_vqa.answering.locate`. Raises UserError for a batch without
         images.
         """
-        check_images(samples)
-        from lavis_ext.models.pnp_vqa.answering import LocatingConfig, SegmentedImages, locate
+        self._check_answers(samples)
+        return self._locate(self._encode(samples, self.streams), samples, block_num)
 
-        matching = self.config.question_matching
-        if block_num is not None:
-            matching = replace(matching, block_num=block_num)
-        config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
+    def _check_answers(self, samples: QuestionBatch) -> None:
         if self.config.quantization and (device := next(self.parameters()).device).type != "cpu":
             raise UserError(
                 f"model.quantization is {self.config.quantization}, which is computed on a CPU, "
                 f"and the model is on {device}. Set run.device=cpu, or model.quantization=null and "
                 "run.amp=true."
             )
-        tokens = self.encode(samples)
+        check_images(samples)
+
+    def _locate(
+        self, tokens: Mapping[str, Tokens], samples: QuestionBatch, block_num: int | None
+    ) -> "Located":
+        from lavis_ext.models.pnp_vqa.answering import LocatingConfig, SegmentedImages, locate
+
+        matching = self.config.question_matching
+        if block_num is not None:
+            matching = replace(matching, block_num=block_num)
+        config = LocatingConfig(matching, self.config.points, self.config.refined_heat)
         segmented = None
         for name in self.segmenting:
             sam: Any = self.streams[name]
@@ -400,15 +484,24 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     def answer(self, samples: QuestionBatch, **given: Any) -> "PipelineOutput":
         """Answers of the whole pipeline, with captions, heat maps, points and masks.
 
-        Needs a model built for answering. ``given`` are arguments of ``predict_answers``. Raises
-        UserError as ``predict_answers`` does.
+        With ``answerer: vqa`` there are no captions, and heat maps only show where question
+        matching looks. Needs a model built for answering. ``given`` are arguments of
+        ``predict_answers``. Raises UserError as ``predict_answers`` does.
         """
-        from lavis_ext.models.pnp_vqa.answering import answer, override
+        from lavis_ext.models.pnp_vqa.answering import answer, answer_directly, override
 
+        self._check_answers(samples)
+        tokens = self.encode(samples)
+        located = self._locate(tokens, samples, given.get("block_num"))
+        if self.config.answerer == VQA:
+            _check_no_reading(given)
+            vocabulary = None if self.vocabulary is None else self.vocabulary.answers
+            fused = self._part_tokens(VQA, tokens, samples)
+            return answer_directly(located, fused, self.vqa, samples, vocabulary)
         sampling, reading = override(self.config.captioner.sampling, self.config.reader, given)
         return answer(
-            self.locate(samples, given.get("block_num")),
-            samples["images"][self.first],
+            located,
+            self._part_tokens("captioner", tokens, samples),
             self.captioner,
             self.reader,
             samples,
@@ -467,8 +560,10 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def with_examples(self, samples: QuestionBatch, times: int) -> QuestionBatch:
         """Repeat each question, reworded because equal texts would be encoded only once."""
+        statements = {"statement": samples["statement"] * times} if "statement" in samples else {}
         return {
             **samples,
+            **statements,  # type: ignore[typeddict-item]
             "image_index": samples["image_index"].repeat(times),
             "text_input": _reworded(samples["text_input"], times),
             "mismatched_input": _reworded(samples["mismatched_input"], times),
@@ -478,11 +573,12 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         }
 
     def may_leave_unused(self, trained: Mapping[str, Tensor]) -> bool:
-        """Whether parameters besides fusion and objectives are trained.
+        """Whether parameters besides objectives and the fusions that they read are trained.
 
         BLIP's contrastive projections get no gradient.
         """
-        return not all(name.startswith(("fusion.", "objectives.")) for name in trained)
+        own = tuple(pattern.removesuffix("*") for pattern in self.trainable)
+        return not all(name.startswith(own) for name in trained)
 
     def shard_units(self) -> list[str]:
         """Blocks of the reader and of the captioner's decoder, if the model has them."""
@@ -510,6 +606,17 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         """Patterns of the parts that have their own weights files."""
         return [f"{part}*" for part in self._parts_with_weights()]
 
+    def new_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Gated fusions of parts that the file was trained without."""
+        gated = [part for part, each in self.config.fusions.items() if each.gate]
+        known = {".".join(name.split(".")[:2]) for name in state}
+        return [f"fusions.{part}.*" for part in gated if f"fusions.{part}" not in known]
+
+    def unused_parts(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Objectives that the file was trained with and the config doesn't name."""
+        known = {name.split(".")[1] for name in state if name.startswith("objectives.")}
+        return [f"objectives.{name}.*" for name in sorted(known - {*self.objectives})]
+
     def export(self, target: str, out: Path) -> str:
         """Write BLIP as a folder of transformers, or DIFNet as a file of its authors' code.
 
@@ -535,11 +642,53 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         return [
             *self.streams.values(),
             self.fusion,
+            *self.fusions.values(),
             *(part for part in answering if part is not None),
         ]
 
     def _objectives(self) -> dict[str, Objective]:
         return dict(self.objectives.items())  # type: ignore[arg-type]
+
+
+def _build_part(name: str, config: Any, load_weights: bool) -> nn.Module:
+    """Captioner, reader or vqa, with random weights unless ``load_weights``."""
+    # Imported here because they take a second, which `import lavis_ext` doesn't need.
+    from lavis_ext.decoders.blip_captioner import BlipCaptioner
+    from lavis_ext.decoders.blip_vqa import BlipVqa
+    from lavis_ext.decoders.fid_reader import FidReader
+
+    classes: dict[str, Any] = {"captioner": BlipCaptioner, READER: FidReader, VQA: BlipVqa}
+    part: nn.Module = classes[name](config if load_weights else replace(config, weights=None))
+    return part
+
+
+def _layout_of(sizes: Any) -> StreamLayout:
+    """Layout of the image tokens of a part of BLIP, whose class token comes first."""
+    return StreamLayout(sizes.vision_width, sizes.grid, 1)
+
+
+def _without(layouts: Mapping[str, StreamLayout], name: str) -> dict[str, StreamLayout]:
+    return {other: layout for other, layout in layouts.items() if other != name}
+
+
+def _drop_other_fusion(defaults: Any, key: str, given: Any) -> None:
+    """Drop the default options of a fusion of another name than the one ``given``."""
+    fusion = given.get(key)
+    name = fusion.get("name") if OmegaConf.is_dict(fusion) else None
+    if name not in (None, defaults[key].name):
+        # Only the option ``gate: false`` applies to a fusion of another name too.
+        ungated = {"gate": False} if defaults[key].get("gate") is False else {}
+        defaults[key] = {"name": name, **ungated}
+
+
+def _check_no_reading(given: Mapping[str, Any]) -> None:
+    """Raise UserError for arguments of captioner and reader, which don't answer."""
+    theirs = [name for name, value in given.items() if name != "block_num" and value is not None]
+    if theirs:
+        raise UserError(
+            f"predict_answers: {', '.join(theirs)} are for captioner and reader, and "
+            f"model.answerer is {VQA}, which takes its options from model.vqa."
+        )
 
 
 def _names_weights(name: str) -> bool:
