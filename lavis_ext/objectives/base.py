@@ -38,12 +38,20 @@ class FusedBatch:
 
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D].
+        unfused: the first stream's tokens, in whose place the fused ones are, [I, 1+N, D].
         samples: the batch.
         encoder: BLIP, for its text encoder and question matching.
     """
 
-    def __init__(self, fused: torch.Tensor, samples: QuestionBatch, encoder: "BlipEncoder") -> None:
+    def __init__(
+        self,
+        fused: torch.Tensor,
+        unfused: torch.Tensor,
+        samples: QuestionBatch,
+        encoder: "BlipEncoder",
+    ) -> None:
         self.fused = fused
+        self.unfused = unfused
         self.samples = samples
         self.encoder = encoder
         self._known: dict[str, int] = {}
@@ -80,7 +88,8 @@ class FusedBatch:
 
     @property
     def _paired(self) -> list[str]:
-        return self.samples["text_input"] + self.samples["mismatched_input"]
+        matched = self.samples.get("matched_input", self.samples["text_input"])
+        return matched + self.samples["mismatched_input"]
 
     def _read(self, texts: list[str]) -> torch.Tensor:
         """Encode T texts to states [T, L, W]. Equal texts are encoded once."""
@@ -113,10 +122,11 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Input widths and vocabulary of an objective's head."""
+    """Widths of an objective's inputs, blocks of BLIP's text encoder, and the vocabulary."""
 
     token_width: int
     text_width: int
+    text_layers: int
     vocabulary: AnswerVocabulary | None
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from lavis_ext.datasets.base import Batch, PictureDataset
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.statements import MismatchedStatements
 from lavis_ext.datasets.questions.table import Codes, QuestionTable
 from lavis_ext.datasets.samplers import Rows
 
@@ -24,8 +25,11 @@ class QuestionBatch(Batch, total=False):
     """int64 [Q], index of each question's image; always on the host."""
     text_input: list[str]
     """Questions [Q]."""
+    matched_input: list[str]
+    """Texts that match the images [Q]: the questions, or statements that answer them."""
     mismatched_input: list[str]
-    """Questions about other images [Q * K]; those of question q start at q * K."""
+    """Texts that don't [Q * K], such as questions about other images; those of question q start at
+    q * K."""
     answer: list[str | None]
     """Answers [Q]."""
 
@@ -87,17 +91,23 @@ class QuestionDataset(PictureDataset):
     def fields(self, rows: Rows, image_index: list[int], epoch: int) -> dict[str, Any]:
         """Questions, mismatched questions and answers."""
         questions, answers = self.table.texts(rows, "question", "answer")
-        drawn = [r for row in rows for r in self._mismatched_rows(int(row), epoch)]
-        (mismatched,) = self.table.texts(drawn, "question")
+        asked = self._processed(questions)
+        matched: list[str] = asked
+        mismatched: list[str] = []
+        if self.mismatched is not None:
+            drawn = [r for row in rows for r in self.mismatched.draw(int(row), epoch)]
+            if isinstance(self.mismatched, MismatchedStatements):
+                matched = self._processed(self.mismatched.statements.of(rows))
+                mismatched = self.mismatched.statements.of(drawn)
+            else:
+                (mismatched,) = self.table.texts(drawn, "question")
         return {
             "image_index": torch.tensor(image_index),
-            "text_input": self._processed(questions),
+            "text_input": asked,
+            "matched_input": matched,
             "mismatched_input": self._processed(mismatched),
             "answer": answers,
         }
 
     def _processed(self, questions: Sequence[str]) -> list[str]:
         return [self.text_processor(question) for question in questions]
-
-    def _mismatched_rows(self, row: int, epoch: int) -> list[int]:
-        return self.mismatched.draw(row, epoch) if self.mismatched else []

@@ -110,6 +110,12 @@ class QuestionStore:
             [np.asarray(pc.match_substring_regex(batch.column(0), pattern)) for batch in batches]
         )
 
+    def extracted(self, pattern: str) -> pa.Array:
+        """The group ``text`` of a regular expression in each record's JSON text; null if absent."""
+        batches = (self._reader.get_batch(n) for n in range(self._reader.num_record_batches))
+        found = [pc.extract_regex(batch.column(0), pattern).field("text") for batch in batches]
+        return pa.concat_arrays([pc.if_else(pc.equal(each, ""), None, each) for each in found])
+
     def release(self) -> None:
         """Unmap the pages read so far; they stay in the file cache.
 
@@ -197,6 +203,15 @@ class QuestionTable:
         """Rows of the balanced subset: all without ``"isBalanced": false``."""
         outside = self._stored().matching(UNBALANCED)
         return np.flatnonzero(~outside[self.codes("record")])
+
+    def extracted(self, pattern: str) -> pa.Array | None:
+        """The group ``text`` of a regular expression in each row's record, as JSON text.
+
+        Null where it doesn't match; None for a table without records.
+        """
+        if self.store is None:
+            return None
+        return self.store.extracted(pattern).take(pa.array(self.codes("record")))
 
     def texts(self, rows: npt.ArrayLike, *columns: str) -> list[list[Any]]:
         """Values (text or None) of each of ``columns`` in these rows, in this order."""

@@ -152,7 +152,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             },
             load_weights=load_weights and saved is None,
         )
-        sizes = HeadSizes(blip.width, blip.config.text_width, vocabulary)
+        sizes = HeadSizes(blip.width, blip.config.text_width, blip.config.text_layers, vocabulary)
         self.objectives = nn.ModuleDict(
             {
                 name: registry.get_objective_class(name)(options, sizes)
@@ -347,9 +347,13 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         fused: Tensor = self.fusion(tokens)
         return fused
 
+    def _fused_batch(self, samples: QuestionBatch) -> FusedBatch:
+        tokens = self.encode(samples)
+        return FusedBatch(self._fused(tokens), tokens[self.first].values, samples, self.blip)
+
     def forward(self, samples: QuestionBatch) -> StepOutput:
         """Weighted loss sums by objective, sums of metrics, and the number of questions."""
-        return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
+        return self._losses(self._fused_batch(samples))
 
     @torch.no_grad()
     def evaluate(self, samples: QuestionBatch) -> tuple[dict[str, Tensor], list[str] | None]:
@@ -357,7 +361,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
         The answers are None for a model without it.
         """
-        batch = FusedBatch(self.fuse(samples), samples, self.blip)
+        batch = self._fused_batch(samples)
         answers = None
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
