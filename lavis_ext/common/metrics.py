@@ -16,7 +16,7 @@ class Metric:
     Attributes:
         name: key in logs, files and ``run.metric``.
         unit: ``share`` (0 to 1, shown in percent), ``percent`` (0 to 100) or the name of a unit;
-            empty for a number without a unit.
+            empty for a number without a unit. ``points`` are differences of percentages.
         better: ``max`` if higher is better, ``min`` if lower is; None for neither.
     """
 

@@ -67,6 +67,25 @@ def mean_scores(
     return scores
 
 
+def mean_difference(
+    a: Values, b: Values, image_ids: Sequence[str], resamples: int, seed: int
+) -> Score:
+    """Mean of ``a`` minus ``b`` [N], values of the same examples, with its interval over images.
+
+    No interval if ``resamples`` is 0.
+    """
+    difference = a - b
+    found = Score(float(difference.mean()), len(difference))
+    if not resamples:
+        return found
+    images = image_codes(image_ids)
+    sums, counts = sums_by_image(images, difference, len(set(image_ids)))
+    draws = resampled_images(len(sums), resamples, seed)
+    means = np.concatenate([(weights @ sums) / (weights @ counts) for weights in draws])
+    low, high = percentile_interval(means)
+    return replace(found, low=low, high=high)
+
+
 def image_codes(image_ids: Sequence[str]) -> Codes:
     """Consecutive image numbers [N] from 0 for each question's image."""
     return np.unique(np.array(image_ids), return_inverse=True)[1]

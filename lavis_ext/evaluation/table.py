@@ -39,6 +39,8 @@ def shown(metric: Metric | None, value: float | None) -> str:
         return f"{100 * value:.1f} %"
     if unit == "percent":
         return f"{value:.1f} %"
+    if unit == "points":
+        return f"{value:+.1f} points"
     number = f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
     return f"{number} {unit}".rstrip()
 

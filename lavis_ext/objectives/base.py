@@ -49,6 +49,7 @@ class FusedBatch:
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D]; None if only other parts' are
             read.
+        unfused: the first stream's tokens, in whose place the fused ones are, [I, 1+N, D].
         samples: the batch.
         encoder: BLIP, for its text encoder and question matching.
         parts: other parts with their fused tokens, by ``Objective.part``.
@@ -57,11 +58,13 @@ class FusedBatch:
     def __init__(
         self,
         fused: torch.Tensor | None,
+        unfused: torch.Tensor,
         samples: QuestionBatch,
         encoder: "BlipEncoder",
         parts: Mapping[str, FusedPart] | None = None,
     ) -> None:
         self._fused = fused
+        self.unfused = unfused
         self.samples = samples
         self.encoder = encoder
         self.parts = parts or {}
@@ -106,7 +109,8 @@ class FusedBatch:
 
     @property
     def _paired(self) -> list[str]:
-        return self.samples["text_input"] + self.samples["mismatched_input"]
+        matched = self.samples.get("matched_input", self.samples["text_input"])
+        return matched + self.samples["mismatched_input"]
 
     def _read(self, texts: list[str]) -> torch.Tensor:
         """Encode T texts to states [T, L, W]. Equal texts are encoded once."""
@@ -139,10 +143,11 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Input widths and vocabulary of an objective's head."""
+    """Widths of an objective's inputs, blocks of BLIP's text encoder, and the vocabulary."""
 
     token_width: int
     text_width: int
+    text_layers: int
     vocabulary: AnswerVocabulary | None
 
 

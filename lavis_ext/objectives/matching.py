@@ -6,8 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis_ext.common.errors import UserError
 from lavis_ext.common.metrics import Metric
 from lavis_ext.config.schema import option
+from lavis_ext.encoders.blip.packed_questions import PackedQuestions
+from lavis_ext.encoders.blip.passes import AttentionProbe
 from lavis_ext.objectives.base import (
     FusedBatch,
     HeadSizes,
@@ -40,6 +43,18 @@ class ItmConfig(ObjectiveConfig):
         "Also learn a scale and a shift of BLIP's score. BLIP is calibrated for captions, not for "
         "questions; otherwise the fused tokens have to compensate for that.",
     )
+    distillation: float = option(
+        0.0,
+        "Weight of keeping BLIP's own matching: the scores, and the patches that words attend to, "
+        "as they are with the first stream's tokens in place of the fused ones. 0 for none.",
+        at_least=0,
+    )
+    distilled_block: int = option(
+        7,
+        "Block of the text encoder whose attention is kept, from 0, that of "
+        "model.question_matching.block_num.",
+        at_least=0,
+    )
 
 
 class Calibration(nn.Module):
@@ -71,11 +86,34 @@ class ItmObjective(Objective):
 
     def __init__(self, config: ItmConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
+        if config.distillation and config.distilled_block >= sizes.text_layers:
+            raise UserError(
+                f"model.objectives.itm.distilled_block is {config.distilled_block}, but the text "
+                f"encoder has the blocks 0 to {sizes.text_layers - 1}; take that of "
+                "model.question_matching.block_num."
+            )
         self.head = Calibration() if config.calibrated else nn.Identity()
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        return _matching(self.head(batch.encoder.match(batch.fused, batch.pairs)), len(batch))
+        if not self.config.distillation:
+            return _matching(self.head(batch.encoder.match(batch.fused, batch.pairs)), len(batch))
+        scores, attention = self._watched(batch, batch.fused)
+        with torch.no_grad():
+            own = self._watched(batch, batch.unfused)
+        found = _matching(self.head(scores), len(batch))
+        change = _divergence(*own, scores, attention, batch.pairs)
+        kept = self.config.distillation * _by_question(change, len(batch))
+        return found._replace(losses=found.losses + kept)
+
+    def _watched(
+        self, batch: FusedBatch, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [P, 2], and attention [R, P, 1+N] of the distilled block, mean over heads."""
+        seen: list[torch.Tensor] = []
+        probe = AttentionProbe(self.config.distilled_block, seen.append)
+        scores = batch.encoder.match(tokens, batch.pairs, probe=probe)
+        return scores, seen[0].mean(dim=1)
 
 
 @registry.register_objective("head")
@@ -99,6 +137,34 @@ class HeadObjective(Objective):
         return _matching(scores, len(batch))
 
 
+def _divergence(
+    own_scores: torch.Tensor,
+    own_attention: torch.Tensor,
+    scores: torch.Tensor,
+    attention: torch.Tensor,
+    packed: PackedQuestions,
+) -> torch.Tensor:
+    """Kullback-Leibler divergence of scores and, mean over tokens, of attention: [P] of P pairs.
+
+    As in distillation (Hinton et al., 2015), from BLIP's own to those with fused tokens.
+    """
+    of_scores = F.kl_div(
+        scores.log_softmax(dim=-1),
+        own_scores.log_softmax(dim=-1),
+        reduction="none",
+        log_target=True,
+    ).sum(dim=-1)
+    tiny = torch.finfo(attention.dtype).tiny
+    changed = own_attention * (own_attention.clamp(min=tiny) / attention.clamp(min=tiny)).log()
+    by_token = packed.unpack(changed.sum(dim=-1)) * packed.mask
+    return of_scores + by_token.sum(dim=1) / packed.mask.sum(dim=1)
+
+
+def _by_question(losses: torch.Tensor, count: int) -> torch.Tensor:
+    """[Q] from losses [Q + Q*K] of pairs: a matched pair weighs as all mismatched ones together."""
+    return 0.5 * (losses[:count] + losses[count:].view(count, -1).mean(dim=1))
+
+
 def _matching(scores: torch.Tensor, count: int) -> ObjectiveOutput:
     """Losses and accuracies from scores [Q + Q*K, 2], those of the ``count`` matched pairs first.
 
@@ -111,7 +177,7 @@ def _matching(scores: torch.Tensor, count: int) -> ObjectiveOutput:
     right = (scores.detach().argmax(dim=-1) == labels).float()
     mismatched_right = right[count:].view(count, -1).mean(dim=1)
     return ObjectiveOutput(
-        0.5 * (losses[:count] + losses[count:].view(count, -1).mean(dim=1)),
+        _by_question(losses, count),
         {
             "accuracy": 0.5 * (right[:count] + mismatched_right).sum(),
             "matched_accuracy": right[:count].sum(),

@@ -14,6 +14,7 @@ from lavis_ext.evaluation.report.page import assembled, part
 from lavis_ext.evaluation.table import shown, shown_difference
 from lavis_ext.runners.reporting import REPORT
 from lavis_ext.runners.run_folder import LINES
+from lavis_ext.sweep.differences import Difference
 from lavis_ext.sweep.folder import Status, SweepFolder
 from lavis_ext.sweep.grid import SEED, short_keys
 from lavis_ext.sweep.results import Choice, Results, RunResult
@@ -62,17 +63,6 @@ def mean_curve(curves: Sequence[Points]) -> Points:
 
 
 def _choice(results: Results, choice: Choice) -> dict[str, Any]:
-    difference = choice.difference
-    compared = None
-    if difference is not None:
-        compared = {
-            "value": difference.value,
-            "low": difference.low,
-            "high": difference.high,
-            "over": difference.over,
-            "shown": shown_difference(results.metric, difference.value),
-            "interval": interval(results, difference),
-        }
     spread = choice.spread
     return {
         "label": label(results, choice),
@@ -86,7 +76,22 @@ def _choice(results: Results, choice: Choice) -> dict[str, Any]:
             for run in choice.runs
             if run.value is not None
         ],
-        "difference": compared,
+        "difference": _difference(results, choice.difference),
+        "blind": "" if choice.blind is None else shown(results.metric, choice.blind),
+        "aboveBlind": _difference(results, choice.above_blind),
+    }
+
+
+def _difference(results: Results, difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "value": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "over": difference.over,
+        "shown": shown_difference(results.metric, difference.value),
+        "interval": interval(results, difference),
     }
 
 

@@ -48,11 +48,16 @@ class Choice:
         values: text of each key's value, without the seed.
         runs: its runs.
         difference: difference from the first choice; None for that one, and if no seed is shared.
+        blind: the metric of a question-only answerer, mean over the runs that have it; None if
+            none has.
+        above_blind: paired difference from it over these runs.
     """
 
     values: Mapping[str, str]
     runs: Sequence[RunResult]
     difference: Difference | None = None
+    blind: float | None = None
+    above_blind: Difference | None = None
 
     @property
     def reached(self) -> list[float]:
@@ -167,7 +172,7 @@ def collect(
             difference = paired_difference(first, repetitions, settled[0].name)
         else:
             first = repetitions
-        choices.append(Choice(values, results, difference))
+        choices.append(Choice(values, results, difference, *_beside_blind(repetitions, settled)))
     keys = [key for key in runs[0].values if key != SEED]
     return Results(folder.path.name, config, keys, *settled, choices)
 
@@ -224,6 +229,22 @@ def _repetition(folder: SweepFolder, result: RunResult, settled: tuple[Metric, s
     assert result.value is not None
     path = folder.runs / result.run.name / f"{settled[1]}{BY_IMAGE}"
     return Repetition(result.value, ByImage.read(path))
+
+
+def _beside_blind(
+    repetitions: Mapping[str, Repetition], settled: tuple[Metric, str]
+) -> tuple[float | None, Difference | None]:
+    """The metric of the question-only answerer, and the runs' difference from it."""
+    name = settled[0].name
+    blind = {
+        seed: Repetition(of.mean(name), of)
+        for seed, run in repetitions.items()
+        if run.by_image and (of := run.by_image.blind) and name in of.sums
+    }
+    if not blind:
+        return None, None
+    value = mean(each.value for each in blind.values())
+    return value, paired_difference(blind, repetitions, name)
 
 
 def _selecting(metrics: Mapping[str, Any], section: Mapping[str, Any]) -> str:

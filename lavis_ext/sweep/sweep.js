@@ -77,6 +77,11 @@ function tableColumns() {
     columns.push([range.map(shownEnd).join(" to "),
       ({ difference }, place) => difference ? plot(differenceStrip(difference, place, range)) : "", "range"]);
   }
+  if (content.choices.some(({ blind }) => blind)) {
+    columns.push(["Question only", ({ blind }) => blind, "value"]);
+    columns.push([isMetricShare ? "Above it, points" : "Above it", ({ aboveBlind }) => aboveBlind?.shown ?? "", "value"]);
+    columns.push(["95 % interval of that", ({ aboveBlind }) => aboveBlind?.interval ?? ""]);
+  }
   return columns;
 }
 

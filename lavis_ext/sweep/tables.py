@@ -42,6 +42,8 @@ def result_json(results: Results) -> dict[str, Any]:
                 "mean": choice.mean,
                 "spread": choice.spread,
                 "difference": choice.difference and asdict(choice.difference),
+                "blind": choice.blind,
+                "above_blind": choice.above_blind and asdict(choice.above_blind),
                 "runs": [_run_json(run) for run in choice.runs],
             }
             for choice in results.choices
@@ -68,11 +70,31 @@ def notes(results: Results) -> list[str]:
             f"difference: to {label(results, results.choices[0])}, over the seeds that both "
             f"have{points}" + intervals * ", with a 95 % interval over images, seeds or both"
         )
+    if has_blind(results):
+        lines.append(
+            "question only: an answerer trained on the same questions without images; above it: "
+            "paired difference with a 95 % interval"
+        )
+    lines += [
+        f"{label(results, choice)}: not above a question-only answerer, which sees no image"
+        for choice in results.choices
+        if choice.above_blind and not is_above(choice.above_blind)
+    ]
     if any(each.over == SEEDS for each in differences):
         lines.append(
             f"over seeds only: the runs have no {results.metric.name} by image, or for other images"
         )
     return lines
+
+
+def has_blind(results: Results) -> bool:
+    """Whether any choice is compared with a question-only answerer."""
+    return any(choice.blind is not None for choice in results.choices)
+
+
+def is_above(difference: Difference) -> bool:
+    """Whether a difference, or its interval if it has one, is above 0."""
+    return (difference.value if difference.low is None else difference.low) > 0
 
 
 def label(results: Results, choice: Choice) -> str:
@@ -114,7 +136,9 @@ def _rows(results: Results) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
     heads = tuple(short[key] for key in results.keys)
     if results.is_search:
         return rows, ("trial", *heads, measured)
-    summary = ("runs", measured, "spread", "difference", "95 % interval", "over")
+    summary: tuple[str, ...] = ("runs", measured, "spread", "difference", "95 % interval", "over")
+    if has_blind(results):
+        summary = (*summary, "question only", "above it", "95 % interval")
     return rows, (*(heads or ("",)), *summary)
 
 
@@ -127,7 +151,17 @@ def _summary(results: Results, choice: Choice) -> tuple[str, ...]:
     if difference is not None:
         value = shown_difference(results.metric, difference.value)
         compared = value, interval(results, difference), difference.over
-    return str(len(choice.reached)), shown(results.metric, choice.mean), spread, *compared
+    beside: tuple[str, ...] = ()
+    if has_blind(results):
+        beside = shown(results.metric, choice.blind), *_above(results, choice)
+    return str(len(choice.reached)), shown(results.metric, choice.mean), spread, *compared, *beside
+
+
+def _above(results: Results, choice: Choice) -> tuple[str, str]:
+    above = choice.above_blind
+    if above is None:
+        return "-", ""
+    return shown_difference(results.metric, above.value), interval(results, above)
 
 
 def _counted(results: Results) -> str:

@@ -12,6 +12,8 @@ from lavis_ext.config.renamed import OldKey
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa.builder import GqaFusionBuilder
 from lavis_ext.datasets.questions.builder import QuestionBuilder
+from lavis_ext.evaluation.above_blind import BLIND
+from lavis_ext.evaluation.bootstrap import Values
 from lavis_ext.evaluation.by_image import ByImage
 from lavis_ext.evaluation.gqa.answer_scoring import AnswerScoring
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
@@ -25,7 +27,7 @@ from lavis_ext.evaluation.gqa.metrics import (
     metrics_of,
     reasons_of,
 )
-from lavis_ext.evaluation.gqa.outcomes import possible_metrics
+from lavis_ext.evaluation.gqa.outcomes import Outcomes, possible_metrics
 from lavis_ext.evaluation.gqa.predictions import write_predictions
 from lavis_ext.evaluation.gqa.reported import reported
 from lavis_ext.evaluation.gqa.result import SplitResult, Trace
@@ -126,11 +128,15 @@ class GqaFusionTask(GqaTask):
             gathered(val_result, name) for name in ("predictions", "grounding", "traces")
         )
         traces = {name: Trace.of_json(values) for name, values in traces.items()}
-        result = None
+        result, reasons = None, {}
         scored = predictions and distributed.is_main_process()
         if scored and self.scoring.scorer(dataset).questions:
-            result = self.scoring.result(dataset, model.vocabulary, predictions, grounding, traces)
-        metrics, reasons = distributed.broadcast(_metrics_and_reasons(result))
+            answerer, lacking = self.question_only() if self.scoring.final else (None, "")
+            result = self.scoring.result(
+                dataset, model.vocabulary, predictions, grounding, traces, answerer
+            )
+            reasons = {BLIND: lacking} if lacking else {}
+        metrics, reasons = distributed.broadcast(_metrics_and_reasons(result, reasons))
         scores = None if result is None else asdict(result.scores)
         return Evaluation(metrics | means, predictions, reasons, scores, result)
 
@@ -143,11 +149,12 @@ class GqaFusionTask(GqaTask):
         result: SplitResult | None = evaluation.details
         if result is None:
             return None
-        values = {IN_RUNS[name]: each for name, each in result.outcomes.values.items()}
-        return ByImage.of(values, [each.image_id for each in result.outcomes.questions])
+        images = [each.image_id for each in result.outcomes.questions]
+        blind = None if result.blind is None else _in_runs(result.blind)
+        return ByImage.of(_in_runs(result.outcomes), images, blind)
 
     def headline(self, split: str, metrics: Mapping[str, float]) -> str:
-        """Accuracy against the better baseline."""
+        """Accuracy against the baselines."""
         return headline(split, metrics)
 
     def reported(
@@ -225,7 +232,14 @@ class GqaReadingComprehensionFusionTask(GqaFusionTask):
         return EvalStep(pipeline_sums(model, output), len(output.answers), by_id)
 
 
-def _metrics_and_reasons(result: SplitResult | None) -> tuple[dict[str, float], dict[str, str]]:
+def _in_runs(outcomes: Outcomes) -> dict[str, Values]:
+    """Values per question by the metrics' names in runs."""
+    return {IN_RUNS[name]: each for name, each in outcomes.values.items()}
+
+
+def _metrics_and_reasons(
+    result: SplitResult | None, others: Mapping[str, str]
+) -> tuple[dict[str, float], dict[str, str]]:
     if result is None:
         return {}, {}
     baselines = {
@@ -236,4 +250,5 @@ def _metrics_and_reasons(result: SplitResult | None) -> tuple[dict[str, float], 
     reasons = {
         name: each for name, each in result.outcomes.not_computed.items() if name in possible
     }
-    return metrics_of(result.scores) | baselines, reasons_of(reasons)
+    metrics = metrics_of(result.scores) | baselines | dict(result.above_blind)
+    return metrics, {**reasons_of(reasons), **others}

@@ -14,6 +14,7 @@ from lavis_ext.datasets.questions.builder import QuestionBuilder
 from lavis_ext.datasets.questions.table import QuestionTable
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.evaluation.bootstrap import FEWEST_RESAMPLES
+from lavis_ext.evaluation.question_only import QuestionOnly, question_only
 from lavis_ext.registry import registry
 from lavis_ext.tasks.base import Datasets, EvalStep, Task, TaskConfig, Totals, averages
 
@@ -49,6 +50,11 @@ class QuestionTaskConfig(TaskConfig):
     report_examples: int = option(
         500, "Questions of each split in the report.", at_least=0, at_most=5000
     )
+    blind_baseline: bool = option(
+        True,
+        "Compare final scores with an answerer that reads only the questions. It is trained on the "
+        "training split in about a minute on one core, once for all runs on the same questions.",
+    )
 
     def check_together(self, where: str) -> None:
         """Raise UserError for too few resamples for an interval."""
@@ -73,6 +79,7 @@ class QuestionTask(Task):
         self.vocabulary: AnswerVocabulary | None = None
         self._training: list[QuestionTable] = []
         self._built: dict[str, Datasets] = {}
+        self._builders: list[QuestionBuilder] = []
 
     @classmethod
     def setup_task(cls, cfg: Any) -> "Task":
@@ -87,6 +94,7 @@ class QuestionTask(Task):
         """Build data sets by name, then by split; with ``train``, also the vocabulary."""
         self.vocabulary = None
         self._training = []
+        self._builders = []
         self._built = super().build_datasets(cfg, splits)
         if self._training:
             self.vocabulary = self._vocabulary_of(cfg)
@@ -102,6 +110,8 @@ class QuestionTask(Task):
 
     def built(self, builder: Any, cfg: Any, splits: Sequence[str]) -> None:
         """Store the training questions, the source of the answer vocabulary."""
+        if isinstance(builder, QuestionBuilder):
+            self._builders.append(builder)
         needed = any(each.needs_vocabulary for each in _objectives(cfg))
         if "train" in splits and needed and isinstance(builder, QuestionBuilder):
             # From the whole split: a sample would lack most classes of the answer head.
@@ -113,6 +123,23 @@ class QuestionTask(Task):
                     "annotations."
                 )
             self._training.append(table)
+
+    def question_only(self) -> tuple[QuestionOnly | None, str]:
+        """A question-only answerer trained on the data sets' training splits, on first use.
+
+        None if there is none, with the reason; without one if ``blind_baseline`` is off.
+        """
+        if not self.config.task.blind_baseline:
+            return None, ""
+        if self.made_up:
+            return None, "the questions are made up"
+        try:
+            tables = [builder.read_split("train") for builder in self._builders]
+        except UserError as error:
+            return None, f"a question-only answerer needs the training questions: {error}"
+        if not any((table.codes("answer") >= 0).any() for table in tables):
+            return None, "no training question has an answer"
+        return question_only(tables), ""
 
     def build_model(self, cfg: Any, *, load_weights: bool = True) -> Any:
         """Build the model with the vocabulary of the data sets built before.

@@ -1,6 +1,6 @@
 """VQA's tasks ``vqa_fusion`` and ``vqa_reading_comprehension_fusion``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 from lavis_ext import distributed
 from lavis_ext.common.metrics import Metric, by_name
 from lavis_ext.datasets.vqa.dataset import Benchmark
+from lavis_ext.evaluation.above_blind import AT_THE_END, BLIND
+from lavis_ext.evaluation.bootstrap import Values
 from lavis_ext.evaluation.by_image import ByImage
 from lavis_ext.evaluation.report.content import ReportedSplit
 from lavis_ext.evaluation.vqa.metrics import ACCURACY, ANSWER_TYPES, BESIDE, SCORED, headline
@@ -60,7 +62,8 @@ class VqaFusionTask(QuestionTask):
             return reasons | dict.fromkeys([metric.name for metric in SCORED], unknown)
         types = {question.answer_type for question in scorer.questions}
         absent = [name for kind, name in ANSWER_TYPES.items() if kind not in types]
-        return reasons | dict.fromkeys(absent, "no question has that answer type")
+        absences = dict.fromkeys(absent, "no question has that answer type")
+        return reasons | absences | AT_THE_END
 
     def before_evaluation(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Store whether the evaluation is ``final``, since only those have intervals."""
@@ -74,19 +77,22 @@ class VqaFusionTask(QuestionTask):
             # The head can't distinguish missing answers from those outside its vocabulary.
             means[OUTSIDE] -= np.count_nonzero(dataset.table.codes("answer") < 0)
         predictions = gathered(val_result, "predictions")
-        result = None
+        result, reasons = None, {}
         if predictions and distributed.is_main_process() and self._scorer(dataset).questions:
             options = self.config.task
+            answerer, lacking = self.question_only() if self._final else (None, "")
+            reasons = {BLIND: lacking} if lacking else {}
             result = self._scorer(dataset).result(
                 predictions,
                 model.vocabulary,
                 resamples=options.resamples if self._final else 0,
                 shown=options.report_examples if self._final and self.config.run.report else 0,
                 seed=self.config.run.seed,
+                answerer=answerer,
             )
-        metrics = distributed.broadcast(_metrics_of(result))
+        metrics, reasons = distributed.broadcast((_metrics_of(result), reasons))
         scores = None if result is None else result.as_dict()
-        return Evaluation(metrics | means, predictions, scores=scores, details=result)
+        return Evaluation(metrics | means, predictions, reasons, scores, result)
 
     def write_predictions(self, path: Path, predictions: Mapping[str, Any]) -> None:
         """Write answers in the format of the data set's server."""
@@ -97,11 +103,16 @@ class VqaFusionTask(QuestionTask):
         result: VqaResult | None = evaluation.details
         if result is None:
             return None
-        right = accuracies(result.questions, result.predictions, _benchmark(dataset))
-        return ByImage.of({ACCURACY: right}, [each.image_id for each in result.questions])
+
+        def right(answers: Sequence[str]) -> dict[str, Values]:
+            return {ACCURACY: accuracies(result.questions, answers, _benchmark(dataset))}
+
+        images = [each.image_id for each in result.questions]
+        blind = None if result.blind is None else right(result.blind)
+        return ByImage.of(right(result.predictions), images, blind)
 
     def headline(self, split: str, metrics: Mapping[str, float]) -> str:
-        """Accuracy beside the better baseline."""
+        """Accuracy against the baselines."""
         return headline(split, metrics)
 
     def reported(
@@ -147,4 +158,4 @@ def _metrics_of(result: VqaResult | None) -> dict[str, float]:
     if result is None:
         return {}
     guesses = {f"baseline_{name}": each.accuracy.value for name, each in result.baselines.items()}
-    return result.scores.metrics() | guesses
+    return result.scores.metrics() | guesses | dict(result.above_blind)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -18,7 +17,7 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.loader import Config
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.questions.dataset import QuestionBatch
-from lavis_ext.datasets.questions.table import SCHEMA, QuestionTable
+from lavis_ext.datasets.questions.statements import Statements
 from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
@@ -489,14 +488,7 @@ def test_a_batch_has_the_full_answers_of_its_questions(
     with started(configured(*options, cfg_path=path), ["train"]) as runner:
         dataset = runner.datasets["train"]
     rows = list(range(len(dataset)))[::-1]
-    statements = dataset.table.statements(rows)
+    statements = Statements(dataset.table).sentences(rows)
     for row, statement in zip(rows, statements, strict=True):
         assert statement == dataset.table.structure(row)["fullAnswer"]
     assert dataset[0]["statement"] == statements[-1:]
-
-
-def test_without_full_answers_question_and_answer_are_the_sentence() -> None:
-    rows = [["1", "a", "is it red?", "yes", None, None, None], ["2", "a", "why?", *[None] * 4]]
-    columns = {name: [row[n] for row in rows] for n, name in enumerate(SCHEMA.names)}
-    table = QuestionTable(pa.table(columns, schema=SCHEMA))
-    assert table.statements([1, 0]) == [None, "is it red? yes"]

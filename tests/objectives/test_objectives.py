@@ -12,7 +12,6 @@ from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.models.base import total_loss
 from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
-from lavis_ext.objectives.base import FusedBatch
 from lavis_ext.objectives.matching import _matching
 from lavis_ext.runners.freezing import freeze_all_but, train_mode, trained_patterns
 from tests.tiny import DIFNET, HEAD, make_model, make_samples, model_section
@@ -101,7 +100,7 @@ def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
 
     def losses(**changed: Any) -> torch.Tensor:
         given: QuestionBatch = {**samples, **changed}  # type: ignore[typeddict-item]
-        batch = FusedBatch(model.fuse(given), given, model.blip)
+        batch = model._fused_batch(given)
         return model.objectives[name](batch).losses
 
     with torch.no_grad():
@@ -116,7 +115,7 @@ def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() ->
     model = make_model({"head": HEAD})
     freeze_all_but(model, trained_patterns(model, None))
     train_mode(model)
-    batch = FusedBatch(model.fuse(make_samples()), make_samples(), model.blip)
+    batch = model._fused_batch(make_samples())
     assert not batch.pair_states.requires_grad
     assert model.objectives["head"](batch).losses.requires_grad
 
@@ -208,3 +207,23 @@ def test_answering_needs_no_objectives() -> None:
     model = PnpVqaFusion(config, load_weights=False, answering=True)
     assert model.metrics == []
     assert len(model.objectives) == 0
+
+
+def test_distillation_keeps_the_fused_matching_near_blips_own() -> None:
+    """With a closed gate it costs nothing; trained with much of it, attention moves less."""
+    moved = {}
+    for weight in (0.0, 30.0):
+        itm = {"distillation": weight, "distilled_block": 0}
+        model = make_model({"itm": itm}, {**DIFNET, "gate": True}, seed=1)
+        plain = make_model({"itm": {}}, {**DIFNET, "gate": True}, seed=1)
+        assert torch.allclose(mean_loss(model, make_samples()), mean_loss(plain, make_samples()))
+        train_mode(model)
+        overfit(model, make_samples(), steps=40)
+        tokens = model._fused_batch(make_samples())
+        moved[weight] = (tokens.fused - tokens.unfused).norm().item()
+    assert 0 < moved[30.0] < 0.7 * moved[0.0]
+
+
+def test_a_distilled_block_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"itm\.distilled_block is 9, .* blocks 0 to 1"):
+        make_model({"itm": {"distillation": 1.0, "distilled_block": 9}})

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lavis_ext.common.locks import Lock
+from lavis_ext.evaluation.by_image import ByImage
 from tests.sweep.conftest import FAKE, Sweep
 
 PROJECT = Path(__file__).parents[2]
@@ -47,6 +49,34 @@ def test_all_runs_are_trained_once_and_compared_with_the_first_choice(
     assert other["difference"]["over"] == "seeds"
     assert sweep.run() == 0
     assert len(sweep.attempts) == 4, "finished runs aren't repeated"
+
+
+def test_choices_stand_beside_a_question_only_answerer(
+    sweep_of: SweepOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 100 questions the answerer knows 50; the first choice 20 more, the second the same."""
+    sweep = sweep_of(RATES, "run.seed=1,2")
+    blind = np.repeat([1.0, 0.0], 50)
+    seeing = np.repeat([1.0, 0.0], [70, 30])
+    images = [f"{n:03d}" for n in range(100)]
+    for rate, right in (("1e-3", seeing), ("1e-4", blind)):
+        for seed in (1, 2):
+            folder = sweep.path / "runs" / f"init_lr={rate},seed={seed}"
+            folder.mkdir(parents=True)
+            values = {"answer_accuracy": right}
+            of = ByImage.of(values, images, {"answer_accuracy": blind})
+            of.write(folder / "val_by_image.json")
+            sweep.plan["values"][folder.name] = float(right.mean())
+    sweep.plans()
+    assert sweep.run() == 0
+    said = capsys.readouterr().out
+    assert re.search(r"1e-3 .* 50\.0 % +\+20\.0 +\+1\d\.\d to \+2\d\.\d", said), said
+    assert re.search(r"1e-4 .* 50\.0 % +\+0\.0 +\+0\.0 to \+0\.0", said), said
+    assert "1e-4: not above a question-only answerer" in said
+    assert "1e-3: not above" not in said
+    first, _ = sweep.results()["choices"]
+    assert first["blind"] == 0.5
+    assert first["above_blind"]["value"] == pytest.approx(0.2)
 
 
 def test_a_failing_run_stops_no_other_and_is_listed_with_its_last_error(

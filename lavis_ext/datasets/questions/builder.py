@@ -26,6 +26,7 @@ from lavis_ext.datasets.questions.files import QuestionFiles
 from lavis_ext.datasets.questions.files import log as files_log
 from lavis_ext.datasets.questions.made_up import MadeUpQuestions, PublishedSplit
 from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.statements import MismatchedStatements, Statements
 from lavis_ext.datasets.questions.store import open_store
 from lavis_ext.datasets.questions.table import QuestionTable
 from lavis_ext.datasets.samples import SampleSize
@@ -41,6 +42,12 @@ class MismatchedConfig:
 
     per_question: int = option(1, "Mismatched questions per question.", at_least=1)
     hard: bool = option(False, "Draw them from questions of the same form about other images.")
+    text: str = option(
+        "question",
+        "What is matched with images: the questions, or statements that answer them. Mismatched "
+        "statements are the same question's with another answer, then other images'.",
+        choices=("question", "statement"),
+    )
 
 
 @dataclass
@@ -300,9 +307,9 @@ class QuestionBuilder(DatasetBuilder):
         mismatched = None
         if with_mismatched:
             chosen = self.config.mismatched
-            mismatched = MismatchedQuestions(
-                table, count=chosen.per_question, hard=chosen.hard, seed=seed
-            )
+            stating = chosen.text == "statement"
+            kind = MismatchedStatements if stating else MismatchedQuestions
+            mismatched = kind(table, count=chosen.per_question, hard=chosen.hard, seed=seed)
         dataset = self.make_dataset(
             split,
             table=table,
@@ -310,7 +317,7 @@ class QuestionBuilder(DatasetBuilder):
             processor=processors[mode],
             text_processor=_processor(getattr(self.config.text_processor, mode)),
             mismatched=mismatched,
-            statements=statements,
+            statements=Statements(table) if statements else None,
         )
         dataset.black = self._made_up
         return dataset

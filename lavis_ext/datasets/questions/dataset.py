@@ -9,6 +9,7 @@ from PIL import Image
 from lavis_ext.datasets.base import Batch, PictureDataset
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.questions.mismatched import MismatchedQuestions
+from lavis_ext.datasets.questions.statements import MismatchedStatements, Statements
 from lavis_ext.datasets.questions.table import Codes, QuestionTable
 from lavis_ext.datasets.samplers import Rows
 
@@ -24,12 +25,15 @@ class QuestionBatch(Batch, total=False):
     """int64 [Q], index of each question's image; always on the host."""
     text_input: list[str]
     """Questions [Q]."""
+    matched_input: list[str]
+    """Texts that match the images [Q]: the questions, or statements that answer them."""
     mismatched_input: list[str]
-    """Questions about other images [Q * K]; those of question q start at q * K."""
+    """Texts that don't [Q * K], such as questions about other images; those of question q start at
+    q * K."""
     answer: list[str | None]
     """Answers [Q]."""
     statement: list[str | None]
-    """Answers as sentences [Q], see ``QuestionTable.statements``; absent unless asked for."""
+    """Answers as sentences [Q], see ``Statements``; absent unless asked for."""
 
 
 class QuestionDataset(PictureDataset):
@@ -41,7 +45,7 @@ class QuestionDataset(PictureDataset):
         processor: maps an RGB picture to each stream's image.
         text_processor: maps a question to the model's input text.
         mismatched: draws mismatched questions; None for none.
-        statements: whether batches have ``statement``.
+        statements: fill ``statement`` of batches; None for no such field.
     """
 
     noun = "questions"
@@ -56,7 +60,7 @@ class QuestionDataset(PictureDataset):
         processor: Callable[[Image.Image], dict[str, torch.Tensor]],
         text_processor: Callable[[str], str],
         mismatched: MismatchedQuestions | None = None,
-        statements: bool = False,
+        statements: Statements | None = None,
     ) -> None:
         super().__init__(images, processor)
         self.table = table
@@ -92,20 +96,26 @@ class QuestionDataset(PictureDataset):
     def fields(self, rows: Rows, image_index: list[int], epoch: int) -> dict[str, Any]:
         """Questions, mismatched questions, answers and, if asked for, statements."""
         questions, answers = self.table.texts(rows, "question", "answer")
-        drawn = [r for row in rows for r in self._mismatched_rows(int(row), epoch)]
-        (mismatched,) = self.table.texts(drawn, "question")
+        asked = self._processed(questions)
+        matched: list[str] = asked
+        mismatched: list[str] = []
+        if self.mismatched is not None:
+            drawn = [r for row in rows for r in self.mismatched.draw(int(row), epoch)]
+            if isinstance(self.mismatched, MismatchedStatements):
+                matched = self._processed(self.mismatched.statements.to_match(rows))
+                mismatched = self.mismatched.statements.to_match(drawn)
+            else:
+                (mismatched,) = self.table.texts(drawn, "question")
         found = {
             "image_index": torch.tensor(image_index),
-            "text_input": self._processed(questions),
+            "text_input": asked,
+            "matched_input": matched,
             "mismatched_input": self._processed(mismatched),
             "answer": answers,
         }
-        if self.statements:
-            found["statement"] = self.table.statements(rows)
+        if self.statements is not None:
+            found["statement"] = self.statements.sentences(rows)
         return found
 
     def _processed(self, questions: Sequence[str]) -> list[str]:
         return [self.text_processor(question) for question in questions]
-
-    def _mismatched_rows(self, row: int, epoch: int) -> list[int]:
-        return self.mismatched.draw(row, epoch) if self.mismatched else []

@@ -33,10 +33,10 @@ class MismatchedQuestions:
         self._seed = seed
         self._text = table.question_codes()
         self._image = table.codes("image_id")
-        self._rows_by_image = _Groups(self._image)
+        self._rows_by_image = Groups(self._image)
         self._check_each_has_mismatch()
         self._form = table.form_codes() if hard else None
-        self._rows_by_form = _Groups(self._form) if self._form is not None else None
+        self._rows_by_form = Groups(self._form) if self._form is not None else None
 
     def draw(self, row: int, epoch: int) -> list[int]:
         """Draw ``count`` rows with questions about images other than that of ``row``.
@@ -116,7 +116,7 @@ class MismatchedQuestions:
         return bool(other_image and not (taken == self._text[candidate]).any())
 
 
-class _Groups:
+class Groups:
     """Rows by code, without a Python list per code."""
 
     def __init__(self, codes: Codes) -> None:
@@ -124,4 +124,5 @@ class _Groups:
         self._starts = np.searchsorted(codes[self._order], np.arange(codes.max(initial=-1) + 2))
 
     def of(self, code: int) -> Codes:
+        """Rows with this code, ascending."""
         return self._order[self._starts[code] : self._starts[code + 1]]

@@ -110,6 +110,12 @@ class QuestionStore:
             [np.asarray(pc.match_substring_regex(batch.column(0), pattern)) for batch in batches]
         )
 
+    def extracted(self, pattern: str) -> pa.Array:
+        """The group ``text`` of a regular expression in each record's JSON text; null if absent."""
+        batches = (self._reader.get_batch(n) for n in range(self._reader.num_record_batches))
+        found = [pc.extract_regex(batch.column(0), pattern).field("text") for batch in batches]
+        return pa.concat_arrays([pc.if_else(pc.equal(each, ""), None, each) for each in found])
+
     def release(self) -> None:
         """Unmap the pages read so far; they stay in the file cache.
 
@@ -193,33 +199,19 @@ class QuestionTable:
         """
         return self._stored().record(int(self.codes("record")[row]))
 
-    def statements(self, rows: npt.ArrayLike) -> list[str | None]:
-        """The answer to each of these rows as a sentence.
-
-        That is GQA's ``fullAnswer`` or, for records without one, question and answer; None without
-        an answer.
-        """
-        questions, answers = self.texts(rows, "question", "answer")
-        sentences = self._full_answers(np.asarray(rows, dtype=np.int64))
-        return [
-            sentence or (f"{question} {answer}" if answer is not None else None)
-            for sentence, question, answer in zip(sentences, questions, answers, strict=True)
-        ]
-
-    def _full_answers(self, rows: Codes) -> list[str | None]:
-        if self.store is None:
-            return [None] * len(rows)
-        records = self.codes("record")[rows].tolist()
-        # In the records' order, since each block of them is decompressed to read one.
-        found = {place: self.store.record(place) for place in sorted(set(records))}
-        sentences = [found[place].get("fullAnswer") for place in records]
-        self._release()
-        return [each if isinstance(each, str) and each.strip() else None for each in sentences]
-
     def balanced(self) -> npt.NDArray[np.int64]:
         """Rows of the balanced subset: all without ``"isBalanced": false``."""
         outside = self._stored().matching(UNBALANCED)
         return np.flatnonzero(~outside[self.codes("record")])
+
+    def extracted(self, pattern: str) -> pa.Array | None:
+        """The group ``text`` of a regular expression in each row's record, as JSON text.
+
+        Null where it doesn't match; None for a table without records.
+        """
+        if self.store is None:
+            return None
+        return self.store.extracted(pattern).take(pa.array(self.codes("record")))
 
     def texts(self, rows: npt.ArrayLike, *columns: str) -> list[list[Any]]:
         """Values (text or None) of each of ``columns`` in these rows, in this order."""

@@ -7,12 +7,14 @@ import numpy as np
 
 from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
+from lavis_ext.evaluation.above_blind import AT_THE_END, above_blind
 from lavis_ext.evaluation.gqa.baselines import baseline_answers
 from lavis_ext.evaluation.gqa.metrics import SCORED, metrics_of, reasons_of
 from lavis_ext.evaluation.gqa.outcomes import Outcomes
 from lavis_ext.evaluation.gqa.result import SplitResult, Trace
 from lavis_ext.evaluation.gqa.scorer import NEEDING_CHOICES, GqaScorer
 from lavis_ext.evaluation.gqa.scores import GqaScores, score
+from lavis_ext.evaluation.question_only import QuestionOnly
 
 
 class AnswerScoring:
@@ -24,6 +26,7 @@ class AnswerScoring:
         no_grounding: reason for missing attention maps; empty if the task has some.
 
     Attributes:
+        final: whether the current evaluation is a split's last one.
         shown: ids of the questions in the report of the current evaluation.
     """
 
@@ -33,7 +36,7 @@ class AnswerScoring:
         self._no_grounding = no_grounding
         self._scorers: dict[GqaFusionDataset, GqaScorer] = {}
         self._baselines: dict[GqaFusionDataset, dict[str, GqaScores]] = {}
-        self._final = False
+        self.final = False
         self.shown: frozenset[str] = frozenset()
 
     def scorer(self, dataset: GqaFusionDataset) -> GqaScorer:
@@ -56,11 +59,12 @@ class AnswerScoring:
         found = metrics_of(score(outcomes, resamples=0))
         reasons = reasons_of(outcomes.not_computed)
         kind = "no question has a structural type of that kind"
-        return {name: reasons.get(name, kind) for name in names if name not in found}
+        missing = {name: reasons.get(name, kind) for name in names if name not in found}
+        return missing | AT_THE_END
 
     def begin(self, dataset: GqaFusionDataset, *, final: bool) -> None:
         """Begin an evaluation; a ``final`` one draws the questions for its report."""
-        self._final = final
+        self.final = final
         size = self._options.report_examples if final and self._run.report else 0
         ids = [question.id for question in self.scorer(dataset).questions] if size else []
         # Before answering, and independent of the number of processes.
@@ -74,6 +78,7 @@ class AnswerScoring:
         predictions: Mapping[str, str],
         grounding: Mapping[str, float],
         traces: Mapping[str, Trace],
+        answerer: QuestionOnly | None = None,
     ) -> SplitResult:
         """Score the answers to all questions of a data set.
 
@@ -83,6 +88,7 @@ class AnswerScoring:
             predictions: the answers.
             grounding: scores of attention maps, by id.
             traces: intermediate results of the answers in ``shown``.
+            answerer: a question-only answerer to compare with; None for none.
         """
         scorer = self.scorer(dataset)
         if dataset not in self._baselines and vocabulary is not None:
@@ -91,10 +97,23 @@ class AnswerScoring:
                 for name, guesses in baseline_answers(scorer.table, vocabulary).items()
             }
         outcomes = self._outcomes(scorer, predictions, grounding)
+        resamples = self._options.resamples if self.final else 0
+        baselines = self._baselines.get(dataset, {})
+        blind, difference = None, {}
+        if answerer is not None:
+            ids, texts = (scorer.table.columns[n].to_pylist() for n in ("question_id", "question"))
+            guesses = dict(zip(ids, answerer.predict(texts), strict=True))
+            blind = scorer.outcomes(guesses, read_files=False)
+            baselines = {**baselines, "blind": score(blind, resamples=0)}
+            own, other = (each.values["accuracy"] for each in (outcomes, blind))
+            images = [question.image_id for question in scorer.questions]
+            difference = above_blind(own, other, images, resamples, self._run.seed)
         return SplitResult(
             outcomes=outcomes,
-            scores=score(outcomes, self._options.resamples if self._final else 0, self._run.seed),
-            baselines=self._baselines.get(dataset, {}),
+            scores=score(outcomes, resamples, self._run.seed),
+            baselines=baselines,
+            blind=blind,
+            above_blind=difference,
             shown=[question.id for question in scorer.questions if question.id in self.shown],
             traces=traces,
         )
@@ -107,5 +126,5 @@ class AnswerScoring:
             predictions,
             grounding=None if self._no_grounding else grounding,
             no_grounding=self._no_grounding,
-            read_files=self._final or always,
+            read_files=self.final or always,
         )

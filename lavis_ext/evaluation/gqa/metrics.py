@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lavis_ext.common.metrics import Metric, by_name
+from lavis_ext.evaluation.above_blind import DIFFERENCE, beside_blind
 
 if TYPE_CHECKING:
     from lavis_ext.evaluation.gqa.scores import GqaScores
@@ -23,8 +24,9 @@ METRICS: Mapping[str, Metric] = by_name(
 """Metrics by the names of the authors' script."""
 STRUCTURAL = ("choose", "compare", "logical", "query", "verify")
 """GQA's structural types; runs report accuracy for each."""
-BASELINES = ("overall", "form")
-"""Blind baselines: the most frequent answer overall, and to questions of the same form."""
+BASELINES = ("overall", "form", "blind")
+"""Blind baselines: the most frequent answer overall, that to questions of the same form, and a
+question-only answerer (``question_only``)."""
 
 ACCURACY = "answer_accuracy"
 IN_RUNS = {name: name for name in METRICS} | {
@@ -40,6 +42,7 @@ SCORED = [
 """The metrics of a run's answers."""
 BESIDE = [
     *(Metric(f"baseline_{name}", "share", better=None) for name in BASELINES),
+    *DIFFERENCE,
     Metric("answers_outside_vocabulary", better="min"),
 ]
 """Baselines reported in runs."""
@@ -72,7 +75,7 @@ def notes(scores: "GqaScores") -> list[str]:
 
 
 def headline(split: str, metrics: Mapping[str, float]) -> str:
-    """A sentence comparing a split's accuracy with the better baseline; empty without answers."""
+    """How a split's accuracy compares with the baselines; empty without answers."""
     if ACCURACY not in metrics or "baseline_form" not in metrics:
         return ""
     # Rounded as in tables, so that a reader's difference is this one.
@@ -84,4 +87,5 @@ def headline(split: str, metrics: Mapping[str, float]) -> str:
     return (
         f"{split}: {accuracy:.1f} % answered right, {abs(gain):.1f} points "
         f"{'above' if gain >= 0 else 'below'} the most frequent answer to the {better}"
+        f"{beside_blind(metrics)}"
     )

@@ -35,7 +35,7 @@ BREAKDOWN_TITLES = {
     "words": "Words of the question",
     "detailed": "Detailed type",
 }
-BASELINE_LABELS = {"form": "by form", "overall": "one answer"}
+BASELINE_LABELS = {"blind": "question only", "form": "by form", "overall": "one answer"}
 FILTERS = {"structural": "Structural type", "semantic": "Semantic type"}
 HEAT_NOTE = "Heat: how strongly a place indicates that the question belongs to this image."
 CURVES = {ACCURACY: {"baseline_form": "baseline, by form"}}
@@ -120,6 +120,8 @@ def _note(result: SplitResult) -> str:
             " Baselines give the most frequent answer of the training split, to the form of "
             "question or to all; upright strokes in the plots."
         )
+    if result.blind is not None:
+        note += " Question only: an answerer trained on the same questions without images."
     return " ".join([note, *notes(result.scores)])
 
 

@@ -71,6 +71,8 @@ class SplitResult:
         baselines: scores of blind baselines by name; see ``metrics.BASELINES``.
         shown: ids of the questions in the report.
         traces: the pipeline's intermediate results for these, by id; empty for other models.
+        blind: outcomes of a question-only answerer; None for none.
+        above_blind: metrics of the comparison with it (``above_blind``).
     """
 
     outcomes: Outcomes
@@ -78,6 +80,8 @@ class SplitResult:
     baselines: Mapping[str, GqaScores] = field(default_factory=dict)
     shown: Sequence[str] = ()
     traces: Mapping[str, Trace] = field(default_factory=dict)
+    blind: Outcomes | None = None
+    above_blind: Mapping[str, float] = field(default_factory=dict)
 
 
 def _kept(heat: torch.Tensor) -> npt.NDArray[np.uint8]:

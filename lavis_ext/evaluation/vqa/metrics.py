@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lavis_ext.common.metrics import Metric
+from lavis_ext.evaluation.above_blind import DIFFERENCE, beside_blind
 
 ACCURACY = "vqa_accuracy"
 ANSWER_TYPES = {
@@ -12,20 +13,24 @@ ANSWER_TYPES = {
     "unanswerable": f"{ACCURACY}_unanswerable",
 }
 """VQA's and VizWiz's answer types, with the name of each accuracy."""
-BASELINES = ("overall", "form")
-"""Blind baselines: the most frequent answer overall, and to questions of the same form."""
+BASELINES = ("overall", "form", "blind")
+"""Blind baselines: the most frequent answer overall, that to questions of the same form, and a
+question-only answerer (``question_only``)."""
 SCORED = [Metric(ACCURACY, "share"), *(Metric(name, "share") for name in ANSWER_TYPES.values())]
 BESIDE = [
     *(Metric(f"baseline_{name}", "share", better=None) for name in BASELINES),
+    *DIFFERENCE,
     Metric("answers_outside_vocabulary", better="min"),
 ]
 """Baselines reported in runs."""
 
 
 def headline(split: str, metrics: Mapping[str, float]) -> str:
-    """A sentence with a split's accuracy and the better baseline; empty without answers."""
+    """How a split's accuracy compares with the baselines; empty without answers."""
     if ACCURACY not in metrics:
         return ""
     found = f"{split}: VQA accuracy {100 * metrics[ACCURACY]:.1f} %"
-    guesses = [metrics[f"baseline_{name}"] for name in BASELINES if f"baseline_{name}" in metrics]
-    return f"{found}; the better blind guess has {100 * max(guesses):.1f} %" if guesses else found
+    names = ("baseline_overall", "baseline_form")
+    if guesses := [metrics[name] for name in names if name in metrics]:
+        found += f"; the most frequent answer has {100 * max(guesses):.1f} %"
+    return found + beside_blind(metrics)

@@ -15,7 +15,7 @@ from lavis_ext.evaluation.vqa.metrics import ACCURACY, headline
 from lavis_ext.evaluation.vqa.scoring import VqaResult
 
 TITLES = {"answer_type": "Answer type", "question_type": "Question type"}
-BASELINE_LABELS = {"form": "by form", "overall": "one answer"}
+BASELINE_LABELS = {"blind": "question only", "form": "by form", "overall": "one answer"}
 CURVES = {ACCURACY: {"baseline_form": "baseline, by form"}}
 
 

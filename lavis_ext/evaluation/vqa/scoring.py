@@ -10,7 +10,9 @@ from lavis_ext.datasets.questions.answers import answers_in
 from lavis_ext.datasets.questions.table import QuestionTable
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.datasets.vqa.dataset import Benchmark
+from lavis_ext.evaluation.above_blind import above_blind
 from lavis_ext.evaluation.bootstrap import Score, Values, mean_scores
+from lavis_ext.evaluation.question_only import QuestionOnly
 from lavis_ext.evaluation.vqa.accuracy import (
     direct_answer_accuracy,
     one_answer_accuracy,
@@ -82,6 +84,8 @@ class VqaResult:
         scores: scores of the predictions.
         baselines: scores of blind baselines by name.
         shown: indices of the questions in the report.
+        blind: answers of a question-only answerer in the same order; None for none.
+        above_blind: metrics of the comparison with it (``above_blind``).
     """
 
     questions: Sequence[VqaQuestion]
@@ -89,6 +93,8 @@ class VqaResult:
     scores: VqaScores
     baselines: Mapping[str, VqaScores] = field(default_factory=dict)
     shown: Sequence[int] = ()
+    blind: Sequence[str] | None = None
+    above_blind: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Content of ``SPLIT_scores.json``."""
@@ -176,16 +182,32 @@ class VqaScorer:
         resamples: int,
         shown: int,
         seed: int,
+        answerer: QuestionOnly | None = None,
     ) -> VqaResult:
-        """Score answers by id, with a sample of ``shown`` questions for the report."""
+        """Score answers by id, with a sample of ``shown`` questions for the report.
+
+        ``answerer`` is a question-only answerer to compare with.
+        """
         if self._baselines is None:
             self._baselines = {} if vocabulary is None else self._guessed(vocabulary)
         order = np.random.default_rng(seed).permutation(len(self.questions))
+        given = [predictions[question.id] for question in self.questions]
+        baselines, blind, difference = self._baselines, None, {}
+        if answerer is not None:
+            blind = answerer.predict([question.text for question in self.questions])
+            ids = [question.id for question in self.questions]
+            guesses = dict(zip(ids, blind, strict=True))
+            baselines = {**baselines, "blind": score(self.questions, guesses, self._benchmark)}
+            own, other = (accuracies(self.questions, e, self._benchmark) for e in (given, blind))
+            images = [question.image_id for question in self.questions]
+            difference = above_blind(own, other, images, resamples, seed)
         return VqaResult(
             questions=self.questions,
-            predictions=[predictions[question.id] for question in self.questions],
+            predictions=given,
             scores=score(self.questions, predictions, self._benchmark, resamples, seed),
-            baselines=self._baselines,
+            baselines=baselines,
+            blind=blind,
+            above_blind=difference,
             shown=sorted(order[:shown].tolist()),
         )
 

@@ -166,7 +166,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
                 for part, each in config.fusions.items()
             }
         )
-        sizes = HeadSizes(blip.width, blip.config.text_width, vocabulary)
+        sizes = HeadSizes(blip.width, blip.config.text_width, blip.config.text_layers, vocabulary)
         self.objectives = nn.ModuleDict(
             {
                 name: registry.get_objective_class(name)(options, sizes)
@@ -408,7 +408,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             for name in self.trained_parts
         }
         fused = self._fused(tokens) if self.trains_fusion else None
-        return FusedBatch(fused, samples, self.blip, parts)
+        return FusedBatch(fused, tokens[self.first].values, samples, self.blip, parts)
 
     def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
         """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
