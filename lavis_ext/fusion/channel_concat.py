@@ -1,8 +1,8 @@
 """Concatenation of channels, then an MLP on each token.
 
-Prismatic VLMs (Karamcheti et al., ICML 2024, section 4.2) concatenate the channels of two encoders'
-patches, Eagle (Shi et al., ICLR 2025) those of up to five, resized to one grid, and project
-them by an MLP. Here the MLP leads back to the first stream's width instead of a language model's.
+Prismatic VLMs (Karamcheti et al., ICML 2024; dinosiglip_vit.py) concatenate the channels of two
+encoders' patches, Eagle (Shi et al., ICLR 2025; multi_backbone_channel_concatenation_encoder.py)
+those of up to five, resized to one grid, and project them by an MLP. Here the MLP leads back to the first stream's width instead of a language model's.
 """
 
 from collections.abc import Sequence

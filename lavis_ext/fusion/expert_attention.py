@@ -1,6 +1,6 @@
-"""MoVA's adapter: gated cross-attention to every expert (Zong et al., NeurIPS 2024, section 3.3).
+"""MoVA's adapter: gated cross-attention to every expert (Zong et al., NeurIPS 2024).
 
-Differences from the paper:
+Differences from the authors' code (multimodal_projector/builder.py):
 
 - Its gate reads the question too. Here it reads the image alone, because an image is encoded once
   for all of its questions.

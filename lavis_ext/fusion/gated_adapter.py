@@ -1,7 +1,8 @@
-"""LLaVA-HR's mixture-of-resolution adapter (Luo et al., ICLR 2025, section 3.3).
+"""LLaVA-HR's mixture-of-resolution adapter (Luo et al., ICLR 2025).
 
-The paper calls the stream of coarse patches fast and that of fine ones slow. It puts three adapters
-between the layers of the fast encoder; here the encoders are frozen and one adapter follows them.
+Written from the authors' class S2FStitchAlignModuleV2 (multipath_encoder_wapper.py), which calls
+the stream of coarse patches fast and that of fine ones slow. They put three adapters between the
+layers of the fast encoder; here the encoders are frozen and one adapter follows them.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class SlowBranch(nn.Module):
 
     def __init__(self, width: int, d_model: int) -> None:
         super().__init__()
-        # The paper's convolutions have kernels of one patch: they are linear layers.
+        # The authors' convolutions have kernels of one patch: they are linear layers.
         self.conv = nn.Linear(width, width)
         self.proj = nn.Linear(width, d_model)
         self.gate = nn.Sequential(

@@ -1,8 +1,8 @@
 """Fusions in which a patch attends to the finer patches in its own window.
 
-``local_cross_attention`` is the patch info mining of Mini-Gemini (Li et al., 2024, section 3.2),
-``spatial_aggregator`` the spatial vision aggregator of Cambrian-1 (Tong et al., NeurIPS 2024,
-section 3.3).
+``local_cross_attention`` is the patch info mining of Mini-Gemini (Li et al., 2024; mgm_arch.py),
+``spatial_aggregator`` the spatial vision aggregator of Cambrian-1 (Tong et al., NeurIPS 2024;
+vision_sampler.py).
 
 Shapes: B images, P prefix tokens and N = h * w patches of the first stream, windows of r x s
 patches of another, H heads of E channels.
@@ -192,7 +192,7 @@ class SpatialAggregatorConfig(FusionConfig):
 class AggregatorLayer(nn.Module):
     """One cross-attention layer of the spatial vision aggregator.
 
-    Linear layers have no bias, as in the authors' code (cambrian/model/vision_sampler.py).
+    Linear layers have no bias, as in the authors' code.
     """
 
     def __init__(
