@@ -2,7 +2,8 @@
 
 Prismatic VLMs (Karamcheti et al., ICML 2024; dinosiglip_vit.py) concatenate the channels of two
 encoders' patches, Eagle (Shi et al., ICLR 2025; multi_backbone_channel_concatenation_encoder.py)
-those of up to five, resized to one grid, and project them by an MLP. Here the MLP leads back to the first stream's width instead of a language model's.
+those of up to five, resized to one grid, and project them by an MLP. Here the MLP leads back to the
+first stream's width instead of a language model's.
 """
 
 from collections.abc import Sequence
