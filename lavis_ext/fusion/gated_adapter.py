@@ -80,6 +80,7 @@ class GatedAdapter(GridFusion):
         self.fast_proj = nn.Linear(d_model, d_model)
         self.slow = nn.ModuleList(SlowBranch(layout.width, d_model) for layout in layouts[1:])
         nn.init.xavier_uniform_(self.fast_conv.weight)
+        assert self.fast_conv.bias is not None
         nn.init.zeros_(self.fast_conv.bias)
         for proj in (self.fast_proj, *(branch.get_submodule("proj") for branch in self.slow)):
             assert isinstance(proj, nn.Linear)
