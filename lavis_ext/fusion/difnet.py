@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
-from lavis_ext.fusion.base import FusionConfig, FusionEncoder
+from lavis_ext.fusion.base import FusionConfig, FusionEncoder, check_heads
 from lavis_ext.fusion.baselines import summed
 from lavis_ext.fusion.difnet_names import DIFNET_NAMES
 from lavis_ext.registry import registry
@@ -68,15 +68,7 @@ class DifnetConfig(FusionConfig):
                 "layer lf, so lf must be below n."
             )
         if self.d_model is not None:
-            self.check_heads(self.d_model, where)
-
-    def check_heads(self, d_model: int, where: str = "model.fusion") -> None:
-        """Raise UserError unless ``heads`` divides ``d_model``."""
-        if d_model % self.heads:
-            raise UserError(
-                f"{where}.heads is {self.heads}; it must divide the fusion's width {d_model} "
-                f"({where}.d_model, where null the first stream's)."
-            )
+            check_heads(self.heads, self.d_model, where)
 
 
 def norm_streams(x: Tensor, norm: nn.Module, second_norm: nn.Module | None) -> Tensor:
@@ -175,7 +167,7 @@ class DifnetEncoder(FusionEncoder):
 
     def __init__(self, config: DifnetConfig, d_model: int) -> None:
         super().__init__(config, d_model)
-        config.check_heads(d_model)
+        check_heads(config.heads, d_model)
         self.lf, self.repeats = config.lf, config.t
         self.recompute_activations = config.recompute_activations
         self.layers = nn.ModuleList(

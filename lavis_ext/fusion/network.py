@@ -12,9 +12,16 @@ from lavis_ext.config.schema import check
 from lavis_ext.encoders.base import Tokens
 
 # Imported to be registered.
-from lavis_ext.fusion import baselines, difnet  # noqa: F401
-from lavis_ext.fusion.base import FusionConfig, FusionEncoder
-from lavis_ext.fusion.stream_adapter import StreamAdapter, StreamLayout
+from lavis_ext.fusion import (  # noqa: F401
+    baselines,
+    channel_concat,
+    difnet,
+    expert_attention,
+    gated_adapter,
+    window_fusions,
+)
+from lavis_ext.fusion.base import Fusion, FusionConfig, GridFusion
+from lavis_ext.fusion.stream_adapter import GridAdapter, StreamAdapter, StreamLayout
 from lavis_ext.registry import registry
 
 
@@ -59,7 +66,7 @@ class FusionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check(config, where)
-        encoder_class: type[FusionEncoder] = registry.get_fusion_class(config.name)
+        encoder_class: type[Fusion] = registry.get_fusion_class(config.name)
         if not isinstance(config, encoder_class.Config):
             raise TypeError(
                 f"{config.name} takes a {encoder_class.Config.__name__}, not {config!r}"
@@ -75,8 +82,15 @@ class FusionNetwork(nn.Module):
         width = layouts[self.first].width
         d_model = width if config.d_model is None else config.d_model
         self.config = config
-        self.adapter = StreamAdapter(layouts, self.reads, d_model)
-        self.encoder = encoder_class(config, d_model)
+        self.adapter: StreamAdapter | GridAdapter
+        if issubclass(encoder_class, GridFusion):
+            self.adapter = GridAdapter(layouts, d_model)
+            read = [layouts[names[0]]._replace(width=d_model)]
+            read += [layouts[name]._replace(prefix=0) for name in names[1:]]
+            self.encoder: Fusion = encoder_class(config, d_model, read)
+        else:
+            self.adapter = StreamAdapter(layouts, self.reads, d_model)
+            self.encoder = encoder_class(config, d_model)
         self.load_report: LoadReport | None = None
         if load_weights:
             self.load_report = load_pretrained(

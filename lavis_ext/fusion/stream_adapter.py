@@ -1,4 +1,4 @@
-"""Adapter of streams with different widths and lengths to one width and layout."""
+"""Adapters of streams to what a fusion reads."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -47,6 +47,16 @@ def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]
     return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
+def patches_at(first: Tokens, other: Tokens) -> Tensor:
+    """Patches of ``other`` [B, M, C] at the places of ``first``, [B, P+N, C].
+
+    They are resized to its grid; its P prefix tokens get their mean.
+    """
+    patches = resize_grid(other.values, other.grid, first.grid)
+    mean = other.values.mean(dim=1, keepdim=True).expand(-1, first.prefix, -1)
+    return torch.cat((mean, patches), dim=1)
+
+
 class StreamAdapter(nn.Module):
     """Aligns the streams that a fusion reads to [B, P+N, d_model].
 
@@ -89,10 +99,8 @@ class StreamAdapter(nn.Module):
         Raises UserError if tokens don't match their grid, or a stream that is read is missing.
         """
         for name in self.names:
-            if name in streams:
-                _check_layout(name, streams[name])
-            elif name in self.reads or name == self.first:
-                raise UserError(f"This fusion reads the stream '{name}', which is missing.")
+            if name in streams or name in self.reads or name == self.first:
+                _check_layout(name, streams)
         first = streams[self.first]
         adapted: list[Tensor | None] = [
             self.first_projection(first.values) if self.first in self.reads else None
@@ -112,7 +120,36 @@ class StreamAdapter(nn.Module):
         return torch.cat((partner, patches), dim=1)
 
 
-def _check_layout(name: str, tokens: Tokens) -> None:
+class GridAdapter(nn.Module):
+    """Hands the streams to a ``GridFusion``: all but the first on their own grids, in their widths.
+
+    The first is projected to ``d_model`` if its width differs. The others lose their prefix tokens.
+    """
+
+    def __init__(self, layouts: Mapping[str, StreamLayout], d_model: int) -> None:
+        super().__init__()
+        self.names = list(layouts)
+        width = layouts[self.names[0]].width
+        self.first_projection = nn.Identity() if width == d_model else nn.Linear(width, d_model)
+
+    def forward(self, streams: Mapping[str, Tokens]) -> list[Tokens]:
+        """Tokens by stream to tokens in order.
+
+        Raises UserError if tokens don't match their grid, or a stream is missing.
+        """
+        for name in self.names:
+            _check_layout(name, streams)
+        first, *others = (streams[name] for name in self.names)
+        return [
+            first._replace(values=self.first_projection(first.values)),
+            *(Tokens(other.values[:, other.prefix :], other.grid, 0) for other in others),
+        ]
+
+
+def _check_layout(name: str, streams: Mapping[str, Tokens]) -> None:
+    if name not in streams:
+        raise UserError(f"This fusion reads the stream '{name}', which is missing.")
+    tokens = streams[name]
     rows, columns = tokens.grid
     expected = tokens.prefix + rows * columns
     if tokens.values.shape[1] != expected:

@@ -38,7 +38,7 @@ OPTIONS: dict[str, str] = {
     # Unregistered names.
     "model.arch=pnp_vqa": "model.arch: No model is registered as 'pnp_vqa'. Registered: ",
     "model.model_type=large": "model.model_type is 'large'; there are: base_esam, base_es",
-    "model.fusion.name=difnett": "No fusion is registered as 'difnett'. Registered: difnet, first",
+    "model.fusion.name=difnett": "No fusion is registered as 'difnett'. Registered: channel_concat",
     "model.objectives.itn.weight=1": "No objective is registered as 'itn'. Registered: answer, cap",
     "model.objectives.caption.weight=1": "model.objectives.caption trains model.fusions.captioner",
     "model.fusions.captionner.name=sum": "captionner: there is no such part. Did you",
@@ -85,6 +85,8 @@ OPTIONS: dict[str, str] = {
     "datasets.gqa_fusion.missing_images_limit=2": "missing_images_limit is 2.0; it must be at most",
     "datasets.gqa_fusion.vis_processor.train.grid_size=0": "sizes.grid is 0, but",
     "model.blip.image_size=97": "model.streams.grid.image_size is 97; it must be a multiple of",
+    "model.fusion.heads=3": "model.fusion.heads is 3; it must divide the fusion's width 128",
+    "model.fusion={name: expert_attention, heads: 64, d_model: 128}": "into multiples of 4",
     "model.objectives.answer.heads=3": "answer.width is 128; it must be a multiple of",
     "model.objectives.itm.distillation=1": "distilled_block is 7, but the text encoder has the",
     "datasets.gqa_fusion.mismatched.text=words": "it must be one of: question, statement.",
