@@ -7,7 +7,7 @@ W text width; R rows of P positions, in which questions about the same image are
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -18,9 +18,7 @@ from lavis_ext.config.schema import option
 from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
-
-if TYPE_CHECKING:
-    from lavis_ext.encoders.blip.encoder import BlipEncoder
+from lavis_ext.encoders.questions import QuestionReader
 
 
 @dataclass
@@ -39,10 +37,12 @@ class FusedBatch:
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D].
         samples: the batch.
-        encoder: BLIP, for its text encoder and question matching.
+        encoder: encodes the questions. BLIP, unless the model has a question encoder of its own.
     """
 
-    def __init__(self, fused: torch.Tensor, samples: QuestionBatch, encoder: "BlipEncoder") -> None:
+    def __init__(
+        self, fused: torch.Tensor, samples: QuestionBatch, encoder: QuestionReader
+    ) -> None:
         self.fused = fused
         self.samples = samples
         self.encoder = encoder
@@ -86,9 +86,8 @@ class FusedBatch:
         """Encode T texts to states [T, L, W]. Equal texts are encoded once."""
         unread = [text for text in dict.fromkeys(texts) if text not in self._known]
         if unread:
-            rows = len(self.fused)  # arbitrary; this reuses the shapes of ``pairs``
-            packed = self.encoder.pack(unread, torch.arange(len(unread)) % rows, rows)
-            states = packed.unpack(self.encoder.encode_questions(packed))
+            # The number of rows is arbitrary; this one reuses the shapes of ``pairs``.
+            states = self.encoder.read(unread, rows=len(self.fused))
             self._known |= {text: len(self._known) + i for i, text in enumerate(unread)}
             self._states = states if self._states is None else _stacked(self._states, states)
         assert self._states is not None
@@ -129,6 +128,7 @@ class Objective(nn.Module, ABC):
         Config: dataclass of its options, a subclass of ObjectiveConfig.
         metrics: metrics in its report besides the loss.
         needs_mismatched: whether batches need mismatched questions.
+        needs_blip: whether BLIP has to read the questions, as it also matches them.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
     """
@@ -136,6 +136,7 @@ class Objective(nn.Module, ABC):
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     metrics: ClassVar[tuple[Metric, ...]] = ()
     needs_mismatched: ClassVar[bool] = False
+    needs_blip: ClassVar[bool] = False
     needs_vocabulary: ClassVar[bool] = False
 
     def __init__(self, config: Any, sizes: HeadSizes) -> None:

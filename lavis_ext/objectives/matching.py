@@ -1,6 +1,7 @@
 """Tell matched questions from mismatched ones with BLIP's text encoder or a light head."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from lavis_ext.objectives.base import (
 )
 from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
 from lavis_ext.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
 
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching logits (Li et al., 2022)."""
@@ -68,6 +72,7 @@ class ItmObjective(Objective):
     Config = ItmConfig
     metrics = MATCHING_METRICS
     needs_mismatched = True
+    needs_blip = True
 
     def __init__(self, config: ItmConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
@@ -75,7 +80,8 @@ class ItmObjective(Objective):
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
-        return _matching(self.head(batch.encoder.match(batch.fused, batch.pairs)), len(batch))
+        blip = cast("BlipEncoder", batch.encoder)
+        return _matching(self.head(blip.match(batch.fused, batch.pairs)), len(batch))
 
 
 @registry.register_objective("head")

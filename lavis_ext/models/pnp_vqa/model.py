@@ -26,6 +26,7 @@ from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.encoders.base import Encoder, Tokens
+from lavis_ext.encoders.questions import QuestionReader
 from lavis_ext.fusion.baselines import FirstOnlyConfig
 from lavis_ext.fusion.difnet_export import AUTHORS_MODES, save_for_authors
 from lavis_ext.fusion.network import FusionNetwork, streams_read
@@ -61,8 +62,8 @@ OLD_PACKAGED = {
 class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     """Fusion of visual streams, and PNP-VQA's pipeline from fused tokens to answers.
 
-    Children: ``streams`` (encoders by name), ``fusion`` (FusionNetwork), ``objectives`` by name,
-    ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two are built only for
+    Children: ``streams`` (encoders by name), ``question_encoder`` (QuestionReader or None),
+    ``fusion`` (FusionNetwork), ``objectives`` by name, ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two are built only for
     ``answering``, and so is EfficientSAM if the fusion doesn't read its stream.
 
     Args:
@@ -143,7 +144,11 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
         # Set as a child under the name of the typed property ``streams``.
         self._modules["streams"] = nn.ModuleDict(encoders)
-        blip = self.blip
+        self.question_encoder: QuestionReader | None = None
+        if (reader := config.question_encoder) is not None:
+            self.question_encoder = registry.get_question_encoder_class(reader.encoder)(
+                reader if load_weights else reader.unloaded(), "model.question_encoder"
+            )
         self.fusion = FusionNetwork(
             config.fusion,
             {
@@ -152,7 +157,8 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             },
             load_weights=load_weights and saved is None,
         )
-        sizes = HeadSizes(blip.width, blip.config.text_width, vocabulary)
+        token_width = encoders[self.first].width
+        sizes = HeadSizes(token_width, self._question_reader.text_width, vocabulary)
         self.objectives = nn.ModuleDict(
             {
                 name: registry.get_objective_class(name)(options, sizes)
@@ -184,9 +190,16 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     @property
     def blip(self) -> "BlipEncoder":
-        """The first stream's encoder, which also encodes and matches questions."""
+        """The first stream's encoder, which also matches questions.
+
+        It is BLIP in every model but those for training with ``question_encoder``.
+        """
         encoder: Any = self.streams[self.first]
         return encoder
+
+    @property
+    def _question_reader(self) -> QuestionReader:
+        return self.blip if self.question_encoder is None else self.question_encoder
 
     @property
     def load_reports(self) -> list[LoadReport]:
@@ -349,7 +362,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def forward(self, samples: QuestionBatch) -> StepOutput:
         """Weighted loss sums by objective, sums of metrics, and the number of questions."""
-        return self._losses(FusedBatch(self.fuse(samples), samples, self.blip))
+        return self._losses(FusedBatch(self.fuse(samples), samples, self._question_reader))
 
     @torch.no_grad()
     def evaluate(self, samples: QuestionBatch) -> tuple[dict[str, Tensor], list[str] | None]:
@@ -357,7 +370,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
         The answers are None for a model without it.
         """
-        batch = FusedBatch(self.fuse(samples), samples, self.blip)
+        batch = FusedBatch(self.fuse(samples), samples, self._question_reader)
         answers = None
         for objective in self._objectives().values():
             answers = answers or objective.predict(batch)
@@ -528,14 +541,17 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             for name, config in self.config.streams.items()
             if config.weights is not None
         ]
+        if self.question_encoder is not None and self.config.question_encoder.weights is not None:
+            loaded.append("question_encoder")
         return [f"{part}." for part in (*loaded, *self.answering_parts)]
 
     def _parts(self) -> list[Any]:
-        answering = (getattr(self, name, None) for name in self.answering_parts)
+        optional = ("question_encoder", *self.answering_parts)
+        parts = (getattr(self, name, None) for name in optional)
         return [
             *self.streams.values(),
             self.fusion,
-            *(part for part in answering if part is not None),
+            *(part for part in parts if part is not None),
         ]
 
     def _objectives(self) -> dict[str, Objective]:
