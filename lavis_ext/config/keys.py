@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
     "question_encoder": Kind(
         "Question encoders",
         "model.question_encoder",
-        "Reads the questions in BLIP's place; `encoder` names the class.",
+        "Reads the questions for the objectives; `encoder` names the class.",
     ),
     "fusion": Kind("Fusions", "model.fusion", "The fusion; `name` names the class."),
     "objective": Kind(

@@ -45,8 +45,8 @@ class BertConfig(PretrainedConfig, QuestionEncoderConfig):
     )
     remembered: int = option(
         10_000,
-        "Number of questions whose states stay in memory while the encoder is frozen, 20 KB each at "
-        "this width; 0 encodes each question anew in every batch.",
+        "Number of questions whose states stay in memory while the encoder is frozen, about 20 KB "
+        "each at this width; 0 encodes each question anew in every batch.",
         at_least=0,
     )
     weights: str | None = option(MINILM, WEIGHTS_HELP, files=WEIGHT_FILES)
@@ -105,9 +105,7 @@ class BertQuestionEncoder(QuestionReader):
             ),
             add_pooling_layer=False,
         )
-        self.load_report = load_pretrained(
-            self.bert, config, name="BERT", key=f"{where}.weights"
-        )
+        self.load_report = load_pretrained(self.bert, config, name="BERT", key=f"{where}.weights")
         self._known: dict[str, Tensor] = {}
 
     @property

@@ -1,6 +1,6 @@
 """Interface of question encoders, and the section ``model.question_encoder``.
 
-T texts or Q questions of up to L tokens, R rows of P positions (:mod:`packed_questions`), W channels.
+T texts or Q questions of up to L tokens, W channels.
 """
 
 from abc import ABC, abstractmethod

@@ -142,7 +142,8 @@ class TimmEncoder(Encoder):
                 f"{self._where}: {self.config.model} is built for {side}x{side} pixels, but got "
                 f"images of {images.shape[-2]}x{images.shape[-1]}."
             )
-        found = self._raw(self.normalize(images))
+        pixels = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        found = self._raw(pixels)
         if found.dim() == 3:
             return found
         return self._channels_first(found).flatten(2).transpose(1, 2)
@@ -179,6 +180,8 @@ class TimmEncoder(Encoder):
                 f"{where}: timm can't make {config.model} with weights: {config.weights} "
                 f"({error!r:.160})."
             ) from error
+        # EfficientNet-Lite0 takes half the time in this layout, on a CPU (torch 2.13).
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pretrained:
             total = len(network.state_dict())
             self.load_report = LoadReport(f"timm {config.model} from the hub", total, (), (), ())

@@ -98,7 +98,9 @@ def read_published(source: Path, evaluations: Sequence[Path] = ()) -> Published:
 
 def is_on_this_machine(source: str) -> bool:
     """Whether a source of weights is a path, which means nothing on another machine."""
-    return not (source.startswith((PACKAGED, INSTALLED)) or is_address(source) or is_hub_name(source))
+    return not (
+        source.startswith((PACKAGED, INSTALLED)) or is_address(source) or is_hub_name(source)
+    )
 
 
 def _weights_file(source: Path) -> Path:

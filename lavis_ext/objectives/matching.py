@@ -16,7 +16,7 @@ from lavis_ext.objectives.base import (
     ObjectiveConfig,
     ObjectiveOutput,
 )
-from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+from lavis_ext.objectives.question_head import QuestionHeadConfig, build_head
 from lavis_ext.registry import registry
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class HeadObjective(Objective):
 
     def __init__(self, config: QuestionHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        self.head = QuestionHead(config, sizes, outputs=2)
+        self.head = build_head(config, sizes, outputs=2)
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""

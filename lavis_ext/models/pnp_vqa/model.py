@@ -63,8 +63,9 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     """Fusion of visual streams, and PNP-VQA's pipeline from fused tokens to answers.
 
     Children: ``streams`` (encoders by name), ``question_encoder`` (QuestionReader or None),
-    ``fusion`` (FusionNetwork), ``objectives`` by name, ``captioner`` (BlipCaptioner) and ``reader`` (FidReader). The last two are built only for
-    ``answering``, and so is EfficientSAM if the fusion doesn't read its stream.
+    ``fusion`` (FusionNetwork), ``objectives`` by name, ``captioner`` (BlipCaptioner) and ``reader``
+    (FidReader). The last two are built only for ``answering``, and so is EfficientSAM if the fusion
+    doesn't read its stream.
 
     Args:
         config: the section ``model``.
