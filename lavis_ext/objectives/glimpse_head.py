@@ -18,26 +18,29 @@ if TYPE_CHECKING:
 
 
 class GlimpseHead(nn.Module):
-    """Scores from the question's mean state and the image tokens that it attends to.
+    """Scores from words of the question and the image tokens that they attend to.
 
-    Each of G glimpses weights the tokens by ``relu(U q) * relu(V token)``; the weighted means,
-    projected together, are multiplied with the projected question. A branch from the question
-    alone is added, so that the product has to learn only what the image changes.
+    The question is its mean state and G learned weightings of its tokens. Each of G glimpses
+    weights the image tokens by ``relu(U question) * relu(V token)``. The weighted means and the
+    plain one, projected together, are multiplied with the projected question. A branch from the
+    question alone is added, so that the product has to learn only what the image changes.
     """
 
     def __init__(self, config: "QuestionHeadConfig", sizes: "HeadSizes", outputs: int) -> None:
         super().__init__()
-        width, glimpses = config.width, config.glimpses
-        self.question_norm = nn.LayerNorm(sizes.text_width)
+        width, count = config.width, config.glimpses
+        asked = (1 + count) * sizes.text_width
+        self.word = nn.Linear(sizes.text_width, count)
+        self.question_norm = nn.LayerNorm(asked)
         self.token_norm = nn.LayerNorm(sizes.token_width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.token_projection = nn.Linear(sizes.token_width, width)
         self.key = nn.Linear(width, width)
-        self.query = nn.Linear(sizes.text_width, width)
-        self.glimpse = nn.Linear(width, glimpses)
-        self.seen = nn.Linear(glimpses * width, width)
-        self.asked = nn.Linear(sizes.text_width, width)
-        self.blind = nn.Linear(sizes.text_width, width)
+        self.query = nn.Linear(asked, width)
+        self.glimpse = nn.Linear(width, count)
+        self.seen = nn.Linear((1 + count) * width, width)
+        self.asked = nn.Linear(asked, width)
+        self.blind = nn.Linear(asked, width)
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, outputs)
 
@@ -45,16 +48,24 @@ class GlimpseHead(nn.Module):
         self, tokens: torch.Tensor, packed: PackedQuestions, states: torch.Tensor
     ) -> torch.Tensor:
         """Scores [Q, outputs] from image tokens [I, N, D] and packed questions [R, P, W]."""
-        weights = packed.mask.unsqueeze(-1).to(states.dtype)
-        question = (packed.unpack(states) * weights).sum(dim=1) / weights.sum(dim=1)
-        question = self.input_dropout(self.question_norm(question))
+        question = self.input_dropout(self.question_norm(self._question(packed, states)))
         values = self.token_projection(self.input_dropout(self.token_norm(tokens))).relu()
         image = packed.first // packed.question.shape[1]
         if packed.row_image is not None:
             image = packed.row_image[image]
         joint = self.query(question).relu()[:, None] * self.key(values).relu()[image]
         attention = self.glimpse(self.dropout(joint)).softmax(dim=1)  # [Q, N, G]
-        seen = self.seen(torch.einsum("qng,qnw->qgw", attention, values[image]).flatten(1)).relu()
-        mixed = seen * self.asked(question).relu() + self.blind(question).relu()
-        scores: torch.Tensor = self.score(self.dropout(mixed))
+        glimpses = torch.einsum("qng,qnw->qgw", attention, values[image])
+        found = torch.cat((values.mean(dim=1)[image], glimpses.flatten(1)), dim=1)
+        mixed = self.seen(found).relu() * self.asked(question).relu()
+        scores: torch.Tensor = self.score(self.dropout(mixed + self.blind(question).relu()))
         return scores
+
+    def _question(self, packed: PackedQuestions, states: torch.Tensor) -> torch.Tensor:
+        """Mean state and weighted means of each question, [Q, (1 + G) * W]."""
+        words = packed.unpack(states)
+        padding = packed.mask.unsqueeze(-1) == 0
+        uniform = torch.zeros_like(words[..., :1])
+        weights = torch.cat((uniform, self.word(words)), dim=-1)
+        weights = weights.masked_fill(padding, float("-inf")).softmax(dim=1)
+        return torch.einsum("qlg,qlw->qgw", weights, words).flatten(1)

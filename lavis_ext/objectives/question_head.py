@@ -21,14 +21,16 @@ class QuestionHeadConfig(ObjectiveConfig):
     head: str = option(
         "transformer",
         "transformer: question tokens attend to each other and to image tokens; glimpses: the "
-        "question's mean attends to image tokens (low-rank bilinear attention, Kim et al., 2017), "
-        "cheaper and with less to overfit",
+        "question as a whole attends to image tokens (low-rank bilinear attention, Kim et al., "
+        "2017), cheaper and with less to overfit",
         choices=("transformer", "glimpses"),
     )
     width: int = option(256, "Width of the head.", at_least=1)
     layers: int = option(1, "Transformer layers of the head transformer.", at_least=1)
     heads: int = option(4, "Attention heads of the head transformer.", at_least=1)
-    glimpses: int = option(2, "Attention maps of the head glimpses.", at_least=1)
+    glimpses: int = option(
+        2, "Attention maps over words and over image tokens of the head glimpses.", at_least=1
+    )
     dropout: float = option(
         0.1,
         "Dropout on the transformer's feed-forward and residual branches, or before the glimpses' "
