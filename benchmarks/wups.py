@@ -5,7 +5,8 @@
     python -m benchmarks.wups PREDICTIONS.json QUESTIONS.json wordnet/usr/share/wordnet
 
 No Python package has WordNet's files; Debian's wordnet-base has those of version 3.0, and NLTK,
-which nothing else here needs, reads them. Predictions are a file of GQA's leaderboard, such as a run's.
+which nothing else here needs, reads them. Predictions are a file of GQA's leaderboard, such as a
+run's.
 """
 
 import argparse
