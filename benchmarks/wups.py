@@ -49,7 +49,7 @@ def read_wordnet(folder: Path, aside: Path) -> Any:
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    class English(WordNetCorpusReader):  # type: ignore[misc]
+    class English(WordNetCorpusReader):
         def map_wn(self, version: str = "wordnet") -> None:
             """No map to other versions: it serves other languages, and needs files of NLTK's."""
 
