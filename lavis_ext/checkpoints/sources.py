@@ -87,13 +87,16 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
 def _in_package(source: str, key: str) -> Path:
     """The place of ``PACKAGE/PATH`` on this machine. Raises UserError if there is none."""
     package, _, inside = source.partition("/")
-    # Of a package inside another one the parents would be imported.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not package.isidentifier() or not inside:
+        raise UserError(
+            f"{key}: '{shortened(source)}' must be the name of a package, a slash and a path in it."
+        )
+    spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     if not folders:
         raise UserError(
-            f"{key}: the package '{shortened(package)}' is not installed, whose {inside} "
-            f"it needs. Install it: pip install {shortened(package.replace('_', '-'))}"
+            f"{key}: the package '{shortened(package)}' is not installed. Install it with pip "
+            f"install {shortened(package.replace('_', '-'))}."
         )
     for folder in folders:
         if (found := Path(folder, inside)).exists():
