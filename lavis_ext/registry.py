@@ -190,7 +190,7 @@ class NameTaken(UserError, KeyError):
     __str__ = Exception.__str__
 
 
-# Kinds as in the names of the registry's methods, and as in messages. The last three are this
+# Kinds as in the names of the registry's methods, and as in messages. The last four are this
 # library's.
 KINDS = {
     "builder": "dataset builder",
@@ -200,6 +200,7 @@ KINDS = {
     "lr_scheduler": "learning-rate scheduler",
     "runner": "runner",
     "encoder": "encoder",
+    "question_encoder": "question encoder",
     "fusion": "fusion",
     "objective": "objective",
 }
@@ -275,11 +276,12 @@ def _lister(kind: str) -> Any:
 
 
 class StrictRegistry(Registry):
-    """LAVIS's registry, with the same ``mapping``, three more kinds and strict look-up.
+    """LAVIS's registry, with the same ``mapping``, four more kinds and strict look-up.
 
     ``get_*_class(name)`` and ``get_path(name)`` raise :class:`UnknownName` instead of returning
-    None, which LAVIS never relies on. Encoders, fusions and objectives are registered by the class
-    decorators ``register_encoder(name)``, ``register_fusion(name)`` and
+    None, which LAVIS never relies on. Encoders, question encoders, fusions and objectives are
+    registered by the class decorators ``register_encoder(name)``,
+    ``register_question_encoder(name)``, ``register_fusion(name)`` and
     ``register_objective(name)``, which raise :class:`NameTaken`.
     """
 
@@ -293,6 +295,10 @@ class StrictRegistry(Registry):
     register_encoder = _registrar("encoder")
     get_encoder_class = _getter("encoder")
     list_encoders = _lister("encoder")
+
+    register_question_encoder = _registrar("question_encoder")
+    get_question_encoder_class = _getter("question_encoder")
+    list_question_encoders = _lister("question_encoder")
 
     register_fusion = _registrar("fusion")
     get_fusion_class = _getter("fusion")

@@ -1,4 +1,4 @@
-"""Sources of weights: a file, a folder, this package, an address or the Hugging Face hub.
+"""Sources of weights: a file, a folder, a package, an address or the Hugging Face hub.
 
 Downloads are verified against a hash if one is known; otherwise the log has a warning.
 
@@ -8,6 +8,7 @@ besides for the same; see :mod:`lavis_ext.common.downloads` for the measurement.
 """
 
 import hashlib
+import importlib.util
 import logging
 import re
 import shutil
@@ -23,7 +24,7 @@ import torch
 
 from lavis_ext.checkpoints.weights import INDEX_SUFFIX, shards
 from lavis_ext.common.addresses import Address, RemoteFile, is_address
-from lavis_ext.common.errors import UserError
+from lavis_ext.common.errors import UserError, shortened
 from lavis_ext.common.files import is_file, is_folder, required_object, written_aside
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ BESIDE = {
 }
 """Files that are downloaded next to a file if there are any, as both are read together."""
 PACKAGED = "packaged:"
+INSTALLED = "installed:"
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w.-]+))?")
 PINS = {"sha256": 64, "gitsha1": 40}
 """Hash types that can pin a file, with their number of hexadecimal digits."""
@@ -49,6 +51,8 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
 
     ``source`` is one of
     - ``packaged:`` and the path of a file in this package;
+    - ``installed:`` and the path of a file or folder in another installed package, beginning with
+      the name that Python imports it by; its code is not run;
     - a file, or a folder saved by transformers (the first of ``filenames`` in it, or the index of
     its shards);
     - an address (``https://``, ``s3://`` and others of fsspec), downloaded once into the
@@ -67,6 +71,8 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
         return _from_address(source, filenames, key)
     if source.startswith(PACKAGED):
         source = str(Path(__file__).parents[1] / source.removeprefix(PACKAGED))
+    elif source.startswith(INSTALLED):
+        source = str(_in_package(source.removeprefix(INSTALLED), key))
     path = Path(source).expanduser()
     if is_file(path):
         return path
@@ -76,6 +82,29 @@ def resolve(source: str, *, key: str, filenames: Sequence[str] = WEIGHT_FILES) -
     if named and is_hub_name(source):
         return _from_hub(named[1], named[2], filenames, key)
     raise UserError(f"{key}: there is no file or folder '{source}' (looked for {path.absolute()}).")
+
+
+def _in_package(source: str, key: str) -> Path:
+    """The place of ``PACKAGE/PATH`` on this machine. Raises UserError if there is none."""
+    package, _, inside = source.partition("/")
+    if not package.isidentifier() or not inside:
+        raise UserError(
+            f"{key}: '{shortened(source)}' must be the name of a package, a slash and a path in it."
+        )
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
+        raise UserError(
+            f"{key}: the package '{shortened(package)}' is not installed. Install it with pip "
+            f"install {shortened(package.replace('_', '-'))}."
+        )
+    for folder in folders:
+        if (found := Path(folder, inside)).exists():
+            return found
+    raise UserError(
+        f"{key}: the installed package '{package}' has no {inside} (looked in "
+        f"{', '.join(folders)}); it may be of another version."
+    )
 
 
 def is_hub_name(source: str) -> bool:

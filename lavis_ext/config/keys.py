@@ -47,6 +47,11 @@ KINDS: dict[str, Kind] = {
         "model.streams.STREAM",
         "A stream of the model; `encoder` names the class.",
     ),
+    "question_encoder": Kind(
+        "Question encoders",
+        "model.question_encoder",
+        "Reads the questions for the objectives; `encoder` names the class.",
+    ),
     "fusion": Kind("Fusions", "model.fusion", "The fusion; `name` names the class."),
     "objective": Kind(
         "Objectives",

@@ -37,7 +37,6 @@ from lavis_ext.encoders.blip.encoder import (
     BlipSizesConfig,
     added_token_id,
     mask_cross_attention,
-    tokenized,
     transformers_config,
 )
 from lavis_ext.encoders.blip.names import ANSWERING_NAMES
@@ -45,6 +44,7 @@ from lavis_ext.encoders.blip.packed_questions import pack_questions, send
 from lavis_ext.encoders.blip.passes import read_text
 from lavis_ext.encoders.blip.tower import BlipTower
 from lavis_ext.encoders.pixels import PixelNormalization
+from lavis_ext.encoders.questions import tokenized
 
 VQA_BASE = "Salesforce/blip-vqa-base"
 GENERATE, RANK = "generate", "rank"

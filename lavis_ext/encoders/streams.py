@@ -1,4 +1,4 @@
-"""The section ``streams`` of a model: encoders by name."""
+"""The sections ``streams`` and ``question_encoder`` of a model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +9,11 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.typed import A_MAPPING, schema_of, shown, typed
 
 # Imported to be registered.
-from lavis_ext.encoders import timm  # noqa: F401
+from lavis_ext.encoders import bert, timm  # noqa: F401
 from lavis_ext.encoders.base import Encoder, EncoderConfig
 from lavis_ext.encoders.blip import encoder as blip  # noqa: F401
 from lavis_ext.encoders.efficient_sam import encoder as efficient_sam  # noqa: F401
+from lavis_ext.encoders.questions import QuestionEncoderConfig
 from lavis_ext.registry import registry
 
 RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -44,6 +45,20 @@ def typed_streams(sections: Any, where: str) -> dict[str, EncoderConfig]:
         schema = schema_of("encoder", section["encoder"], f"{key}.encoder")
         found[str(name)] = typed(schema, section, key)
     return found
+
+
+def typed_question_encoder(section: Any, where: str) -> QuestionEncoderConfig:
+    """Convert the section to its question encoder's ``Config``.
+
+    Raises UserError for one without a registered question encoder or with unknown options.
+    """
+    if isinstance(section, QuestionEncoderConfig):
+        return section
+    if not isinstance(section, Mapping):
+        raise UserError(f"{where} is {shown(section)}; it must be {A_MAPPING}.")
+    name = section.get("encoder", QuestionEncoderConfig().encoder)
+    schema: type[QuestionEncoderConfig] = schema_of("question_encoder", name, f"{where}.encoder")
+    return typed(schema, section, where)
 
 
 def build_streams(

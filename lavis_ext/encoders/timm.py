@@ -7,10 +7,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from lavis_ext.checkpoints.reading import (
     ALLOW_UNEXPECTED_HELP,
+    OWN_NAMES,
     PretrainedConfig,
     load_pretrained,
 )
@@ -19,6 +21,7 @@ from lavis_ext.checkpoints.weights import LoadReport
 from lavis_ext.common.errors import UserError, nearest
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.base import Encoder, EncoderConfig
+from lavis_ext.encoders.efficientnet_names import efficientnet_names
 from lavis_ext.encoders.pixels import PixelNormalization
 from lavis_ext.registry import registry
 
@@ -36,7 +39,8 @@ class TimmConfig(PretrainedConfig, EncoderConfig):
     image_size: int = option(224, "Side of the input image in pixels.", at_least=1)
     weights: str | None = option(
         None,
-        "pretrained (timm's own, from the hub), a local path or a URL; null is random weights",
+        "pretrained (timm's own, from the hub), a local path, a URL or installed:PACKAGE/PATH, a "
+        "file of an installed package; null is random weights",
         files=WEIGHT_FILES,
     )
     output: str = option(
@@ -82,8 +86,13 @@ class TimmEncoder(Encoder):
         facts = resolve_data_config({}, model=self.network)
         self.normalize = PixelNormalization(facts["mean"], facts["std"])
         if config.weights != PRETRAINED:
+            is_efficientnet = isinstance(self.network, EfficientNet)
             self.load_report = load_pretrained(
-                self.network, config, name=f"timm {config.model}", key=f"{where}.weights"
+                self.network,
+                config,
+                name=f"timm {config.model}",
+                key=f"{where}.weights",
+                foreign=efficientnet_names(self.network) if is_efficientnet else OWN_NAMES,
             )
         if hasattr(self.network, "set_input_size"):
             self._set_image_size()
@@ -133,7 +142,8 @@ class TimmEncoder(Encoder):
                 f"{self._where}: {self.config.model} is built for {side}x{side} pixels, but got "
                 f"images of {images.shape[-2]}x{images.shape[-1]}."
             )
-        found = self._raw(self.normalize(images))
+        pixels = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        found = self._raw(pixels)
         if found.dim() == 3:
             return found
         return self._channels_first(found).flatten(2).transpose(1, 2)
@@ -170,6 +180,8 @@ class TimmEncoder(Encoder):
                 f"{where}: timm can't make {config.model} with weights: {config.weights} "
                 f"({error!r:.160})."
             ) from error
+        # EfficientNet-Lite0 takes half the time in this layout, on a CPU (torch 2.13).
+        network.to(memory_format=torch.channels_last)
         if pretrained:
             total = len(network.state_dict())
             self.load_report = LoadReport(f"timm {config.model} from the hub", total, (), (), ())

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_ext.checkpoints.needs import weight_sources
-from lavis_ext.checkpoints.sources import PACKAGED, is_hub_name
+from lavis_ext.checkpoints.sources import INSTALLED, PACKAGED, is_hub_name
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
 from lavis_ext.common.addresses import is_address
 from lavis_ext.common.errors import UserError, shortened
@@ -98,7 +98,9 @@ def read_published(source: Path, evaluations: Sequence[Path] = ()) -> Published:
 
 def is_on_this_machine(source: str) -> bool:
     """Whether a source of weights is a path, which means nothing on another machine."""
-    return not (source.startswith(PACKAGED) or is_address(source) or is_hub_name(source))
+    return not (
+        source.startswith((PACKAGED, INSTALLED)) or is_address(source) or is_hub_name(source)
+    )
 
 
 def _weights_file(source: Path) -> Path:

@@ -10,7 +10,7 @@ from lavis_ext.config.schema import option
 from lavis_ext.datasets.questions.vocabulary import OUTSIDE, AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import send
 from lavis_ext.objectives.base import FusedBatch, HeadSizes, Objective, ObjectiveOutput
-from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+from lavis_ext.objectives.question_head import QuestionHeadConfig, build_head
 from lavis_ext.registry import registry
 
 
@@ -18,7 +18,7 @@ from lavis_ext.registry import registry
 class AnswerConfig(QuestionHeadConfig):
     """Options of the objective ``answer``."""
 
-    layers: int = option(2, "Transformer layers.", at_least=1)
+    layers: int = option(2, "Transformer layers of the head transformer.", at_least=1)
     vocabulary_size: int = option(
         1843, "Number of answers to choose from, the most frequent ones.", at_least=2
     )
@@ -49,7 +49,7 @@ class AnswerObjective(Objective):
         if sizes.vocabulary is None:
             raise ValueError("The objective `answer` needs the training split's vocabulary.")
         self.vocabulary: AnswerVocabulary = sizes.vocabulary
-        self.head = QuestionHead(config, sizes, outputs=len(sizes.vocabulary))
+        self.head = build_head(config, sizes, outputs=len(sizes.vocabulary))
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses, and numbers of correct answers and of answers outside the vocabulary."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -19,9 +19,7 @@ from lavis_ext.config.schema import option
 from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
-
-if TYPE_CHECKING:
-    from lavis_ext.encoders.blip.encoder import BlipEncoder
+from lavis_ext.encoders.questions import QuestionReader
 
 
 @dataclass
@@ -51,7 +49,7 @@ class FusedBatch:
             read.
         unfused: the first stream's tokens, in whose place the fused ones are, [I, 1+N, D].
         samples: the batch.
-        encoder: BLIP, for its text encoder and question matching.
+        encoder: encodes the questions. BLIP, unless the model has a question encoder of its own.
         parts: other parts with their fused tokens, by ``Objective.part``.
     """
 
@@ -60,7 +58,7 @@ class FusedBatch:
         fused: torch.Tensor | None,
         unfused: torch.Tensor,
         samples: QuestionBatch,
-        encoder: "BlipEncoder",
+        encoder: QuestionReader,
         parts: Mapping[str, FusedPart] | None = None,
     ) -> None:
         self._fused = fused
@@ -116,9 +114,8 @@ class FusedBatch:
         """Encode T texts to states [T, L, W]. Equal texts are encoded once."""
         unread = [text for text in dict.fromkeys(texts) if text not in self._known]
         if unread:
-            rows = len(self.fused)  # arbitrary; this reuses the shapes of ``pairs``
-            packed = self.encoder.pack(unread, torch.arange(len(unread)) % rows, rows)
-            states = packed.unpack(self.encoder.encode_questions(packed))
+            # The number of rows is arbitrary; this one reuses the shapes of ``pairs``.
+            states = self.encoder.read(unread, rows=len(self.fused))
             self._known |= {text: len(self._known) + i for i, text in enumerate(unread)}
             self._states = states if self._states is None else _stacked(self._states, states)
         assert self._states is not None
@@ -143,7 +140,7 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of an objective's inputs, blocks of BLIP's text encoder, and the vocabulary."""
+    """Widths of an objective's inputs, blocks of the text encoder, and the vocabulary."""
 
     token_width: int
     text_width: int
@@ -160,6 +157,7 @@ class Objective(nn.Module, ABC):
         Config: dataclass of its options, a subclass of ObjectiveConfig.
         metrics: metrics in its report besides the loss.
         needs_mismatched: whether batches need mismatched questions.
+        needs_blip: whether BLIP has to read the questions, as it also matches them.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
         needs_statements: whether batches need ``statement``, answers as sentences.
@@ -171,6 +169,7 @@ class Objective(nn.Module, ABC):
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     metrics: ClassVar[tuple[Metric, ...]] = ()
     needs_mismatched: ClassVar[bool] = False
+    needs_blip: ClassVar[bool] = False
     needs_vocabulary: ClassVar[bool] = False
     needs_statements: ClassVar[bool] = False
     predicts: ClassVar[bool] = False

@@ -1,6 +1,7 @@
 """Tell matched questions from mismatched ones with BLIP's text encoder or a light head."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -18,8 +19,11 @@ from lavis_ext.objectives.base import (
     ObjectiveConfig,
     ObjectiveOutput,
 )
-from lavis_ext.objectives.question_head import QuestionHead, QuestionHeadConfig
+from lavis_ext.objectives.question_head import QuestionHeadConfig, build_head
 from lavis_ext.registry import registry
+
+if TYPE_CHECKING:
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
 
 MATCH = 1
 """Index of "the question belongs to the image" in BLIP's matching logits (Li et al., 2022)."""
@@ -83,6 +87,7 @@ class ItmObjective(Objective):
     Config = ItmConfig
     metrics = MATCHING_METRICS
     needs_mismatched = True
+    needs_blip = True
 
     def __init__(self, config: ItmConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
@@ -97,7 +102,8 @@ class ItmObjective(Objective):
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""
         if not self.config.distillation:
-            return _matching(self.head(batch.encoder.match(batch.fused, batch.pairs)), len(batch))
+            blip = cast("BlipEncoder", batch.encoder)
+            return _matching(self.head(blip.match(batch.fused, batch.pairs)), len(batch))
         scores, attention = self._watched(batch, batch.fused)
         with torch.no_grad():
             own = self._watched(batch, batch.unfused)
@@ -112,7 +118,7 @@ class ItmObjective(Objective):
         """Scores [P, 2], and attention [R, P, 1+N] of the distilled block, mean over heads."""
         seen: list[torch.Tensor] = []
         probe = AttentionProbe(self.config.distilled_block, seen.append)
-        scores = batch.encoder.match(tokens, batch.pairs, probe=probe)
+        scores = cast("BlipEncoder", batch.encoder).match(tokens, batch.pairs, probe=probe)
         return scores, seen[0].mean(dim=1)
 
 
@@ -129,7 +135,7 @@ class HeadObjective(Objective):
 
     def __init__(self, config: QuestionHeadConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        self.head = QuestionHead(config, sizes, outputs=2)
+        self.head = build_head(config, sizes, outputs=2)
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses and accuracies of matched and mismatched pairs."""

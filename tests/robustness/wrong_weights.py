@@ -171,6 +171,13 @@ WEIGHTS = [
     ),
     Case(
         "weights",
+        "in a package that isn't installed",
+        "train",
+        mine("model.streams.segmentation.weights=installed:nowhere/sam.pt"),
+        "model.streams.segmentation.weights: the package 'nowhere' is not installed",
+    ),
+    Case(
+        "weights",
         "a text, for an encoder",
         "train",
         mine("model.streams.segmentation.weights=README.md"),

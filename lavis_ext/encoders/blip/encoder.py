@@ -33,9 +33,10 @@ from lavis_ext.common.files import folder_aside
 from lavis_ext.config.schema import check, option
 from lavis_ext.encoders.base import Encoder, EncoderConfig
 from lavis_ext.encoders.blip.names import MATCHING_NAMES
-from lavis_ext.encoders.blip.packed_questions import PackedQuestions, pack_questions
+from lavis_ext.encoders.blip.packed_questions import PackedQuestions
 from lavis_ext.encoders.blip.passes import AttentionProbe, encode_pixels, read_text
 from lavis_ext.encoders.pixels import PixelNormalization
+from lavis_ext.encoders.questions import QuestionReader
 from lavis_ext.registry import registry
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -148,11 +149,10 @@ class BlipEncoderConfig(BlipSizesConfig, PretrainedConfig, EncoderConfig):
 
 
 @registry.register_encoder("blip")
-class BlipEncoder(Encoder):
+class BlipEncoder(Encoder, QuestionReader):
     """BLIP's parts: ``encode``, ``tokenize``, ``encode_questions``, ``pack`` and ``match``.
 
-    Parameters are under ``blip.``, by transformers' names. ``truncated_questions`` counts the
-    questions that ``tokenize`` has truncated so far.
+    Parameters are under ``blip.``, by transformers' names.
 
     Raises UserError for sizes that don't fit, and for a tokenizer or weights that can't be found,
     read or matched.
@@ -167,7 +167,6 @@ class BlipEncoder(Encoder):
         self.config = config
         self.tokenizer = read_bert_tokenizer(config.tokenizer, f"{where}.tokenizer")
         self.enc_token_id = added_token_id("[ENC]", config, self.tokenizer, where)
-        self.truncated_questions = 0
         self.normalize = PixelNormalization(CLIP_MEAN, CLIP_STD)
         self.blip = transformers.BlipForImageTextRetrieval(
             transformers_config(
@@ -180,7 +179,6 @@ class BlipEncoder(Encoder):
         )
         self._encode_pixels: Callable[..., Tensor] = encode_pixels
         self._read_text: Callable[..., Tensor] = read_text
-        self._multiple_of_tokens = 1
         self.load_report = load_pretrained(
             self.blip, config, name="BLIP", key=f"{where}.weights", foreign=MATCHING_NAMES
         )
@@ -199,6 +197,21 @@ class BlipEncoder(Encoder):
     def prefix(self) -> int:
         """1, the class token."""
         return 1
+
+    @property
+    def text_width(self) -> int:
+        """Channels of a question's token."""
+        return self.config.text_width
+
+    @property
+    def text_layers(self) -> int:
+        """Number of blocks of the text encoder."""
+        return self.config.text_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the packed questions."""
+        return self.blip.itm_head.weight.device
 
     def token_modules(self) -> Sequence[nn.Module]:
         """Normalization and image encoder."""
@@ -240,34 +253,6 @@ class BlipEncoder(Encoder):
         check_image_size(images, self.config)
         return self._encode_pixels(self.blip.vision_model, self.normalize(images))
 
-    def tokenize(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, both [Q, L] int64 on the host, padded to the longest.
-
-        Questions are truncated to ``max_question_tokens`` and counted in ``truncated_questions``.
-        """
-        input_ids, mask, truncated = tokenized(
-            self.tokenizer, questions, self.config.max_question_tokens
-        )
-        self.truncated_questions += truncated
-        return input_ids, mask
-
-    def pack(
-        self, questions: Sequence[str], image_index: Tensor | None = None, images: int | None = None
-    ) -> PackedQuestions:
-        """Questions, packed by image, for ``encode_questions`` and ``match``.
-
-        ``image_index`` [Q] is the image of each question, out of ``images``; None is one question
-        for each image.
-        """
-        index = list(range(len(questions))) if image_index is None else image_index.tolist()
-        return pack_questions(
-            *self.tokenize(questions),
-            index,
-            len(questions) if images is None else images,
-            self.blip.itm_head.weight.device,
-            self._multiple_of_tokens,
-        )
-
     def compile_parts(self, **options: Any) -> None:
         """Compile both encoders, with options of ``torch.compile``.
 
@@ -275,7 +260,15 @@ class BlipEncoder(Encoder):
         """
         self._encode_pixels = torch.compile(encode_pixels, **options)
         self._read_text = torch.compile(read_text, **options)
-        self._multiple_of_tokens = COMPILED_MULTIPLE_OF_TOKENS
+        self.multiple_of_tokens = COMPILED_MULTIPLE_OF_TOKENS
+
+    def read(self, texts: Sequence[str], rows: int) -> Tensor:
+        """States [T, L, text_width] of texts, from the text alone.
+
+        They are packed into ``rows`` rows, with the shapes of the batch's questions.
+        """
+        packed = self.pack(texts, torch.arange(len(texts)) % rows, rows)
+        return packed.unpack(self.encode_questions(packed))
 
     def encode_questions(self, packed: PackedQuestions) -> Tensor:
         """Question tokens [R, P, text_width] from the text alone, without cross-attention."""
@@ -313,24 +306,6 @@ class BlipEncoder(Encoder):
             probe,
         )
         return self.blip.itm_head(states.flatten(0, 1)[packed.first])
-
-
-def tokenized(
-    tokenizer: transformers.BertTokenizer, texts: Sequence[str], limit: int
-) -> tuple[Tensor, Tensor, int]:
-    """Token ids and mask of texts, both [Q, L] int64 on the host, padded to the longest.
-
-    Texts of more than ``limit`` tokens are truncated; the third value is their number.
-    """
-    sequences = tokenizer(list(texts), verbose=False)["input_ids"]
-    truncated = sum(len(ids) > limit for ids in sequences)
-    sequences = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in sequences]
-    longest = max(map(len, sequences))
-    padding = tokenizer.pad_token_id
-    input_ids = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    mask = torch.arange(longest) < lengths[:, None]
-    return input_ids, mask.long(), truncated
 
 
 def check_image_size(images: Tensor, config: BlipSizesConfig) -> None:

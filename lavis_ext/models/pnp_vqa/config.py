@@ -28,6 +28,12 @@ class PnpVqaFusionConfig(ModelConfig):
         "Encoders by stream, each with `encoder`, its name in the registry, and its options. "
         "Fused tokens have the layout of the first stream.",
     )
+    question_encoder: Any = option(
+        None,
+        "Reads the questions for the objectives: `encoder`, its name in the registry, and its "
+        "options. null is the text encoder of the first stream, which is BLIP then, as the "
+        "pipeline needs it.",
+    )
     fusion: Any = option(dict, "The fusion: `name`, its name in the registry, and its options.")
     fusions: dict[str, Any] = option(
         dict,
@@ -62,13 +68,18 @@ class PnpVqaFusionConfig(ModelConfig):
         from lavis_ext.decoders.blip_captioner import CaptionerConfig
         from lavis_ext.decoders.blip_vqa import BlipVqaConfig
         from lavis_ext.decoders.fid_reader import ReaderConfig
-        from lavis_ext.encoders.streams import typed_streams
+        from lavis_ext.encoders.streams import typed_question_encoder, typed_streams
         from lavis_ext.models.pnp_vqa.points import PointsConfig
         from lavis_ext.models.pnp_vqa.question_matching import QuestionMatchingConfig
         from lavis_ext.models.pnp_vqa.refined_heat import RefinedHeatConfig
 
         self.streams = dict(typed_streams(self.streams, f"{where}.streams"))
-        _check_first_is_blip(self.streams, f"{where}.streams")
+        if self.question_encoder is None:
+            _check_first_is_blip(self.streams, f"{where}.streams")
+        else:
+            self.question_encoder = typed_question_encoder(
+                self.question_encoder, f"{where}.question_encoder"
+            )
         for part, schema in {
             "question_matching": QuestionMatchingConfig,
             "points": PointsConfig,
@@ -83,6 +94,11 @@ class PnpVqaFusionConfig(ModelConfig):
             key = f"{where}.objectives.{name}"
             schema = schema_of("objective", name, key)
             self.objectives[name] = typed(schema, {} if options is None else options, key)
+            if self.question_encoder and registry.get_objective_class(name).needs_blip:
+                raise UserError(
+                    f"{key}: this objective matches questions with BLIP's text encoder, which "
+                    f"doesn't read them with {where}.question_encoder. Leave one of the two out."
+                )
         for name in self.fusions:
             self._check_fused_part(name, where)
             self.fusions[name] = _typed_fusion(self.fusions[name], f"{where}.fusions.{name}")
@@ -172,6 +188,7 @@ class PnpVqaFusionConfig(ModelConfig):
         from lavis_ext.encoders.streams import streams_of
         from lavis_ext.models.pnp_vqa.question_matching import check_block_num
 
+        _check_first_is_blip(self.streams, f"{where}.streams")
         self._check_weights(self.parts(answering=True) if load_weights else [], where)
         if self.refined_heat.weight and not streams_of(self.streams, EfficientSamConfig):
             raise UserError(
@@ -206,5 +223,6 @@ def _check_first_is_blip(streams: Mapping[str, Any], where: str) -> None:
     if not isinstance(config, BlipEncoderConfig):
         raise UserError(
             f"{where}.{first}.encoder is {config.encoder}. The first stream must be blip: "
-            "questions are read and matched by its text encoder. Put the blip stream first."
+            "questions are read and matched by its text encoder. Put the blip stream first; or, to "
+            "train the objective `answer` without the pipeline, set model.question_encoder."
         )

@@ -26,6 +26,7 @@ from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.decoders.base import GenerativeModel, TargetScores
 from lavis_ext.encoders.base import Encoder, Tokens
+from lavis_ext.encoders.questions import QuestionReader
 from lavis_ext.fusion.baselines import FirstOnlyConfig
 from lavis_ext.fusion.difnet_export import AUTHORS_MODES, save_for_authors
 from lavis_ext.fusion.network import FusionNetwork, streams_read
@@ -62,10 +63,11 @@ OLD_PACKAGED = {
 class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
     """Fusion of visual streams, and PNP-VQA's pipeline from fused tokens to answers.
 
-    Children: ``streams`` (encoders by name), ``fusion`` and ``fusions`` of other parts
-    (FusionNetwork), ``objectives`` by name, ``captioner`` (BlipCaptioner), ``reader`` (FidReader)
-    and ``vqa`` (BlipVqa). The last three are built only for ``answering`` and for an objective that
-    trains through one, and EfficientSAM only for answering if no fusion reads its stream.
+    Children: ``streams`` (encoders by name), ``question_encoder`` (QuestionReader or None),
+    ``fusion`` and ``fusions`` of other parts (FusionNetwork), ``objectives`` by name, ``captioner``
+    (BlipCaptioner), ``reader`` (FidReader) and ``vqa`` (BlipVqa). The last three are built only for
+    ``answering`` and for an objective that trains through one, and EfficientSAM only for answering
+    if no fusion reads its stream.
 
     Args:
         config: the section ``model``.
@@ -149,7 +151,11 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         encoders = build_streams(config.streams, wanted, "model.streams", load_weights=load_weights)
         # Set as a child under the name of the typed property ``streams``.
         self._modules["streams"] = nn.ModuleDict(encoders)
-        blip = self.blip
+        self.question_encoder: QuestionReader | None = None
+        if (reader := config.question_encoder) is not None:
+            self.question_encoder = registry.get_question_encoder_class(reader.encoder)(
+                reader if load_weights else reader.unloaded(), "model.question_encoder"
+            )
         layouts = {
             name: StreamLayout.of(encoders[name]) if name in encoders else UNREAD for name in names
         }
@@ -166,7 +172,8 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
                 for part, each in config.fusions.items()
             }
         )
-        sizes = HeadSizes(blip.width, blip.config.text_width, blip.config.text_layers, vocabulary)
+        token_width, asking = encoders[self.first].width, self._question_reader
+        sizes = HeadSizes(token_width, asking.text_width, asking.text_layers, vocabulary)
         self.objectives = nn.ModuleDict(
             {
                 name: registry.get_objective_class(name)(options, sizes)
@@ -224,9 +231,16 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     @property
     def blip(self) -> "BlipEncoder":
-        """The first stream's encoder, which also encodes and matches questions."""
+        """The first stream's encoder, which also matches questions.
+
+        It is BLIP in every model but those for training with ``question_encoder``.
+        """
         encoder: Any = self.streams[self.first]
         return encoder
+
+    @property
+    def _question_reader(self) -> QuestionReader:
+        return self.blip if self.question_encoder is None else self.question_encoder
 
     @property
     def load_reports(self) -> list[LoadReport]:
@@ -408,7 +422,7 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             for name in self.trained_parts
         }
         fused = self._fused(tokens) if self.trains_fusion else None
-        return FusedBatch(fused, tokens[self.first].values, samples, self.blip, parts)
+        return FusedBatch(fused, tokens[self.first].values, samples, self._question_reader, parts)
 
     def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
         """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
@@ -635,15 +649,18 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             for name, config in self.config.streams.items()
             if config.weights is not None
         ]
+        if self.question_encoder is not None and self.config.question_encoder.weights is not None:
+            loaded.append("question_encoder")
         return [f"{part}." for part in (*loaded, *self.answering_parts)]
 
     def _parts(self) -> list[Any]:
-        answering = (getattr(self, name, None) for name in self.answering_parts)
+        optional = ("question_encoder", *self.answering_parts)
+        parts = (getattr(self, name, None) for name in optional)
         return [
             *self.streams.values(),
             self.fusion,
             *self.fusions.values(),
-            *(part for part in answering if part is not None),
+            *(part for part in parts if part is not None),
         ]
 
     def _objectives(self) -> dict[str, Objective]:
