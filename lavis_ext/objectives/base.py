@@ -47,7 +47,8 @@ class FusedBatch:
     Args:
         fused: the fused tokens of each image, float [I, 1+N, D]; None if only other parts' are
             read.
-        unfused: the first stream's tokens, in whose place the fused ones are, [I, 1+N, D].
+        unfused: the first stream's tokens, in whose place the fused ones are, [I, 1+N, D]; None
+            as for ``fused``.
         samples: the batch.
         encoder: encodes the questions. BLIP, unless the model has a question encoder of its own.
         parts: other parts with their fused tokens, by ``Objective.part``.
@@ -56,13 +57,13 @@ class FusedBatch:
     def __init__(
         self,
         fused: torch.Tensor | None,
-        unfused: torch.Tensor,
+        unfused: torch.Tensor | None,
         samples: QuestionBatch,
         encoder: QuestionReader,
         parts: Mapping[str, FusedPart] | None = None,
     ) -> None:
         self._fused = fused
-        self.unfused = unfused
+        self._unfused = unfused
         self.samples = samples
         self.encoder = encoder
         self.parts = parts or {}
@@ -76,9 +77,12 @@ class FusedBatch:
     @property
     def fused(self) -> torch.Tensor:
         """The fused tokens of each image, float [I, 1+N, D]."""
-        if self._fused is None:
-            raise ValueError("This batch has only fused tokens of other parts; see Objective.part.")
-        return self._fused
+        return _given(self._fused)
+
+    @property
+    def unfused(self) -> torch.Tensor:
+        """The first stream's tokens of each image, float [I, 1+N, D]."""
+        return _given(self._unfused)
 
     @cached_property
     def questions(self) -> PackedQuestions:
@@ -186,3 +190,9 @@ class Objective(nn.Module, ABC):
     def predict(self, batch: FusedBatch) -> list[str] | None:
         """Answers [Q], or None for an objective that doesn't learn to answer."""
         return None
+
+
+def _given(tokens: torch.Tensor | None) -> torch.Tensor:
+    if tokens is None:
+        raise ValueError("This batch has only tokens of other parts; see Objective.part.")
+    return tokens

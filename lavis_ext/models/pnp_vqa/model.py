@@ -421,8 +421,10 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             name: FusedPart(getattr(self, name), self._part_tokens(name, tokens, samples))
             for name in self.trained_parts
         }
-        fused = self._fused(tokens) if self.trains_fusion else None
-        return FusedBatch(fused, tokens[self.first].values, samples, self._question_reader, parts)
+        fused = unfused = None
+        if self.trains_fusion:
+            fused, unfused = self._fused(tokens), tokens[self.first].values
+        return FusedBatch(fused, unfused, samples, self._question_reader, parts)
 
     def part_tokens(self, name: str, samples: QuestionBatch) -> Tensor:
         """Image tokens [I, 1+N, D] of the part ``name``, fused if it has a fusion of its own."""
