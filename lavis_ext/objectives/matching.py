@@ -53,10 +53,10 @@ class ItmConfig(ObjectiveConfig):
         "as they are with the first stream's tokens in place of the fused ones. 0 for none.",
         at_least=0,
     )
-    distilled_block: int = option(
-        7,
-        "Block of the text encoder whose attention is kept, from 0, that of "
-        "model.question_matching.block_num.",
+    distilled_block: int | None = option(
+        None,
+        "Block of the text encoder whose attention is kept, from 0; null is 7 of BLIP's 12, from "
+        "which heat maps are made, and as deep in others.",
         at_least=0,
     )
 
@@ -91,10 +91,12 @@ class ItmObjective(Objective):
 
     def __init__(self, config: ItmConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
-        if config.distillation and config.distilled_block >= sizes.text_layers:
+        block = config.distilled_block
+        self._distilled_block = 7 * sizes.text_layers // 12 if block is None else block
+        if self._distilled_block >= sizes.text_layers:
             raise UserError(
-                f"model.objectives.itm.distilled_block is {config.distilled_block}, but the text "
-                f"encoder has the blocks 0 to {sizes.text_layers - 1}; take that of "
+                f"model.objectives.itm.distilled_block is {block}, but the text encoder has "
+                f"the blocks 0 to {sizes.text_layers - 1}; take that of "
                 "model.question_matching.block_num."
             )
         self.head = Calibration() if config.calibrated else nn.Identity()
@@ -117,7 +119,7 @@ class ItmObjective(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [P, 2], and attention [R, P, 1+N] of the distilled block, mean over heads."""
         seen: list[torch.Tensor] = []
-        probe = AttentionProbe(self.config.distilled_block, seen.append)
+        probe = AttentionProbe(self._distilled_block, seen.append)
         scores = cast("BlipEncoder", batch.encoder).match(tokens, batch.pairs, probe=probe)
         return scores, seen[0].mean(dim=1)
 

@@ -215,7 +215,7 @@ def test_distillation_keeps_the_fused_matching_near_blips_own() -> None:
     """With a closed gate it costs nothing; trained with much of it, attention moves less."""
     moved = {}
     for weight in (0.0, 30.0):
-        itm = {"distillation": weight, "distilled_block": 0}
+        itm = {"distillation": weight}
         model = make_model({"itm": itm}, {**DIFNET, "gate": True}, seed=1)
         plain = make_model({"itm": {}}, {**DIFNET, "gate": True}, seed=1)
         assert torch.allclose(mean_loss(model, make_samples()), mean_loss(plain, make_samples()))

@@ -91,7 +91,6 @@ OPTIONS: dict[str, str] = {
     "model.fusion={name: expert_attention, heads: 64, d_model: 128}": "into multiples of 4",
     "model.objectives.answer.head=glimpse": "head is 'glimpse'; it must be one of: transformer,",
     "model.objectives.answer.heads=3": "answer.width is 128; it must be a multiple of",
-    "model.objectives.itm.distillation=1": "distilled_block is 7, but the text encoder has the",
     "datasets.gqa_fusion.mismatched.text=words": "it must be one of: question, statement.",
     "run.small_train_size=0": "run.small_train_size is 0; it must be above 0.",
     "run.small_val_size=0": "run.small_val_size is 0; it must be above 0.",
