@@ -20,6 +20,11 @@ from lavis_ext.registry import registry
 CONFIGS = Path(__file__).parent / "configs"
 
 
+def configs(name: str) -> dict[str, str]:
+    """Default configs of a builder by type, one for each world."""
+    return {type_: str(CONFIGS / name / f"{type_}.yaml") for type_ in ("mini", "fine")}
+
+
 class PretrainingBuilder(DatasetBuilder):
     """Base class: writes mini-GQA on first use, and builds data sets of its splits."""
 
@@ -33,7 +38,9 @@ class PretrainingBuilder(DatasetBuilder):
         """Data sets by split, each a sample of the given size. ``options`` are ignored."""
         root = Path(self.config.root)
         with main_process_first():
-            make_mini_gqa(root, images=self.config.images, seed=self.config.seed)
+            make_mini_gqa(
+                root, images=self.config.images, seed=self.config.seed, world=self.config.world
+            )
         return {
             split: self.dataset_class(self.config, read_split(root, split), size, seed)
             for split, size in sizes.items()
@@ -58,7 +65,7 @@ def read_split(root: Path, split: str) -> Split:
 class DescriptionBuilder(PretrainingBuilder):
     """Captions, and matching and mismatched texts, for BLIP."""
 
-    DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_descriptions" / "mini.yaml")}
+    DATASET_CONFIG_DICT = configs("mini_gqa_descriptions")
     dataset_class = DescriptionDataset
     Config = DescriptionDataset.Config
 
@@ -67,7 +74,7 @@ class DescriptionBuilder(PretrainingBuilder):
 class MaskBuilder(PretrainingBuilder):
     """Prompts and masks, for EfficientSAM."""
 
-    DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_masks" / "mini.yaml")}
+    DATASET_CONFIG_DICT = configs("mini_gqa_masks")
     dataset_class = MaskDataset
     Config = MaskDataset.Config
 
@@ -76,6 +83,6 @@ class MaskBuilder(PretrainingBuilder):
 class ReadingBuilder(PretrainingBuilder):
     """Questions, captions and answers, for the reader."""
 
-    DATASET_CONFIG_DICT = {"mini": str(CONFIGS / "mini_gqa_reading" / "mini.yaml")}
+    DATASET_CONFIG_DICT = configs("mini_gqa_reading")
     dataset_class = ReadingDataset
     Config = ReadingDataset.Config

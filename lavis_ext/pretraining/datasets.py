@@ -24,6 +24,7 @@ from lavis_ext.datasets.base import DataFault
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.object_masks import ObjectMask
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
+from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.datasets.samplers import BatchRows, Rows
 from lavis_ext.datasets.samples import SampleSize
@@ -43,6 +44,7 @@ class PretrainingDataConfig:
     seed: int = option(
         1000, "Seed of the scenes; data sets with different seeds share none.", at_least=0
     )
+    world: str = option(SHAPES.name, "What is drawn.", choices=tuple(WORLDS))
     image_size: int = option(128, "Side in pixels of the images.", at_least=1)
 
 
@@ -73,6 +75,7 @@ class PretrainingDataset(Dataset[Any], ABC):
     def __init__(self, config: Any, split: Split, size: SampleSize | None, seed: int) -> None:
         self.config = config
         self.split = split
+        self.world = WORLDS[config.world]
         self.seed = seed
         self.images = ImageFolder(split.folder / "images")
         self._process = StreamImagesProcessor(

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
-from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES, SCENE_VALUES
+from lavis_ext.datasets.mini_gqa.vocabulary import SCENE_VALUES, SHAPES
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 from lavis_ext.pretraining.descriptions import caption, value_of
 from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
 
 LABELS: dict[str, tuple[str, ...]] = {
-    **{key: OBJECT_VALUES[key] for key in ("name", "color", "pattern", "size")},
+    **{key: SHAPES.values[key] for key in ("name", "color", "pattern", "size")},
     **SCENE_VALUES,
 }
-"""Values of each label of a patch."""
+"""Values of each label of a patch. Values of other worlds have no label."""
 NO_LABEL = -100
 """Label that the loss ignores."""
 
@@ -133,8 +133,9 @@ class DescriptionDataset(PretrainingDataset):
         of_objects = np.array(
             [
                 [
-                    values.index(scene[key] if key in scene else value_of(item, key))
+                    values.index(value) if value in values else NO_LABEL
                     for key, values in LABELS.items()
+                    for value in (scene[key] if key in scene else value_of(item, key),)
                 ]
                 for item in graph.objects
             ]
@@ -158,13 +159,13 @@ class DescriptionDataset(PretrainingDataset):
         """
         if rng.random() < self.config.close:
             index = rng.randrange(len(graph.objects))
-            pair = mention_pair(graph, graph.objects[index], rng)
+            pair = mention_pair(graph, graph.objects[index], rng, self.world)
             if pair is not None:
                 fewest = self.config.fewest_patches
                 most = self.config.close_patches or self.config.most_patches
                 count = round(fewest * (most / fewest) ** rng.random())
                 return *pair, self._draw_patches(self.BACKGROUND + coverage[index], count, rng)
-        pair = matching_pair(graph, self.split.questions.get(image_id, []), rng)
+        pair = matching_pair(graph, self.split.questions.get(image_id, []), rng, self.world)
         return *pair, np.ones(coverage.shape[1], bool)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ shape".
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
@@ -15,25 +15,31 @@ from lavis_ext.datasets.mini_gqa.vocabulary import (
     ANY_SHAPE,
     CATEGORY_OF,
     KEY_OF,
-    OBJECT_VALUES,
+    World,
     article,
 )
 
 SWAP_ATTEMPTS = 12
 
 
-def value_of(item: GraphObject, key: str) -> str:
-    """An object's value of an attribute type of ``OBJECT_VALUES``, such as its color."""
+def value_of(item: GraphObject, key: str) -> str | None:
+    """An object's value of an attribute type (``World.values``); None if it has none."""
     if key == "name":
         return item.name
     if key == "category":
         return CATEGORY_OF[item.name]
-    return next(value for value in item.attributes if KEY_OF[value] == key)
+    return next((value for value in item.attributes if KEY_OF[value] == key), None)
 
 
-def phrase(item: GraphObject, keys: Sequence[str] = ADJECTIVE_ORDER) -> str:
+def adjectives(item: GraphObject, keys: Collection[str] = ADJECTIVE_ORDER) -> list[str]:
+    """The object's values of the attribute types ``keys``, in the order of the words."""
+    found = (value_of(item, key) for key in ADJECTIVE_ORDER if key in keys)
+    return [value for value in found if value]
+
+
+def phrase(item: GraphObject, keys: Collection[str] = ADJECTIVE_ORDER) -> str:
     """The object's name with its adjectives of the types ``keys``: "large striped red circle"."""
-    return " ".join([*(value_of(item, key) for key in ADJECTIVE_ORDER if key in keys), item.name])
+    return " ".join([*adjectives(item, keys), item.name])
 
 
 def position(item: GraphObject, graph: SceneGraph) -> str:
@@ -92,11 +98,12 @@ class Mention:
     @classmethod
     def draw(cls, item: GraphObject, rng: random.Random) -> "Mention":
         """Draw a true mention of ``item`` with up to two adjectives."""
-        keys = rng.sample(ADJECTIVE_ORDER, rng.choice((0, 1, 1, 2)))
+        having = [key for key in ADJECTIVE_ORDER if value_of(item, key)]
+        keys = rng.sample(having, rng.choice((0, 1, 1, 2)))
         nouns = ("name", "name", "name", "category", None) if keys else ("name",)
         noun = rng.choice(nouns)
-        adjectives = [value_of(item, key) for key in ADJECTIVE_ORDER if key in keys]
-        return cls((*adjectives, *([value_of(item, noun)] if noun else [])))
+        named = value_of(item, noun) if noun else None
+        return cls((*adjectives(item, keys), *([named] if named else [])))
 
     @property
     def words(self) -> str:
@@ -115,15 +122,19 @@ class Mention:
             for item in graph.objects
         )
 
-    def swapped(self, graph: SceneGraph, rng: random.Random) -> "Mention | None":
+    def swapped(self, graph: SceneGraph, rng: random.Random, world: World) -> "Mention | None":
         """Replace one value, so that the mention is true of no object of the scene.
 
         None if no such mention is found in ``SWAP_ATTEMPTS`` draws.
         """
         for _ in range(SWAP_ATTEMPTS):
             place = rng.randrange(len(self.values))
-            value = rng.choice(OBJECT_VALUES[KEY_OF[self.values[place]]])
-            mention = Mention((*self.values[:place], value, *self.values[place + 1 :]))
+            before, after = self.values[:place], self.values[place + 1 :]
+            key = KEY_OF[self.values[place]]
+            others = tuple(KEY_OF[value] for value in before + after)
+            nouns = key in ("name", "category")
+            value = rng.choice(world.nouns(key, others) if nouns else world.values[key])
+            mention = Mention((*before, value, *after))
             if not mention.matches(graph):
                 return mention
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
-from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, article
+from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, World, article
 from lavis_ext.pretraining.descriptions import Mention
 
 STATEMENTS = 0.4
@@ -14,7 +14,7 @@ STATEMENTS = 0.4
 
 
 def matching_pair(
-    graph: SceneGraph, questions: Sequence[GroundedQuestion], rng: random.Random
+    graph: SceneGraph, questions: Sequence[GroundedQuestion], rng: random.Random, world: World
 ) -> tuple[str, str]:
     """Draw a text that matches the scene, and the same text with a mention of an absent object."""
     asked = [question for question in questions if question.spans]
@@ -22,22 +22,22 @@ def matching_pair(
         if asked and rng.random() > STATEMENTS:
             question = rng.choice(asked)
             span = rng.choice(question.spans)
-            pair = _swapped_question(question.text, span, graph, rng)
+            pair = _swapped_question(question.text, span, graph, rng, world)
         else:
-            pair = mention_pair(graph, rng.choice(graph.objects), rng)
+            pair = mention_pair(graph, rng.choice(graph.objects), rng, world)
         if pair is not None:
             return pair
 
 
 def mention_pair(
-    graph: SceneGraph, item: GraphObject, rng: random.Random
+    graph: SceneGraph, item: GraphObject, rng: random.Random, world: World
 ) -> tuple[str, str] | None:
     """Draw a true mention of ``item`` and a mention of an absent object, with articles.
 
     None if ``Mention.swapped`` finds no absent object.
     """
     mention = Mention.draw(item, rng)
-    false = mention.swapped(graph, rng)
+    false = mention.swapped(graph, rng, world)
     return (_statement(mention), _statement(false)) if false else None
 
 
@@ -46,7 +46,7 @@ def _statement(mention: Mention) -> str:
 
 
 def _swapped_question(
-    text: str, span: tuple[int, int], graph: SceneGraph, rng: random.Random
+    text: str, span: tuple[int, int], graph: SceneGraph, rng: random.Random, world: World
 ) -> tuple[str, str] | None:
     words = text.split()
     first, end = span
@@ -54,7 +54,7 @@ def _swapped_question(
     assert mentioned is not None
     if mentioned[1] == ANY_SHAPE:  # "shape" alone, as in "Which shape is red?", is never false
         return None
-    false = Mention.parse(mentioned[1]).swapped(graph, rng)
+    false = Mention.parse(mentioned[1]).swapped(graph, rng, world)
     if false is None:
         return None
     before = words[:first]

@@ -9,7 +9,7 @@ from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
-from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, OBJECT_VALUES
+from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, World
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 from lavis_ext.pretraining.descriptions import caption
 
@@ -84,13 +84,13 @@ class ReadingDataset(PretrainingDataset):
 
     def _caption(self, item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
         text = caption(item, graph, rng)
-        return with_wrong_word(text, rng) if rng.random() < self.config.errors else text
+        return with_wrong_word(text, rng, self.world) if rng.random() < self.config.errors else text
 
 
-def with_wrong_word(text: str, rng: random.Random) -> str:
+def with_wrong_word(text: str, rng: random.Random, world: World) -> str:
     """Replace one attribute or name of a caption by a random one of the same type."""
     words = text.split()
     places = [place for place, word in enumerate(words) if word in KEY_OF]
     place = rng.choice(places)
-    words[place] = rng.choice(OBJECT_VALUES[KEY_OF[words[place]]])
+    words[place] = rng.choice(world.values[KEY_OF[words[place]]])
     return " ".join(words)

@@ -8,8 +8,9 @@ import pytest
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
-from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
-from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF
+from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph, read_scene_graphs
+from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.datasets.mini_gqa.vocabulary import FINE, KEY_OF, SHAPES, World
 from lavis_ext.pretraining.descriptions import Mention, caption, value_of
 from lavis_ext.pretraining.matching_pairs import matching_pair
 
@@ -17,6 +18,35 @@ from lavis_ext.pretraining.matching_pairs import matching_pair
 @pytest.fixture(scope="module")
 def graphs(mini_gqa: Path) -> dict[str, SceneGraph]:
     return read_scene_graphs(mini_gqa / "sceneGraphs" / "train_sceneGraphs.json")
+
+
+@pytest.fixture(scope="module", params=[SHAPES, FINE], ids=lambda world: world.name)
+def world(request: pytest.FixtureRequest) -> World:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(world: World, mini_gqa: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini-GQA of ``world``."""
+    if world is SHAPES:
+        return mini_gqa
+    folder = tmp_path_factory.mktemp("data") / world.name
+    make_mini_gqa(folder, images=25, world=world.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_world(folder: Path) -> dict[str, SceneGraph]:
+    return read_scene_graphs(folder / "sceneGraphs" / "train_sceneGraphs.json")
+
+
+def test_captions_of_fine_objects_name_their_parts() -> None:
+    gear = GraphObject(
+        "1", "gear", (0, 0, 9, 9), ("red", "small", "thin-edged", "five-toothed"), ()
+    )
+    graph = SceneGraph(256, 256, "sea", "sunny", (gear,))
+    text = caption(gear, graph, random.Random(0))
+    assert text.startswith("a small thin-edged five-toothed red gear")
 
 
 def test_captions_have_all_attributes_of_an_object(graphs: dict[str, SceneGraph]) -> None:
@@ -63,13 +93,16 @@ def test_invalid_mentions_are_rejected(words: str) -> None:
         Mention.parse(words)
 
 
-def test_mismatched_texts_differ_in_one_word(mini_gqa: Path, graphs: dict[str, SceneGraph]) -> None:
-    questions = read_grounded_questions(mini_gqa / "questions" / "train_balanced_questions.json")
+def test_mismatched_texts_differ_in_one_word(
+    world: World, folder: Path, of_world: dict[str, SceneGraph]
+) -> None:
+    graphs = of_world
+    questions = read_grounded_questions(folder / "questions" / "train_balanced_questions.json")
     rng = random.Random(0)
     asked = 0
     for image_id, graph in graphs.items():
         for _ in range(10):
-            true, false = matching_pair(graph, questions.get(image_id, []), rng)
+            true, false = matching_pair(graph, questions.get(image_id, []), rng, world)
             # "an" for "a" is no difference that a model should go by.
             ours, theirs = (re.sub(r"\ban\b", "a", text).split() for text in (true, false))
             different = [
@@ -85,11 +118,11 @@ def test_mismatched_texts_differ_in_one_word(mini_gqa: Path, graphs: dict[str, S
     assert 0.4 < asked / (10 * len(graphs)) < 0.8
 
 
-def test_swapped_values_stay_of_their_kind(graphs: dict[str, SceneGraph]) -> None:
+def test_swapped_values_stay_of_their_kind(world: World, of_world: dict[str, SceneGraph]) -> None:
     rng = random.Random(1)
-    for graph in graphs.values():
+    for graph in of_world.values():
         mention = Mention.draw(rng.choice(graph.objects), rng)
-        false = mention.swapped(graph, rng)
+        false = mention.swapped(graph, rng, world)
         assert false is None or [KEY_OF[v] for v in false.values] == [
             KEY_OF[v] for v in mention.values
         ]

@@ -13,6 +13,7 @@ from lavis_ext.datasets.gqa.dataset import GqaFusionDataset
 from lavis_ext.datasets.gqa.questions import find_questions, gqa_files
 from lavis_ext.datasets.gqa.scoring_files import scoring_files
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
+from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS
 from lavis_ext.datasets.questions.builder import QuestionBuilder, QuestionDataConfig
 from lavis_ext.datasets.questions.files import QuestionFiles
 from lavis_ext.datasets.questions.made_up import PublishedSplit
@@ -35,6 +36,11 @@ class MiniGqaConfig:
     root: str = option("data/mini_gqa", "Its folder.", may_change=True)
     images: int = option(4000, "Images; a tenth each for val and testdev.", at_least=10)
     seed: int = option(0, "Seed of the scenes and questions.", at_least=0)
+    world: str = option(
+        SHAPES.name,
+        "shapes: easy at 128 pixels; fine: small objects that differ in fine parts, 256 pixels.",
+        choices=tuple(WORLDS),
+    )
 
 
 @dataclass
@@ -73,7 +79,7 @@ class GqaFusionBuilder(QuestionBuilder):
         ),
     )
     DATASET_CONFIG_DICT = {
-        name: str(CONFIGS / f"{name}.yaml") for name in ("balanced", "all", "mini")
+        name: str(CONFIGS / f"{name}.yaml") for name in ("balanced", "all", "mini", "fine")
     }
 
     SPLITS = ("train", "val", "testdev")
@@ -90,7 +96,7 @@ class GqaFusionBuilder(QuestionBuilder):
         """Draw mini-GQA on first use."""
         with main_process_first():
             if mini := self._mini_gqa():
-                make_mini_gqa(Path(mini.root), images=mini.images, seed=mini.seed)
+                make_mini_gqa(Path(mini.root), images=mini.images, seed=mini.seed, world=mini.world)
 
     def needs(self, splits: Sequence[str]) -> list[Need]:
         """Question files of the splits and the image folder, or mini-GQA's folder."""

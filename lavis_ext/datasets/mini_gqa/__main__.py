@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavis_ext.common.errors import command
+from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS
 from lavis_ext.datasets.mini_gqa.writer import make_mini_gqa
 
 
@@ -20,12 +21,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4000, help="number of scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
     parser.add_argument(
-        "--image-size", type=int, default=128, help="side of an image in pixels (%(default)s)"
+        "--image-size", type=int, help="side of an image in pixels (the world's: 128 or 256)"
+    )
+    parser.add_argument(
+        "--world",
+        choices=tuple(WORLDS),
+        default=SHAPES.name,
+        help="shapes to tell apart at 128 pixels, or fine parts at 256 (%(default)s)",
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     summary = make_mini_gqa(
-        options.out, images=options.images, seed=options.seed, image_size=options.image_size
+        options.out,
+        images=options.images,
+        seed=options.seed,
+        image_size=options.image_size,
+        world=options.world,
     )
     if summary.created:
         print(f"Wrote {summary.out}.")

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 
 from lavis_ext.datasets.mini_gqa.questions import Question
+from lavis_ext.datasets.mini_gqa.vocabulary import FINE, SHAPES, World
 
-# Balanced questions per image for each family: ``types.detailed``, and the attribute asked for.
-RATES: dict[str, float] = {
+# A family is ``types.detailed``, and the attribute asked for.
+_SHAPE_RATES = {
     "directWhich.color": 0.75,
     "directOf.color": 0.75,
     "directWhich.pattern": 0.45,
@@ -80,9 +81,108 @@ RATES: dict[str, float] = {
     "placeChoose": 0.18,
     "weatherChoose": 0.16,
 }
+_FINE_RATES = {
+    "directWhich.color": 0.4,
+    "directWhich.size": 0.15,
+    "directWhich.outline": 0.2,
+    "directWhich.teeth": 0.3,
+    "directWhich.holes": 0.3,
+    "directWhich.notch": 0.3,
+    "directWhich.letter": 0.35,
+    "directOf.color": 0.4,
+    "directOf.size": 0.15,
+    "directOf.outline": 0.2,
+    "directOf.teeth": 0.3,
+    "directOf.holes": 0.3,
+    "directOf.notch": 0.3,
+    "directOf.letter": 0.35,
+    "directWhich.color related": 0.25,
+    "directWhich.letter related": 0.15,
+    "positionQuery.hposition": 0.12,
+    "positionQuery.vposition": 0.12,
+    "categoryAttr.shape": 0.6,
+    "categoryAttr.round shape": 0.25,
+    "categoryAttr.square shape": 0.25,
+    "categoryThat.round shape": 0.25,
+    "categoryThat.square shape": 0.25,
+    "category.round shape": 0.1,
+    "category.square shape": 0.1,
+    "relS.shape": 0.35,
+    "categoryRelS.round shape": 0.15,
+    "categoryRelS.square shape": 0.15,
+    "place": 0.2,
+    "weather": 0.2,
+    "exist.name": 0.4,
+    "existAttr.name": 0.6,
+    "existAttr.any": 0.15,
+    "existAttr.category": 0.15,
+    "existThat.color": 0.05,
+    "existThat.size": 0.05,
+    "existThat.outline": 0.05,
+    "existThat.teeth": 0.05,
+    "existThat.holes": 0.05,
+    "existThat.letter": 0.05,
+    "existThat.notch": 0.05,
+    "existAttrNot.color": 0.05,
+    "existAttrNot.size": 0.05,
+    "existAttrNot.outline": 0.05,
+    "existAttrNot.teeth": 0.05,
+    "existAttrNot.holes": 0.05,
+    "existAttrNot.letter": 0.05,
+    "existAttrNot.notch": 0.05,
+    "existRelS": 0.3,
+    "verifyAttr.color": 0.15,
+    "verifyAttr.size": 0.1,
+    "verifyAttr.outline": 0.15,
+    "verifyAttr.teeth": 0.15,
+    "verifyAttr.holes": 0.15,
+    "verifyAttr.letter": 0.15,
+    "verifyAttr.notch": 0.15,
+    "positionVerify.hposition": 0.08,
+    "positionVerify.vposition": 0.08,
+    "relVerify": 0.2,
+    "relVerify.touching": 0.25,
+    "placeVerify": 0.1,
+    "weatherVerify": 0.1,
+    "existOr": 0.2,
+    "existAnd": 0.2,
+    "existAttrOr": 0.15,
+    "existAttrAnd": 0.15,
+    "verifyAttrAnd.color": 0.04,
+    "verifyAttrAnd.size": 0.04,
+    "verifyAttrAnd.outline": 0.04,
+    "verifyAttrAnd.teeth": 0.04,
+    "verifyAttrAnd.holes": 0.04,
+    "verifyAttrAnd.letter": 0.04,
+    "verifyAttrAnd.notch": 0.04,
+    "twoSame.color": 0.15,
+    "twoSame.outline": 0.12,
+    "twoSame.letter": 0.15,
+    "twoDifferent.color": 0.15,
+    "twoDifferent.outline": 0.12,
+    "twoDifferent.letter": 0.15,
+    "chooseAttr.color": 0.2,
+    "chooseAttr.size": 0.1,
+    "chooseAttr.outline": 0.15,
+    "chooseAttr.teeth": 0.2,
+    "chooseAttr.holes": 0.2,
+    "chooseAttr.letter": 0.2,
+    "chooseAttr.notch": 0.2,
+    "positionChoose.hposition": 0.06,
+    "positionChoose.vposition": 0.06,
+    "relChooser.horizontal": 0.1,
+    "relChooser.vertical": 0.1,
+    "categoryThisChoose": 0.25,
+    "placeChoose": 0.1,
+    "weatherChoose": 0.1,
+}
+RATES: dict[str, dict[str, float]] = {SHAPES.name: _SHAPE_RATES, FINE.name: _FINE_RATES}
+"""Balanced questions per image for each family, by world."""
 
 
-def select_balanced(questions: Iterable[Question], images: int, rng: random.Random) -> set[str]:
+def select_balanced(
+    questions: Iterable[Question], images: int, rng: random.Random, world: World
+) -> set[str]:
     """Ids of the balanced subset of one split's ``questions`` about ``images`` images."""
     families: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
@@ -90,7 +190,7 @@ def select_balanced(questions: Iterable[Question], images: int, rng: random.Rand
     chosen: set[str] = set()
     for family in sorted(families):
         members = _spread_over_images(families[family], rng)
-        quota = RATES[family] * images
+        quota = RATES[world.name][family] * images
         kind = members[0].structural
         if kind == "query":
             picked = _uniform(members, quota)

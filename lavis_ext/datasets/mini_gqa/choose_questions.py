@@ -16,13 +16,12 @@ from lavis_ext.datasets.mini_gqa.facts import (
 from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
 from lavis_ext.datasets.mini_gqa.scenes import Scene
 from lavis_ext.datasets.mini_gqa.vocabulary import (
-    CATEGORY_NAMES,
-    OBJECT_VALUES,
     OPPOSITE,
     POSITION_VALUES,
     RELATIONS,
     SCENE_VALUES,
     article,
+    short,
 )
 from lavis_ext.datasets.mini_gqa.wording import Mention, Program, referring_expression
 
@@ -40,19 +39,18 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "Is the circle red or blue?"."""
     item = rng.choice(scene.objects)
     reference = referring_expression(rng, scene, item, avoid=(key,))
-    if reference is None:
+    value = item.value(key)
+    if reference is None or value is None:
         return None
-    options, place = two_options(rng, item.value(key), OBJECT_VALUES[key])
+    answers = tuple(map(short, scene.world.attributes[key]))
+    options, place = two_options(rng, short(value), answers)
     program = Program()
     program.add(f"choose {key}", "|".join(options), program.select(reference, [item]))
     return Draft(
-        wordings=(
-            f"Is the {{0}} {options[0]} or {options[1]}?",
-            f"Which {key} is the {{0}}, {options[0]} or {options[1]}?",
-        ),
+        wordings=_worded_options(key, options),
         mentions=(reference.mention(item),),
-        answer=item.value(key),
-        full_answer=f"The {{0}} is {item.value(key)}.",
+        answer=short(value),
+        full_answer=f"The {{0}} is {value}.",
         program=program,
         kind=("choose", "attr", "chooseAttr"),
         subject=key,
@@ -63,6 +61,23 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
         sufficient=[described(item, reference) | has(item, key)],
         option=place,
     )
+
+
+def _worded_options(key: str, options: tuple[str, str]) -> tuple[str, ...]:
+    """Templates that offer two answers to a question for the attribute type ``key``."""
+    offered = f"{options[0]} or {options[1]}"
+    if key in ("teeth", "holes"):
+        return (
+            f"Does the {{0}} have {offered} {key}?",
+            f"How many {key} has the {{0}}, {offered}?",
+        )
+    if key == "notch":
+        return (f"Is the notch of the {{0}} on the {options[0]} or on the {options[1]}?",)
+    if key == "letter":
+        return (f"Is the letter on the {{0}} {offered}?", f"Which letter has the {{0}}, {offered}?")
+    if key == "outline":
+        return (f"Is the outline of the {{0}} {offered}?",)
+    return (f"Is the {{0}} {offered}?", f"Which {key} is the {{0}}, {offered}?")
 
 
 def position(rng: random.Random, scene: Scene, key: str) -> Draft | None:
@@ -100,8 +115,7 @@ def name(rng: random.Random, scene: Scene) -> Draft | None:
     reference = referring_expression(rng, scene, item, avoid=("name",))
     if reference is None or not reference.adjectives:
         return None
-    values = CATEGORY_NAMES.get(reference.noun, OBJECT_VALUES["name"])
-    options, place = two_options(rng, item.name, values)
+    options, place = two_options(rng, item.name, scene.world.kinds_of(reference.noun))
     program = Program()
     program.add("choose name", "|".join(options), program.select(reference, [item]))
     known = described(item, reference) | has(item, "name")

@@ -16,7 +16,7 @@ from lavis_ext.datasets.mini_gqa.facts import (
     uniquely_described,
 )
 from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
-from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, OBJECT_VALUES, OPPOSITE, RELATIONS
+from lavis_ext.datasets.mini_gqa.vocabulary import OPPOSITE, RELATIONS, World
 from lavis_ext.datasets.mini_gqa.wording import (
     Description,
     Mention,
@@ -34,13 +34,22 @@ def draw_description(
     Absent ones are drawn uniformly over words; None after too many failed draws.
     """
     if present:
-        return describe(rng.choice(scene.objects), keys, noun_key)
+        having = [o for o in scene.objects if all(scene.world.has(o.name, key) for key in keys)]
+        return describe(rng.choice(having), keys, noun_key) if having else None
     for _ in range(20):
-        noun = ANY_SHAPE if noun_key == "any" else rng.choice(OBJECT_VALUES[noun_key])
-        description = Description(noun, tuple(rng.choice(OBJECT_VALUES[key]) for key in keys))
+        description = random_description(rng, scene.world, keys, noun_key)
         if not any(description.matches(item) for item in scene.objects):
             return description
     return None
+
+
+def random_description(
+    rng: random.Random, world: World, keys: tuple[str, ...], noun_key: str
+) -> Description:
+    """Draw the words of a description by ``keys`` and a noun uniformly."""
+    nouns = world.nouns(noun_key, keys)
+    noun = nouns[0] if noun_key == "any" else rng.choice(nouns)
+    return Description(noun, tuple(rng.choice(world.attributes[key]) for key in keys))
 
 
 def matching_objects(scene: Scene, description: Description) -> list[SceneObject]:
@@ -100,7 +109,7 @@ def exist(rng: random.Random, scene: Scene, keys: tuple[str, ...], noun_key: str
 
 def exist_that(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is there a circle that is striped?"."""
-    key = rng.choice(("color", "pattern", "size"))
+    key = rng.choice(scene.world.asked)
     draft = exist(rng, scene, (key,), "name")
     if draft is None:
         return None
@@ -117,12 +126,15 @@ def exist_that(rng: random.Random, scene: Scene) -> Draft | None:
 def exist_not(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Is there a circle that is not red?", where there is a circle."""
     item = rng.choice(scene.objects)
-    noun, key = Description(item.name), rng.choice(("color", "pattern", "size"))
+    noun, key = Description(item.name), rng.choice(scene.world.asked)
     same = matching_objects(scene, noun)
+    actual = item.value(key)
+    if actual is None:
+        return None
     if rng.random() < 0.5:
-        value = rng.choice([v for v in OBJECT_VALUES[key] if v != item.value(key)])
+        value = rng.choice([v for v in scene.world.attributes[key] if v != actual])
     else:
-        value = item.value(key)
+        value = actual
     other = [o for o in same if o.value(key) != value]
     if not other and len(same) > 1:
         return None
@@ -164,8 +176,7 @@ def exist_related(rng: random.Random, scene: Scene) -> Draft | None:
     if wanted or rng.random() < 0.7:
         description = describe(rng.choice(others), keys, noun_key)
     else:
-        noun = ANY_SHAPE if noun_key == "any" else rng.choice(OBJECT_VALUES[noun_key])
-        description = Description(noun, tuple(rng.choice(OBJECT_VALUES[key]) for key in keys))
+        description = random_description(rng, scene.world, keys, noun_key)
     candidates = [item for item in others if description.matches(item)]
     states = [scene.relation(item, relation, anchor) for item in candidates]
     truth = True in states

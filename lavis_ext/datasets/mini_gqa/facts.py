@@ -54,6 +54,11 @@ def compared(a: SceneObject, b: SceneObject, key: str) -> Facts:
     return frozenset({("compared", key, frozenset({a.id, b.id}))})
 
 
+def touching(a: SceneObject, b: SceneObject) -> Facts:
+    """Known whether ``a`` and ``b`` touch."""
+    return frozenset({("touching", frozenset({a.id, b.id}))})
+
+
 def scene_known(key: str) -> Facts:
     """Known place or weather."""
     return frozenset({("scene", key)})

@@ -20,7 +20,6 @@ from lavis_ext.datasets.mini_gqa.facts import (
     uniquely_described,
 )
 from lavis_ext.datasets.mini_gqa.scenes import Scene
-from lavis_ext.datasets.mini_gqa.vocabulary import OBJECT_VALUES
 from lavis_ext.datasets.mini_gqa.wording import Program, referring_expression
 
 
@@ -99,14 +98,15 @@ def exist_both(
 
 def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Are the circle and the star both red?"."""
-    key = rng.choice(("color", "pattern", "size"))
+    key = rng.choice(scene.world.asked)
     items = rng.sample(scene.objects, 2)
     references = [referring_expression(rng, scene, item, avoid=(key,)) for item in items]
     first, second = references
-    if first is None or second is None:
+    values = [value for item in items if (value := item.value(key))]
+    if first is None or second is None or len(values) < 2:
         return None
-    value = items[0].value(key) if rng.random() < 0.5 else rng.choice(OBJECT_VALUES[key])
-    states = [item.value(key) == value for item in items]
+    value = values[0] if rng.random() < 0.5 else rng.choice(scene.world.attributes[key])
+    states = [each == value for each in values]
     program = Program()
     steps = [
         program.add(f"verify {key}", value, program.select(reference, [item]))
@@ -129,7 +129,7 @@ def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
         answer=yes_or_no(all(states)),
         full_answer=f"Yes, both the {{0}} and the {{1}} are {value}."
         if all(states)
-        else f"No, the {{{off}}} is {items[off].value(key)}.",
+        else f"No, the {{{off}}} is {values[off]}.",
         program=program,
         kind=("logical", "attr", "verifyAttrAnd"),
         subject=key,
@@ -142,9 +142,9 @@ def verify_both(rng: random.Random, scene: Scene) -> Draft | None:
 
 def compare(rng: random.Random, scene: Scene, operation: str) -> Draft | None:
     """Ask "Do the circle and the star have the same color?", or ``different``."""
-    key = rng.choice(("color", "color", "pattern", "size"))
+    key = rng.choice(scene.world.compared)
     equal = rng.random() < 0.5
-    items = list(scene.objects)
+    items = [item for item in scene.objects if item.value(key)]
     rng.shuffle(items)
     pairs = [
         (a, b)

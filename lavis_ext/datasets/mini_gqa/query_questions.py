@@ -12,13 +12,12 @@ from lavis_ext.datasets.mini_gqa.facts import (
 )
 from lavis_ext.datasets.mini_gqa.scenes import Scene, SceneObject
 from lavis_ext.datasets.mini_gqa.vocabulary import (
-    ANY_SHAPE,
-    CATEGORY_NAMES,
-    OBJECT_VALUES,
     POSITION_VALUES,
     RELATIONS,
     SCENE_VALUES,
+    World,
     article,
+    short,
 )
 from lavis_ext.datasets.mini_gqa.wording import (
     Description,
@@ -35,6 +34,28 @@ ATTRIBUTE_WORDINGS = {
     ("directOf", "pattern"): ("What is the pattern of the {0}?", "The {0} has what pattern?"),
     ("directWhich", "size"): ("What size is the {0}?", "Which size does the {0} have?"),
     ("directOf", "size"): ("What is the size of the {0}?", "The {0} is of what size?"),
+    ("directWhich", "outline"): ("Which outline does the {0} have?", "How is the {0} outlined?"),
+    ("directOf", "outline"): ("What is the outline of the {0} like?", "The {0} has what outline?"),
+    ("directWhich", "teeth"): ("How many teeth does the {0} have?", "How many teeth has the {0}?"),
+    ("directOf", "teeth"): (
+        "What is the number of teeth of the {0}?",
+        "The {0} has how many teeth?",
+    ),
+    ("directWhich", "holes"): ("How many holes does the {0} have?", "How many holes has the {0}?"),
+    ("directOf", "holes"): (
+        "What is the number of holes in the {0}?",
+        "The {0} has how many holes?",
+    ),
+    ("directWhich", "letter"): ("Which letter is on the {0}?", "What letter does the {0} have?"),
+    ("directOf", "letter"): ("What is the letter on the {0}?", "The {0} has what letter?"),
+    ("directWhich", "notch"): (
+        "Which side of the {0} has a notch?",
+        "On which side is the {0} notched?",
+    ),
+    ("directOf", "notch"): (
+        "What is the side of the notch of the {0}?",
+        "The {0} has a notch on what side?",
+    ),
 }
 POSITION_WORDINGS = {
     "hposition": ("On which side of the picture is the {0}?", "Which side is the {0} on?"),
@@ -60,7 +81,8 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     """Ask "What color is the circle?"."""
     item = rng.choice(scene.objects)
     reference = referring_expression(rng, scene, item, avoid=(key,))
-    if reference is None:
+    value = item.value(key)
+    if reference is None or value is None:
         return None
     detailed = rng.choice(("directWhich", "directOf"))
     program = Program()
@@ -69,14 +91,14 @@ def attribute(rng: random.Random, scene: Scene, key: str) -> Draft | None:
     return Draft(
         wordings=ATTRIBUTE_WORDINGS[detailed, key],
         mentions=(reference.mention(item),),
-        answer=item.value(key),
-        full_answer=f"The {{0}} is {item.value(key)}.",
+        answer=short(value),
+        full_answer=f"The {{0}} is {value}.",
         program=program,
         kind=("query", "attr", detailed),
         subject=key,
         group=key,
         local=f"10q-{reference.noun}_{key}",
-        valid=OBJECT_VALUES[key],
+        valid=tuple(map(short, scene.world.attributes[key])),
         implied=uniquely_described(item, reference) | known,
         sufficient=[described(item, reference) | known],
     )
@@ -88,6 +110,9 @@ def related_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | Non
     if found is None:
         return None
     item, relation, anchor, reference, noun = found
+    value = item.value(key)
+    if value is None:
+        return None
     program = Program()
     step = program.add(
         "relate", f"{noun.noun},{relation},s ({item.id})", program.select(reference, [anchor])
@@ -105,14 +130,14 @@ def related_attribute(rng: random.Random, scene: Scene, key: str) -> Draft | Non
             for wording in ATTRIBUTE_WORDINGS["directWhich", key]
         ),
         mentions=(noun.mention(item), reference.mention(anchor)),
-        answer=item.value(key),
-        full_answer=f"The {{0}} is {item.value(key)}.",
+        answer=short(value),
+        full_answer=f"The {{0}} is {value}.",
         program=program,
         kind=("query", "attr", "directWhich"),
         subject=f"{key} related",
         group=key,
         local=f"10q-{noun.noun}_{key}",
-        valid=OBJECT_VALUES[key],
+        valid=tuple(map(short, scene.world.attributes[key])),
         implied=known | uniquely_described(anchor, reference),
         sufficient=[known],
     )
@@ -149,6 +174,7 @@ def name_by_attribute(rng: random.Random, scene: Scene) -> Draft | None:
     if reference is None or not reference.adjectives:
         return None
     return _name_draft(
+        scene.world,
         item,
         reference,
         ("What is the {0}?", "What is the {0} called?", "What is the name of the {0}?"),
@@ -160,12 +186,14 @@ def name_by_attribute(rng: random.Random, scene: Scene) -> Draft | None:
 def name_that(rng: random.Random, scene: Scene) -> Draft | None:
     """Ask "Which curved shape is red?"."""
     item = rng.choice(scene.objects)
-    key = rng.choice(("color", "pattern", "size"))
+    # Other parts than the name's would give it away.
+    key = rng.choice([key for key in scene.world.asked if key not in scene.world.parts])
     reference = describe(item, [key], "category")
     if sum(reference.matches(other) for other in scene.objects) != 1:
         return None
     value = item.value(key)
     return _name_draft(
+        scene.world,
         item,
         reference,
         (f"Which {{1}} is {value}?", f"What kind of {{1}} is {value}?"),
@@ -181,6 +209,7 @@ def name_in_category(rng: random.Random, scene: Scene) -> Draft | None:
     if sum(reference.matches(other) for other in scene.objects) != 1:
         return None
     return _name_draft(
+        scene.world,
         item,
         reference,
         ("Which kind of {0} is there?", "What kind of {0} is in the picture?"),
@@ -190,6 +219,7 @@ def name_in_category(rng: random.Random, scene: Scene) -> Draft | None:
 
 
 def _name_draft(
+    world: World,
     item: SceneObject,
     reference: Description,
     wordings: tuple[str, ...],
@@ -213,8 +243,8 @@ def _name_draft(
         subject=reference.noun,
         group=reference.noun,
         local=local,
-        valid=OBJECT_VALUES["name"],
-        plausible=CATEGORY_NAMES.get(reference.noun, OBJECT_VALUES["name"]),
+        valid=world.names,
+        plausible=world.kinds_of(reference.noun),
         implied=known | uniquely_described(item, reference),
         sufficient=[known],
         answer_id=item.id,
@@ -258,8 +288,8 @@ def name_by_relation(rng: random.Random, scene: Scene, noun_key: str) -> Draft |
         subject=noun.noun,
         group=noun.noun,
         local=f"{14 if noun_key == 'any' else 15}-{reference.noun}_{relation},s",
-        valid=OBJECT_VALUES["name"],
-        plausible=CATEGORY_NAMES.get(noun.noun, OBJECT_VALUES["name"]),
+        valid=scene.world.names,
+        plausible=scene.world.kinds_of(noun.noun),
         implied=known | uniquely_described(anchor, reference),
         sufficient=[known],
         answer_id=item.id,
@@ -299,7 +329,7 @@ def draw_related_pair(
     """
     item, anchor = rng.sample(scene.objects, 2)
     relation = rng.choice(RELATIONS)
-    noun = Description(ANY_SHAPE if noun_key == "any" else item.value(noun_key))
+    noun = describe(item, (), noun_key)
     reference = referring_expression(rng, scene, anchor)
     others = [o for o in scene.objects if o not in (item, anchor) and noun.matches(o)]
     if (

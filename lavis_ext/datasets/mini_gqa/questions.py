@@ -4,72 +4,15 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from lavis_ext.datasets.mini_gqa import (
-    choose_questions,
-    existence_questions,
-    logic_questions,
-    query_questions,
-    verify_questions,
-)
-from lavis_ext.datasets.mini_gqa.drafts import Draft, TemplateFunction
+from lavis_ext.datasets.mini_gqa.drafts import Draft
 from lavis_ext.datasets.mini_gqa.facts import Facts
 from lavis_ext.datasets.mini_gqa.scenes import Scene
+from lavis_ext.datasets.mini_gqa.templates import TEMPLATES
 from lavis_ext.datasets.mini_gqa.wording import fill
 
 PARAPHRASE_RATE = 0.15
-
-# Number of draws of each template for a scene. About one draw in five doesn't suit it.
-TEMPLATES: tuple[tuple[TemplateFunction, int], ...] = (
-    (partial(query_questions.attribute, key="color"), 3),
-    (partial(query_questions.attribute, key="pattern"), 2),
-    (partial(query_questions.attribute, key="size"), 1),
-    (partial(query_questions.related_attribute, key="color"), 2),
-    (partial(query_questions.related_attribute, key="pattern"), 1),
-    (partial(query_questions.position, key="hposition"), 1),
-    (partial(query_questions.position, key="vposition"), 1),
-    (query_questions.name_by_attribute, 3),
-    (query_questions.name_that, 2),
-    (query_questions.name_in_category, 1),
-    (partial(query_questions.name_by_relation, noun_key="any"), 5),
-    (partial(query_questions.name_by_relation, noun_key="category"), 3),
-    (partial(query_questions.scene_property, key="place"), 1),
-    (partial(query_questions.scene_property, key="weather"), 1),
-    (partial(existence_questions.exist, keys=(), noun_key="name"), 2),
-    (partial(existence_questions.exist, keys=("color",), noun_key="name"), 2),
-    (partial(existence_questions.exist, keys=("color",), noun_key="any"), 1),
-    (partial(existence_questions.exist, keys=("color",), noun_key="category"), 1),
-    (partial(existence_questions.exist, keys=("pattern",), noun_key="name"), 1),
-    (existence_questions.exist_that, 1),
-    (existence_questions.exist_not, 1),
-    (existence_questions.exist_related, 3),
-    (partial(verify_questions.verify_attribute, key="color"), 1),
-    (partial(verify_questions.verify_attribute, key="pattern"), 1),
-    (partial(verify_questions.verify_attribute, key="size"), 1),
-    (partial(verify_questions.verify_position, key="hposition"), 1),
-    (partial(verify_questions.verify_position, key="vposition"), 1),
-    (verify_questions.verify_relation, 2),
-    (partial(verify_questions.verify_scene, key="place"), 1),
-    (partial(verify_questions.verify_scene, key="weather"), 1),
-    (partial(logic_questions.exist_both, operation="or", keys=()), 1),
-    (partial(logic_questions.exist_both, operation="and", keys=()), 1),
-    (partial(logic_questions.exist_both, operation="or", keys=("color",)), 1),
-    (partial(logic_questions.exist_both, operation="and", keys=("color",)), 1),
-    (logic_questions.verify_both, 1),
-    (partial(logic_questions.compare, operation="same"), 2),
-    (partial(logic_questions.compare, operation="different"), 2),
-    (partial(choose_questions.attribute, key="color"), 1),
-    (partial(choose_questions.attribute, key="pattern"), 1),
-    (partial(choose_questions.attribute, key="size"), 1),
-    (partial(choose_questions.position, key="hposition"), 1),
-    (partial(choose_questions.position, key="vposition"), 1),
-    (choose_questions.relation, 2),
-    (choose_questions.name, 1),
-    (partial(choose_questions.scene_property, key="place"), 1),
-    (partial(choose_questions.scene_property, key="weather"), 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +36,7 @@ def generate_questions(rng: random.Random, scene: Scene) -> list[tuple[Question,
     A question's id is the image's id and two more digits.
     """
     worded: dict[str, tuple[Draft, str]] = {}
-    for template, tries in TEMPLATES:
+    for template, tries in TEMPLATES[scene.world.name]:
         for _ in range(tries):
             draft = template(rng, scene)
             if draft is None:

@@ -1,12 +1,13 @@
 """Drawing a scene: background, textured and outlined shapes, and the mask of visible objects."""
 
 import math
-from functools import cache
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from lavis_ext.datasets.mini_gqa.backgrounds import paint_background
+from lavis_ext.datasets.mini_gqa.contours import contours
 from lavis_ext.datasets.mini_gqa.scenes import REFERENCE_SIDE, Box, Scene, SceneObject
 from lavis_ext.datasets.mini_gqa.vocabulary import COLORS
 
@@ -30,7 +31,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[Array, Array]:
     canvas = paint_background(scene.place, scene.weather, scene.side, rng)
     mask = np.zeros((scene.side, scene.side), np.uint8)
     for index, item in enumerate(scene.objects):
-        color, alpha, body = _sprite(item, scene.side)
+        color, alpha, body = _sprite(item, scene.side, scene.world.outlines)
         half = len(alpha) // 2
         rows, columns = (slice(c - half, c + half) for c in (item.y, item.x))
         canvas[rows, columns] = canvas[rows, columns] * (1 - alpha[..., None]) + color
@@ -51,44 +52,65 @@ def visible_boxes(mask: Array, count: int) -> list[Box]:
     return boxes
 
 
-def _sprite(item: SceneObject, side: int) -> tuple[Array, Array, Array]:
-    """Color times alpha [n, n, 3], alpha [n, n] and coverage without the pale line [n, n]."""
+def _sprite(
+    item: SceneObject, side: int, outlines: Mapping[str, float] | None
+) -> tuple[Array, Array, Array]:
+    """Color times alpha [n, n, 3], alpha [n, n] and the object's coverage of pixels [n, n].
+
+    A pale line around an object and the inside of its fine holes are not the object.
+    """
     unit = side / REFERENCE_SIDE
     half = min(math.ceil(1.12 * item.radius + 2 * unit), item.x, item.y)
     half = min(half, side - item.x, side - item.y)
     n = 2 * half * SUPERSAMPLING
     cos, sin = math.cos(item.angle), math.sin(item.angle)
     turn = np.array([[cos, sin], [-sin, cos]]) * item.radius * SUPERSAMPLING
-    outline, *holes = (contour @ turn + n / 2 for contour in _contours(item.name))
+    outline, *holes = (contour @ turn + n / 2 for contour in contours(item, unit))
 
     body, pale, dark = (Image.new("1", (n, n)) for _ in range(3))
     ImageDraw.Draw(body).polygon(_points(outline), fill=1)
     for hole in holes:
         ImageDraw.Draw(body).polygon(_points(hole), fill=0)
-    for contour in (outline, *holes):
-        closed = _points(contour)
-        closed += closed[:2]
-        for line, half_width in ((pale, PALE_HALF_WIDTH), (dark, DARK_HALF_WIDTH)):
-            width = round(2 * half_width * unit * SUPERSAMPLING)
-            ImageDraw.Draw(line).line(closed, fill=1, width=width, joint="curve")
+    if outlines is None:
+        for contour in (outline, *holes):
+            _line(pale, contour, PALE_HALF_WIDTH * unit)
+            _line(dark, contour, DARK_HALF_WIDTH * unit)
+    else:
+        _line(dark, outline, outlines[item.attributes["outline"]] * unit)
+        for hole in holes:
+            ImageDraw.Draw(dark).polygon(_points(hole), fill=1)
 
     in_body, in_pale, in_dark = (np.asarray(layer) for layer in (body, pale, dark))
-    covered = in_body | in_dark
+    seen = covered = in_body | in_dark
+    if outlines is not None:
+        # The line is drawn on both sides of the edge; its outer half would fill gaps of teeth.
+        outside = Image.new("1", (n, n))
+        ImageDraw.Draw(outside).polygon(_points(outline), fill=1)
+        seen, covered = np.asarray(outside), in_body
     color = np.where(in_body[..., None], _texture(item, n, unit), PALE)
     color = np.where(in_dark[..., None], DARK, color)
-    alpha = (covered | in_pale).astype(np.float32)
+    alpha = (seen | in_pale).astype(np.float32)
     return _shrink(color * alpha[..., None]), _shrink(alpha), _shrink(covered.astype(np.float32))
+
+
+def _line(layer: Image.Image, contour: Array, half_width: float) -> None:
+    """Draw a closed line of ``2 * half_width`` pixels of the image."""
+    closed = _points(contour)
+    closed += closed[:2]
+    width = round(2 * half_width * SUPERSAMPLING)
+    ImageDraw.Draw(layer).line(closed, fill=1, width=width, joint="curve")
 
 
 def _texture(item: SceneObject, n: int, unit: float) -> Array:
     """The object's color and rotated pattern, float32 [n, n, 3], supersampled."""
-    base = np.array(COLORS[item.color], np.float32)
-    if item.pattern == "plain":
+    color, pattern = item.attributes["color"], item.attributes.get("pattern", "plain")
+    base = np.array(COLORS[color], np.float32)
+    if pattern == "plain":
         return np.broadcast_to(base, (n, n, 3))
     # The pattern's second color is a darker or paler shade of the first, so that the object's color
     # stays obvious; white and black change less, or both would look gray.
-    if item.color in ("white", "black"):
-        second = base * 0.58 if item.color == "white" else base * 0.52 + 255 * 0.48
+    if color in ("white", "black"):
+        second = base * 0.58 if color == "white" else base * 0.52 + 255 * 0.48
     elif base @ LUMINANCE > 125:
         second = base * 0.35
     else:
@@ -98,9 +120,9 @@ def _texture(item: SceneObject, n: int, unit: float) -> Array:
     u = axis[None, :] * cos + axis[:, None] * sin
     v = axis[:, None] * cos - axis[None, :] * sin
     period = 0.26 * item.radius + 3.4 * unit
-    if item.pattern == "striped":
+    if pattern == "striped":
         marked = (u + v) / (1.2 * period) % 1 < 0.42
-    elif item.pattern == "dotted":
+    elif pattern == "dotted":
         marked = np.hypot(u / period % 1 - 0.5, v / period % 1 - 0.5) < 0.31
     else:
         cell = 0.68 * period
@@ -117,41 +139,3 @@ def _shrink(layer: Array) -> Array:
     step = SUPERSAMPLING
     total = sum(layer[row::step, column::step] for row in range(step) for column in range(step))
     return np.asarray(total) / np.float32(step * step)
-
-
-@cache
-def _contours(name: str) -> tuple[Array, ...]:
-    """Closed contours [points, 2] of a shape of radius about 1: the outline, then its holes."""
-    turn = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    circle = np.stack([np.cos(turn), np.sin(turn)], axis=-1)
-    if name == "circle":
-        return (circle,)
-    if name == "ring":
-        return circle * 1.05, circle * 0.5
-    if name == "square":
-        return (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.79,)
-    if name == "triangle":
-        return (np.array([[0, -1.0], [1.0, 0.78], [-1.0, 0.78]]) * 0.98,)
-    if name == "star":
-        angles = -math.pi / 2 + np.arange(10) * math.pi / 5
-        radii = np.where(np.arange(10) % 2 == 0, 1.1, 0.47)[:, None]
-        return (radii * np.stack([np.cos(angles), np.sin(angles)], axis=-1),)
-    if name == "cross":
-        a, b = 1.0, 0.37
-        corner = [(b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a)]
-        return (np.array(corner + [(-x, -y) for x, y in corner]),)
-    if name == "heart":
-        x = 16 * np.sin(turn) ** 3
-        y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
-        return (np.stack([x, -y - 2.5], axis=-1) / 16,)
-    if name == "crescent":
-        # The unit disc minus a disc of radius 0.82, centered 0.55 to the right.
-        inner, shift = 0.82, 0.55
-        tip = (1 - inner**2 + shift**2) / (2 * shift)
-        outer_tip, inner_tip = math.acos(tip), math.acos((tip - shift) / inner)
-        far = np.linspace(outer_tip, 2 * math.pi - outer_tip, 32)
-        near = np.linspace(2 * math.pi - inner_tip, inner_tip, 24)
-        arc = np.stack([np.cos(far), np.sin(far)], axis=-1)
-        bite = np.stack([shift + inner * np.cos(near), inner * np.sin(near)], axis=-1)
-        return ((np.concatenate([arc, bite]) + np.array([0.22, 0])) * 1.08,)
-    raise ValueError(f"no contour for the shape '{name}'")

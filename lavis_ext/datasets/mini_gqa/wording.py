@@ -58,8 +58,9 @@ class Description:
 
 def describe(item: SceneObject, keys: Sequence[str], noun_key: str = "name") -> Description:
     """Describe ``item`` by the attribute types ``keys`` and the noun of type ``noun_key``."""
-    adjectives = tuple(item.value(key) for key in ADJECTIVE_ORDER if key in keys)
-    return Description(ANY_SHAPE if noun_key == "any" else item.value(noun_key), adjectives)
+    values = (item.value(key) for key in ADJECTIVE_ORDER if key in keys)
+    noun = None if noun_key == "any" else item.value(noun_key)
+    return Description(noun or ANY_SHAPE, tuple(value for value in values if value))
 
 
 def referring_expression(
@@ -72,7 +73,7 @@ def referring_expression(
     nouns = [key for key in ("name", "category", "any") if key not in avoid]
     if "name" in avoid:
         rng.shuffle(nouns)
-    keys = [key for key in ADJECTIVE_ORDER if key not in avoid]
+    keys = [key for key in scene.world.referring if key not in avoid]
     rng.shuffle(keys)
     for count in (0, 1, 2):
         for chosen in combinations(keys, count):

@@ -21,7 +21,7 @@ from lavis_ext.datasets.mini_gqa.balance import select_balanced
 from lavis_ext.datasets.mini_gqa.questions import Question, generate_questions
 from lavis_ext.datasets.mini_gqa.rendering import render, visible_boxes
 from lavis_ext.datasets.mini_gqa.scenes import sample_scene, scene_graph
-from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF
+from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS, World
 
 GENERATOR_VERSION = 2
 """Increased with every change of the files that the same arguments give."""
@@ -52,7 +52,12 @@ class MiniGqaSummary:
 
 
 def make_mini_gqa(
-    out: Path | str, *, images: int = 4000, seed: int = 0, image_size: int = 128
+    out: Path | str,
+    *,
+    images: int = 4000,
+    seed: int = 0,
+    image_size: int | None = None,
+    world: str = SHAPES.name,
 ) -> MiniGqaSummary:
     """Draw scenes with questions and write them to a folder.
 
@@ -67,12 +72,18 @@ def make_mini_gqa(
         out: folder to write; absent or empty.
         images: number of scenes, a tenth each for ``val`` and ``testdev``.
         seed: seed of scenes, questions and splits.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels; by default the world's.
+        world: name of one of ``WORLDS``.
 
     Raises:
-        UserError: an argument is out of range, or ``out`` can't be written or has other files.
+        UserError: the world is unknown, an argument is out of range, or ``out`` can't be written or
+            has other files.
     """
     out = Path(out)
+    if world not in WORLDS:
+        raise UserError(f"mini-GQA: world is {world!r}; it must be one of {', '.join(WORLDS)}.")
+    drawn = WORLDS[world]
+    image_size = drawn.side if image_size is None else image_size
     for name, value, low, high in (
         ("images", images, MIN_IMAGES, MAX_IMAGES),
         ("seed", seed, 0, 2**32 - 1),
@@ -88,6 +99,7 @@ def make_mini_gqa(
         "images": images,
         "seed": seed,
         "image_size": image_size,
+        "world": world,
     }
     existing = _existing(out, arguments)
     if existing is not None:
@@ -95,8 +107,11 @@ def make_mini_gqa(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _complete_or_nothing(out) as folder:
-            counts = _write(folder, images, seed, image_size)
-            (folder / METADATA).write_text(json.dumps(arguments | {"counts": counts}, indent=2))
+            counts = _write(folder, images, seed, image_size, drawn)
+            metadata = arguments | {"counts": counts}
+            if drawn is SHAPES:  # whose files are older than other worlds
+                del metadata["world"]
+            (folder / METADATA).write_text(json.dumps(metadata, indent=2))
     except OSError as error:
         # Another process may have finished the same data set meanwhile.
         existing = _existing(out, arguments)
@@ -124,6 +139,7 @@ def _existing(out: Path, arguments: dict[str, Any]) -> MiniGqaSummary | None:
     try:
         metadata = parse_json((out / METADATA).read_text())
         found = {key: metadata.get(key) for key in arguments}
+        found["world"] = found["world"] or SHAPES.name
         if found["generator_version"] in READABLE_VERSIONS:
             found["generator_version"] = GENERATOR_VERSION
     except (OSError, ValueError, AttributeError):
@@ -156,7 +172,9 @@ def _complete_or_nothing(out: Path) -> Iterator[Path]:
         raise
 
 
-def _write(folder: Path, images: int, seed: int, side: int) -> dict[str, dict[str, int]]:
+def _write(
+    folder: Path, images: int, seed: int, side: int, world: World
+) -> dict[str, dict[str, int]]:
     for name in ("questions", "images", "sceneGraphs", "choices", "instances"):
         (folder / name).mkdir()
     order = list(range(images))
@@ -164,13 +182,13 @@ def _write(folder: Path, images: int, seed: int, side: int) -> dict[str, dict[st
     tenth = images // 10
     members = (order[2 * tenth :], order[:tenth], order[tenth : 2 * tenth])
     return {
-        split: _write_split(folder, split, sorted(indices), seed, side)
+        split: _write_split(folder, split, sorted(indices), seed, side, world)
         for split, indices in zip(SPLITS, members, strict=True)
     }
 
 
 def _write_split(
-    folder: Path, split: str, indices: list[int], seed: int, side: int
+    folder: Path, split: str, indices: list[int], seed: int, side: int, world: World
 ) -> dict[str, int]:
     graphs: dict[str, Any] = {}
     masks: dict[str, list[ObjectMask]] = {}
@@ -182,7 +200,7 @@ def _write_split(
         for done, index in enumerate(indices):
             if done % 500 == 0:
                 _log.info("%s: %d of %d images", split, done, len(indices))
-            scene = sample_scene(random.Random(f"{seed} scene {index}"), index, side)
+            scene = sample_scene(random.Random(f"{seed} scene {index}"), index, side, world)
             image, indexes = render(scene, np.random.default_rng([seed, index]))
             Image.fromarray(image).save(folder / "images" / f"{scene.image_id}.jpg", **JPEG_OPTIONS)
             count = len(scene.objects)
@@ -194,7 +212,9 @@ def _write_split(
                 questions.append(question)
                 lines.write(json.dumps(record) + "\n")
 
-    balanced = select_balanced(questions, len(indices), random.Random(f"{seed} balance {split}"))
+    balanced = select_balanced(
+        questions, len(indices), random.Random(f"{seed} balance {split}"), world
+    )
     with pending.open() as lines:
         _write_questions(folder / "questions", split, zip(questions, lines, strict=True), balanced)
     pending.unlink()
@@ -204,7 +224,7 @@ def _write_split(
             choices.add(question.id, json.dumps(answers))
     (folder / "sceneGraphs" / f"{split}_sceneGraphs.json").write_text(json.dumps(graphs))
     instances = folder / "instances" / f"{split}_instances.json"
-    write_instances(instances, graphs, masks, CATEGORY_OF)
+    write_instances(instances, graphs, masks, world.category_of)
     return {"images": len(indices), "all": len(questions), "balanced": len(balanced)}
 
 

@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from itertools import pairwise
+from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.datasets.gqa.object_masks import read_object_masks
@@ -22,9 +24,18 @@ from lavis_ext.datasets.gqa.scene_graphs import read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa, writer
 from lavis_ext.datasets.mini_gqa.__main__ import main
 from lavis_ext.datasets.mini_gqa.rendering import render
-from lavis_ext.datasets.mini_gqa.scenes import Scene, sample_scene
-from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_NAMES, COLORS
+from lavis_ext.datasets.mini_gqa.scenes import sample_scene
+from lavis_ext.datasets.mini_gqa.vocabulary import (
+    CATEGORY_OF,
+    FINE,
+    KEY_OF,
+    SHAPES,
+    TOUCHING,
+    WORLDS,
+    World,
+)
 
+CATEGORY_NAMES = {**SHAPES.categories, **FINE.categories}
 SPLITS = ("train", "val", "testdev")
 Record = dict[str, Any]
 
@@ -41,11 +52,16 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module", params=[SHAPES, FINE], ids=lambda world: world.name)
+def world(request: pytest.FixtureRequest) -> World:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     """A set of moderate size, 30 images in val and testdev."""
     out = tmp_path_factory.mktemp("mini_gqa") / "set"
-    make_mini_gqa(out, images=300, seed=3)
+    make_mini_gqa(out, images=300, seed=3, world=world.name)
     return out
 
 
@@ -95,12 +111,8 @@ def run_program(question: Record, scene: Record) -> str:
             return "left" if item["x"] + item["w"] / 2 < scene["width"] / 2 else "right"
         if key == "vposition":
             return "top" if item["y"] + item["h"] / 2 < scene["height"] / 2 else "bottom"
-        kinds = {
-            "color": set(COLORS),
-            "size": {"small", "large"},
-            "pattern": {"plain", "striped", "dotted", "checkered"},
-        }
-        return the([v for v in item["attributes"] if v in kinds[key]])
+        values = SHAPES.attributes.get(key) or FINE.attributes[key]
+        return the([v for v in item["attributes"] if v in values])
 
     for step in question["semantic"]:
         argument = re.sub(r" \([\d,-]+\)$", "", step["argument"])
@@ -143,7 +155,10 @@ def run_program(question: Record, scene: Record) -> str:
                 result = value(the(inputs[0]), key)
             if verb == "verify":
                 result = "yes" if result == argument else "no"
-            elif verb == "choose":
+                results.append(result)
+                continue
+            result = result.split("-")[0]  # "five" of "five-toothed"
+            if verb == "choose":
                 result = the([option for option in argument.split("|") if option == result])
             else:
                 assert verb == "query"
@@ -171,6 +186,8 @@ def test_relations_and_positions_are_never_close_calls(questions, scenes):
         }
         for object_id, item in scene["objects"].items():
             for relation in item["relations"]:
+                if relation["name"] == TOUCHING:
+                    continue
                 which, sign = axis[relation["name"]]
                 distance = sign * (centers[relation["object"]][which] - centers[object_id][which])
                 assert distance > 12
@@ -270,7 +287,7 @@ def test_entailment_holds_in_other_scenes(questions, scenes):
     assert checked > 200
 
 
-def test_masks_match_boxes_and_objects_stay_visible_and_large_enough(folder, scenes):
+def test_masks_match_boxes_and_objects_stay_visible_and_large_enough(world, folder, scenes):
     masks = {}
     for split in SPLITS:
         graphs = read_scene_graphs(folder / "sceneGraphs" / f"{split}_sceneGraphs.json")
@@ -279,7 +296,7 @@ def test_masks_match_boxes_and_objects_stay_visible_and_large_enough(folder, sce
         image = Image.open(folder / "images" / f"{image_id}.jpg")
         decoded = [mask.decode() for mask in masks[image_id]]
         assert {image.size[::-1], (scene["height"], scene["width"])} == {m.shape for m in decoded}
-        assert 2 <= len(scene["objects"]) <= 6
+        assert len(scene["objects"]) in world.object_counts
         assert np.sum(decoded, axis=0).max() == 1
         for mask, item in zip(decoded, scene["objects"].values(), strict=True):
             rows, columns = np.nonzero(mask)
@@ -287,18 +304,21 @@ def test_masks_match_boxes_and_objects_stay_visible_and_large_enough(folder, sce
             assert item["w"] == columns.max() - columns.min() + 1
             assert item["h"] == rows.max() - rows.min() + 1
             side = max(item["w"], item["h"])
-            assert side >= 17
-            assert (side >= 30) == ("large" in item["attributes"])
+            small, large = (17, 30) if world is SHAPES else (14, 25)
+            assert side >= small
+            assert (side >= large) == ("large" in item["attributes"])
 
 
-def test_objects_are_four_fifths_visible():
+def test_objects_are_mostly_visible(world):
+    # A neighbor that touches a small object hides up to a quarter of it.
+    least = 0.8 if world is SHAPES else 0.7
     for index in range(30):
-        scene = sample_scene(random.Random(index), index, 128)
+        scene = sample_scene(random.Random(index), index, world.side, world)
         _, together = render(scene, np.random.default_rng(0))
         for number, item in enumerate(scene.objects, start=1):
-            alone = Scene(scene.image_id, scene.side, scene.place, scene.weather, (item,))
+            alone = replace(scene, objects=(item,))
             _, single = render(alone, np.random.default_rng(0))
-            assert (together == number).sum() >= 0.8 * (single == 1).sum()
+            assert (together == number).sum() >= least * (single == 1).sum()
 
 
 def test_splits_are_disjoint_and_all_types_occur_in_each(questions, scenes):
@@ -312,7 +332,7 @@ def test_splits_are_disjoint_and_all_types_occur_in_each(questions, scenes):
         assert not images & shown
         images |= shown
         assert balanced == {key: q for key, q in every.items() if q["isBalanced"]}
-        assert 40 <= len(every) / len(shown) <= 60
+        assert 40 <= len(every) / len(shown) <= 70
         assert 12 <= len(balanced) / len(shown) <= 16
         for records in (every, balanced):
             structural = {q["types"]["structural"] for q in records.values()}
@@ -414,6 +434,46 @@ def test_a_predictor_that_sees_only_the_question_stays_under_half(questions):
     assert right / len(testdev) < 0.5
 
 
+# --- the fine world ---
+
+
+def test_fine_parts_are_all_that_tells_kinds_and_values_apart():
+    """At 256 pixels every value looks different; the difference is a few pixels of the object."""
+    scene = sample_scene(random.Random(0), 0, FINE.side, FINE)
+    item = scene.objects[0]
+    for part, names in FINE.parts.items():
+        masks = []
+        for value in FINE.attributes[part]:
+            attributes = {"color": "red", "outline": "thin-edged", "size": "large", part: value}
+            drawn = replace(item, name=names[0], attributes=attributes, x=128, y=128, radius=17.0)
+            masks.append(render(replace(scene, objects=(drawn,)), np.random.default_rng(0))[1] > 0)
+        for one, other in combinations(masks, 2):
+            assert 6 <= (one != other).sum() <= 0.25 * one.sum(), part
+
+
+def test_objects_touch_where_the_scene_graph_says_so(folder, world):
+    if world is not FINE:
+        return
+    graphs = read_scene_graphs(folder / "sceneGraphs" / "train_sceneGraphs.json")
+    touching = 0
+    for image_id, masks in read_object_masks(folder, "train", graphs).items():
+        objects = graphs[image_id].objects
+        grown = [binary_dilation(mask.decode(), iterations=1) for mask in masks]
+        for (one, first), (other, second) in combinations(zip(objects, grown, strict=True), 2):
+            meet = bool((first & second).any())
+            assert meet == ((TOUCHING, other.id) in one.relations)
+            touching += meet
+    assert touching > 20
+
+
+def test_a_word_means_the_same_in_every_world():
+    for world in WORLDS.values():
+        for key, values in world.values.items():
+            assert all(KEY_OF[value] == key for value in values)
+        for category, names in world.categories.items():
+            assert all(CATEGORY_OF[name] == category for name in names)
+
+
 # --- files ---
 
 
@@ -436,6 +496,8 @@ def test_a_complete_data_set_is_kept_and_other_folders_are_rejected(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(UserError, match="seed 0 where 1 is wanted"):
         make_mini_gqa(out, images=10, seed=1)
+    with pytest.raises(UserError, match="world shapes where fine is wanted"):
+        make_mini_gqa(out, images=10, image_size=128, world="fine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UserError, match="no mini-GQA data set"):
