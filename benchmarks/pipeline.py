@@ -141,8 +141,8 @@ def timed_stages(model: PnpVqaFusion) -> Iterator[dict[str, float]]:
     places: list[tuple[Any, str, str]] = [
         (model, "encode", "encoders"),
         (model, "_fused", "fusion"),
-        (model, "locate", "matching and masks"),
-        (model.captioner, "encode_image", "captioner's ViT"),
+        (model, "_locate", "matching and masks"),
+        (model, "_part_tokens", "captioner's ViT"),
         (model.captioner, "caption", "captions"),
         (model.reader, "read", "reading"),
     ]

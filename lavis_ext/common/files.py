@@ -72,7 +72,7 @@ def written_aside(path: Path, *, flushed: bool = False) -> Iterator[Path]:
         if flushed:
             _flush(path.parent)
     except OSError as error:
-        if error.filename in (None, str(aside)):
+        if error.errno is not None and error.filename in (None, str(aside)):
             error.filename = str(path)
         raise
     finally:
@@ -238,6 +238,8 @@ class Appended:
 
     @property
     def _size(self) -> int:
+        if self._file.closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(self.path))
         return os.fstat(self._file.fileno()).st_size
 
 

@@ -7,7 +7,6 @@ Classification", 2017), which a CPU core trains in seconds.
 """
 
 import hashlib
-import io
 import json
 import logging
 import re
@@ -20,10 +19,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
 
-from lavis_ext.common.files import user_cache
+from lavis_ext.common.files import parse_json, user_cache
 from lavis_ext.common.progress import ProgressLine
 from lavis_ext.datasets.image_files import Cache
 from lavis_ext.datasets.questions.table import QuestionTable
@@ -127,20 +127,18 @@ class QuestionOnly(nn.Module):
 
     def as_bytes(self) -> bytes:
         """The answerer as a file for ``of_bytes``."""
-        texts = json.dumps([[*self._places], self.answers, asdict(self._settings)])
-        arrays = {name: value.numpy() for name, value in self.state_dict().items()}
-        file = io.BytesIO()
-        np.savez(file, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)
-        return file.getvalue()
+        texts = json.dumps([[*self._places], self.answers, asdict(self._settings)]).encode()
+        return save(
+            {"texts": torch.frombuffer(bytearray(texts), dtype=torch.uint8)} | self.state_dict()
+        )
 
     @classmethod
     def of_bytes(cls, content: bytes) -> "QuestionOnly":
         """Inverse of ``as_bytes``."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            grams, answers, settings = json.loads(arrays["texts"].tobytes())
-            answerer = cls(grams, answers, Settings(**settings))
-            state = {name: torch.from_numpy(arrays[name]) for name in answerer.state_dict()}
-        answerer.load_state_dict(state)
+        tensors = load(content)
+        grams, answers, settings = parse_json(tensors.pop("texts").numpy().tobytes())
+        answerer = cls(grams, answers, Settings(**settings))
+        answerer.load_state_dict(tensors)
         return answerer.eval()
 
     def _train(self, questions: Sequence[str], answers: Sequence[str]) -> None:

@@ -231,7 +231,7 @@ def test_shipped_fusion_weights_omit_the_training_path(tmp_path: Path) -> None:
 
 def test_the_miniature_is_small_and_names_its_recipe() -> None:
     parts = sorted(MINIATURE.glob("*.safetensors"))
-    recipes = {path.stem for path in RECIPES.glob("*.yaml")}
+    recipes = {path.stem for path in RECIPES.glob("**/*.yaml")}
     assert {path.stem for path in (RECIPES / "fine").glob("*.yaml")} >= {"efficient_sam", "blip"}
     size = 0
     for part in [*parts, *(MINIATURE / "fine").glob("*.safetensors")]:

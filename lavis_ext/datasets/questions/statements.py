@@ -4,12 +4,12 @@ A question without content ("is there a circle?") fits every image, so telling m
 mismatched questions teaches little. A statement is true of its image, and false of others.
 """
 
-import json
 import re
 
 import numpy as np
 import numpy.typing as npt
 
+from lavis_ext.common.files import parse_json
 from lavis_ext.datasets.questions.mismatched import Groups, MismatchedQuestions
 from lavis_ext.datasets.questions.table import QuestionTable
 
@@ -52,7 +52,7 @@ class Statements:
         places = np.asarray(rows, np.int64)
         questions, answers = self._table.texts(places, "question", "answer")
         found = [None] * len(places) if self._full is None else self._full.take(places).to_pylist()
-        full = [json.loads(text).strip() if text else "" for text in found]
+        full = [parse_json(text).strip() if text else "" for text in found]
         return [
             # Some data sets repeat the bare answer there.
             (question, answer, text if _words(SPOKEN.sub("", text)) > _words(answer) else "")

@@ -576,10 +576,14 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
 
     def with_examples(self, samples: QuestionBatch, times: int) -> QuestionBatch:
         """Repeat each question, reworded because equal texts would be encoded only once."""
-        statements = {"statement": samples["statement"] * times} if "statement" in samples else {}
+        repeated: dict[str, Any] = {}
+        if "statement" in samples:
+            repeated["statement"] = samples["statement"] * times
+        if "matched_input" in samples:
+            repeated["matched_input"] = _reworded(samples["matched_input"], times)
         return {
             **samples,
-            **statements,  # type: ignore[typeddict-item]
+            **repeated,  # type: ignore[typeddict-item]
             "image_index": samples["image_index"].repeat(times),
             "text_input": _reworded(samples["text_input"], times),
             "mismatched_input": _reworded(samples["mismatched_input"], times),
