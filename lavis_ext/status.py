@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import UserError, command, listed, printable, shortened
-from lavis_ext.common.files import check_regular, is_file, is_folder, parse_json
+from lavis_ext.common.files import is_file, is_folder, object_of, parse_json
 from lavis_ext.common.metrics import LOSS
 from lavis_ext.common.tables import Table, facts
 from lavis_ext.runners.progress import duration, left_in_words
@@ -114,15 +114,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     """Content of ``status.json``; empty if there is none. Raises UserError for a damaged one."""
     path = folder / STATUS
     try:
-        check_regular(path)
-        content = parse_json(path.read_text(encoding="utf-8"))
+        return object_of(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise _no_status(folder, getattr(error, "strerror", None) or error) from None
-    if not isinstance(content, dict):
-        raise _no_status(folder, "no JSON object")
-    return content
 
 
 def _no_status(folder: Path, reason: object) -> UserError:

@@ -16,6 +16,10 @@ PATIENCE = 600.0
 """Seconds until a test gives up; pytest's own limit is 900."""
 
 
+class Killed(BaseException):
+    """Ends a run in this process without it being able to react."""
+
+
 def wait_until(condition: Callable[[], object], message: Callable[[], str] = lambda: "") -> None:
     """Wait for an event in another process or thread, however slow the machine is."""
     deadline = time.monotonic() + PATIENCE

@@ -108,10 +108,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def object_of(path: Path) -> dict[str, Any]:
+    """Read a file with a JSON object. Raises OSError and, for another content, ValueError."""
+    check_regular(path)
+    content = parse_json(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """Read a file with a JSON object; None if it is missing, unreadable or something else."""
     try:
-        return _object_of(path)
+        return object_of(path)
     except (OSError, ValueError):
         return None
 
@@ -119,7 +128,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def required_object(path: Path) -> dict[str, Any]:
     """Read a file with a JSON object. Raises UserError for anything else."""
     try:
-        return _object_of(path)
+        return object_of(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({shortened(str(error), 120)}).") from None
 
@@ -297,14 +306,6 @@ def size_in_words(size: float) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}"
     return f"{size / 2**10:.3g} KiB"
-
-
-def _object_of(path: Path) -> dict[str, Any]:
-    check_regular(path)
-    content = parse_json(path.read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError("it isn't a JSON object")
-    return content
 
 
 def _flush(path: Path) -> None:

@@ -89,9 +89,11 @@ class Int8Linear(PackedLinear):
     Calls that a packed copy doesn't serve, such as those with gradients, are ``nn.Linear``'s. The
     scale of an input is its row's largest magnitude and sums are integers, so that a row's result
     depends on no other row. Weights are rounded to 1/127 of an output's largest, inputs to 1/127
-    of a row's: about 1 % of a result.
+    of a row's: about 1 % of a result. ``torch.compile`` leaves the layers out, since it would
+    compile ``nn.Linear``'s way.
     """
 
+    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``, up to the rounding to int8."""
         dtype = self._packed_dtype(input)

@@ -16,6 +16,7 @@ from lavis_ext.common.packed_linears import (
     quantize_linears,
     unpack_linears,
 )
+from lavis_ext.models.pnp_vqa.config import PnpVqaFusionConfig
 from tests.tiny import make_answering_model, make_model, make_samples
 
 WIDTH = 512
@@ -167,6 +168,33 @@ def test_int8_is_refused_without_a_kernel_for_it(
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(UserError, match="needs a CPU with VNNI"):
         quantize_linears(network)
+
+
+@needs_int8
+def test_int8_layers_stay_int8_in_a_compiled_network(network: nn.Sequential) -> None:
+    quantize_linears(network)
+    with torch.no_grad():
+        wanted = network(rows(4))
+        assert torch.equal(torch.compile(network, backend="eager")(rows(4)), wanted)
+
+
+def test_int8_answers_are_never_silently_of_another_type() -> None:
+    model = make_answering_model()
+    model.config.quantization = "int8"
+    samples = make_samples(1)
+    with (
+        pytest.raises(UserError, match=r"under bfloat16 autocast, not torch\.float16"),
+        torch.autocast("cpu", torch.float16),
+    ):
+        model.answer(samples)
+    with pytest.raises(UserError, match=r"the model's are torch\.float16.*no \.half\(\)"):
+        model.half().answer(samples)
+
+
+def test_training_in_int8_is_refused() -> None:
+    config = PnpVqaFusionConfig(objectives={"itm": {}}, quantization="int8")
+    with pytest.raises(UserError, match=r"model\.quantization=null here"):
+        config.check_training(load_weights=False)
 
 
 @needs_int8

@@ -39,6 +39,7 @@ from lavis_ext.runners.optimizer import (
     scale_rates,
 )
 from lavis_ext.runners.trainer import Stepper, Trainer
+from tests.launching import Killed
 from tests.models.test_lora import make
 from tests.robustness.torture_jobs import differences, left_by
 from tests.tiny import make_samples
@@ -48,10 +49,6 @@ LORA = PROJECT / "projects" / "pnp-vqa" / "train" / "mini_lora.yaml"
 EVAL = PROJECT / "projects" / "pnp-vqa" / "eval" / "gqa_small_eval.yaml"
 SPLITS = ["train", "val", "testdev"]
 Configured = Callable[..., Config]
-
-
-class Killed(BaseException):
-    """Ends a run without it being able to react."""
 
 
 @pytest.fixture

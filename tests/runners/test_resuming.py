@@ -34,7 +34,7 @@ from lavis_ext.runners.state import RunState, random_states, set_random_states, 
 from lavis_ext.runners.stop_signals import StopSignals
 from lavis_ext.runners.trainer import Stepper, Trainer
 from tests.distributed.test_processes import train as launch
-from tests.launching import PATIENCE, signal_this_run, torchrun_command, wait_until
+from tests.launching import PATIENCE, Killed, signal_this_run, torchrun_command, wait_until
 from tests.robustness.torture_jobs import differences, left_by
 from tests.runners.test_runner import BEST, TINY_MODEL, lines
 
@@ -43,10 +43,6 @@ pytestmark = pytest.mark.beyond_core
 PROJECT = Path(__file__).parents[2]
 SPLITS = ["train", "val", "testdev"]
 Configured = Callable[..., Config]
-
-
-class Killed(BaseException):
-    """Ends a run without it being able to react."""
 
 
 @pytest.fixture

@@ -148,8 +148,29 @@ class BlipEncoderConfig(BlipSizesConfig, PretrainedConfig, EncoderConfig):
             )
 
 
+class BlipImageEncoder(Encoder):
+    """An encoder whose tokens are those of BLIP's image transformer."""
+
+    config: BlipSizesConfig
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.config.vision_width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.config.grid
+
+    @property
+    def prefix(self) -> int:
+        """1, the class token."""
+        return 1
+
+
 @registry.register_encoder("blip")
-class BlipEncoder(Encoder, QuestionReader):
+class BlipEncoder(BlipImageEncoder, QuestionReader):
     """BLIP's parts: ``encode``, ``tokenize``, ``encode_questions``, ``pack`` and ``match``.
 
     Parameters are under ``blip.``, by transformers' names.
@@ -182,21 +203,6 @@ class BlipEncoder(Encoder, QuestionReader):
         self.load_report = load_pretrained(
             self.blip, config, name="BLIP", key=f"{where}.weights", foreign=MATCHING_NAMES
         )
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.config.vision_width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.config.grid
-
-    @property
-    def prefix(self) -> int:
-        """1, the class token."""
-        return 1
 
     @property
     def text_width(self) -> int:

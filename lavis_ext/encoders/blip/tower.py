@@ -4,12 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lavis_ext.encoders.base import Encoder
-from lavis_ext.encoders.blip.encoder import BlipSizesConfig, check_image_size
+from lavis_ext.encoders.blip.encoder import BlipImageEncoder, BlipSizesConfig, check_image_size
 from lavis_ext.encoders.blip.passes import encode_pixels
 
 
-class BlipTower(Encoder):
+class BlipTower(BlipImageEncoder):
     """Image encoder of a captioner or an answerer. It shares that model's modules.
 
     Args:
@@ -19,8 +18,6 @@ class BlipTower(Encoder):
         picture: stream whose image it encodes.
     """
 
-    config: BlipSizesConfig
-
     def __init__(
         self, config: BlipSizesConfig, normalize: nn.Module, vision: nn.Module, picture: str
     ) -> None:
@@ -29,21 +26,6 @@ class BlipTower(Encoder):
         self.normalize = normalize
         self.vision: Any = vision
         self.picture = picture
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.config.vision_width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.config.grid
-
-    @property
-    def prefix(self) -> int:
-        """1, the class token."""
-        return 1
 
     def fingerprint_options(self) -> dict[str, Any]:
         """Image size, heads and epsilon, which can differ between equal weights."""

@@ -160,9 +160,15 @@ class PnpVqaFusionConfig(ModelConfig):
     def check_training(self, where: str = "model", *, load_weights: bool = True) -> None:
         """Raise UserError for a model without objectives, which has no training loss.
 
-        Also for one that is trained through an untrained part; without ``load_weights`` parts may
-        be untrained.
+        Also for a quantized one, and for one that is trained through an untrained part; without
+        ``load_weights`` parts may be untrained.
         """
+        if self.quantization:
+            raise UserError(
+                f"{where}.quantization is {self.quantization}, in which a model answers, but isn't "
+                f"trained or scored without the pipeline. Set {where}.quantization=null here, and "
+                f"give {self.quantization} to a task that answers, or to `ask`."
+            )
         if not self.objectives:
             raise UserError(
                 f"{where}.objectives is empty, and the fusion is trained by their losses; name at "

@@ -470,13 +470,29 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
         return self._locate(self._encode(samples, self.streams), samples, block_num)
 
     def _check_answers(self, samples: QuestionBatch) -> None:
-        if self.config.quantization and (device := next(self.parameters()).device).type != "cpu":
-            raise UserError(
-                f"model.quantization is {self.config.quantization}, which is computed on a CPU, "
-                f"and the model is on {device}. Set run.device=cpu, or model.quantization=null and "
-                "run.amp=true."
-            )
+        if self.config.quantization:
+            self._check_quantized()
         check_images(samples)
+
+    def _check_quantized(self) -> None:
+        """Raise UserError where quantized layers would silently compute in another type."""
+        weight, narrow = next(self.parameters()), torch.get_autocast_dtype("cpu")
+        quantized = f"model.quantization is {self.config.quantization}"
+        if weight.device.type != "cpu":
+            raise UserError(
+                f"{quantized}, which is computed on a CPU, and the model is on {weight.device}. "
+                "Set run.device=cpu, or model.quantization=null and run.amp=true."
+            )
+        if weight.dtype != torch.float32:
+            raise UserError(
+                f"{quantized}, made of float32 weights, and the model's are {weight.dtype}. Leave "
+                "them in float32 (no .half()), or set model.quantization=null."
+            )
+        if torch.is_autocast_enabled("cpu") and narrow != torch.bfloat16:
+            raise UserError(
+                f"{quantized}, which works in float32 or under bfloat16 autocast, not {narrow}. "
+                "Set another autocast type, or model.quantization=null."
+            )
 
     def _locate(
         self, tokens: Mapping[str, Tokens], samples: QuestionBatch, block_num: int | None
