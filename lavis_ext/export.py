@@ -6,12 +6,12 @@ Targets are those of the model's class (``TrainableModel.EXPORTS``), whose ``exp
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command, nearest, printable
 from lavis_ext.common.files import check_creatable
 from lavis_ext.config.command_line import add_imports_argument, model_options
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lavis_ext export",
         description="Write trained weights in the format of another program.",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder or file to write")
+    parser.add_argument("out", type=path_argument, metavar="OUT", help="folder or file to write")
     parser.add_argument("--weights", required=True, metavar="FILE", help="file written by training")
     parser.add_argument(
         "--to", required=True, metavar="TARGET", help="format, such as transformers or authors"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command
 
 CACHES = {"HF_HOME": "huggingface", "TORCH_HOME": "torch"}
@@ -29,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cfg-path", required=True, help="YAML with model, datasets and run")
     parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help="as for train.py")
     parser.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="download weights there, for another machine"
+        "--to",
+        type=path_argument,
+        metavar="FOLDER",
+        help="download weights there, for another machine",
     )
     parser.add_argument("--list", action="store_true", help="only list the files, without download")
     given = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command, listed, printable, shortened
 from lavis_ext.common.files import is_file, is_folder, object_of, parse_json
 from lavis_ext.common.metrics import LOSS
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m lavis_ext.status",
         description="Tell where a run is: step, rate, time left, last metrics, each process.",
     )
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a run; by default the newest")
+    parser.add_argument(
+        "run", nargs="?", type=path_argument, help="folder of a run; by default the newest"
+    )
     parser.add_argument("--follow", action="store_true", help="refresh until the run ends")
     arguments = parser.parse_args(argv)
     folder = newest_run(OUTPUT) if arguments.run is None else arguments.run

@@ -387,6 +387,17 @@ def test_several_pictures_and_folders_make_one_page(
     assert len(fake.samples["image_index"]) == 8, "all pictures in one pass"
 
 
+def test_a_folders_own_drawings_are_no_pictures(
+    fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["cup.jpg", "what?", *UNTRAINED])
+    Image.new("RGB", (30, 20)).save(tmp_path / "survey_answers.png")  # of no picture here
+    capsys.readouterr()
+    main([".", "--question", "what?", *UNTRAINED, "--json"])
+    asked = [each["image"] for each in json.loads(capsys.readouterr().out)]
+    assert asked == ["cup.jpg", "survey_answers.png"]
+
+
 def test_broken_pictures_are_named_and_skipped_with_code_1(
     fake: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

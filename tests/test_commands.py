@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext import __main__ as commands
+from lavis_ext.evaluation.gqa.__main__ import main as score
 
 PROJECT = Path(__file__).parents[1]
 
@@ -53,3 +54,15 @@ def test_importing_the_package_loads_no_module_that_is_run() -> None:
 def is_package(module: str) -> bool:
     """Whether ``python -m`` runs its ``__main__``, which isn't imported with it."""
     return (PROJECT / Path(*module.split(".")) / "__main__.py").is_file()
+
+
+def test_an_empty_path_is_not_the_working_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        score(["--questions", "", "--predictions", "answers.json"])
+    assert ended.value.code == 2
+    assert "argument --questions: is empty; give a path" in capsys.readouterr().err
+
+
+def test_paths_are_read_by_one_type() -> None:
+    for path in (PROJECT / "lavis_ext").rglob("*.py"):
+        assert "type=Path" not in path.read_text(encoding="utf-8"), path

@@ -16,8 +16,15 @@ from typing import Any
 from PIL import Image
 
 from lavis_ext.ask.arguments import add_model_arguments, pipeline_of, print_note
-from lavis_ext.ask.inputs import Pictures, picture_paths, places_and_questions
+from lavis_ext.ask.inputs import (
+    DRAWING,
+    Pictures,
+    drawing_name,
+    picture_paths,
+    places_and_questions,
+)
 from lavis_ext.ask.pipeline import AnsweredPicture, Pipeline, check_questions
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import check_regular, is_folder, real_path, written_aside
 from lavis_ext.common.progress import ProgressLine
@@ -25,7 +32,7 @@ from lavis_ext.common.tables import Table, facts, show, table
 from lavis_ext.evaluation.answered import Answered
 
 CAPTIONS_SHOWN = 10
-DRAWING, PAGE = ".png", ".html"
+PAGE = ".html"
 
 
 @command
@@ -83,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="drawing (.png, one picture) or page (.html); by default NAME_answers.png in the "
         "working directory for NAME.jpg, and answers.html for several pictures",
@@ -93,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _default_out(paths: Sequence[Path]) -> Path:
-    return Path(f"{paths[0].stem}_answers{DRAWING}" if len(paths) == 1 else f"answers{PAGE}")
+    return Path(drawing_name(paths[0]) if len(paths) == 1 else f"answers{PAGE}")
 
 
 def _check_out(out: Path, pictures: Sequence[Path]) -> None:

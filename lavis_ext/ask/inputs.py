@@ -11,6 +11,8 @@ from lavis_ext.common.errors import UserError, printable
 from lavis_ext.common.files import entries, is_folder, real_path
 from lavis_ext.datasets.pictures import SUFFIXES, read_image
 
+DRAWING = ".png"
+"""Suffix of the drawing of answers about one picture."""
 MOST_PICTURES = 1000
 """A page of so many pictures has some 60 MB."""
 
@@ -56,6 +58,7 @@ def _looks_like_a_path(text: str) -> bool:
 def picture_paths(places: Sequence[Path]) -> list[Path]:
     """The pictures, with those of folders in order of their names, each once.
 
+    A folder's pictures are those that aren't drawings of answers about another one in it.
     Raises UserError for missing places, folders without pictures, and too many pictures.
     """
     found: dict[Path, Path] = {}
@@ -80,16 +83,22 @@ def picture_paths(places: Sequence[Path]) -> list[Path]:
 
 def _pictures_in(folder: Path) -> list[Path]:
     try:
-        inside = [
+        pictures = [
             path
             for path in entries(folder)
             if path.suffix.lower() in SUFFIXES and not is_folder(path)
         ]
     except OSError as error:
         raise UserError(f"{folder}: the folder can't be read ({error.strerror}).") from None
-    if not inside:
+    if not pictures:
         raise UserError(f"{folder}: there are no pictures in this folder.")
-    return inside
+    drawings = {drawing_name(path) for path in pictures}
+    return [path for path in pictures if path.name not in drawings]
+
+
+def drawing_name(picture: Path) -> str:
+    """Default name of the drawing of answers about a picture."""
+    return f"{picture.stem}_answers{DRAWING}"
 
 
 class Pictures:

@@ -92,6 +92,11 @@ def folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a folder can be made of a name inside another folder, and nowhere else."""
+    return name.strip(" .") != "" and not set(name) & {"/", "\\", "\0"}
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed processes."""
     for path in folder.glob(".*"):

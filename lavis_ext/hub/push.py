@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from lavis_ext.checkpoints.trained_weights import ON_HUB
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command, printable, shortened
 from lavis_ext.common.files import size_in_words
 from lavis_ext.config.command_line import add_imports_argument
@@ -162,7 +163,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Publish a run's best weights on the Hugging Face hub, with a model card.",
     )
     parser.add_argument(
-        "source", type=Path, metavar="RUN_OR_WEIGHTS", help="folder of a run, or file of weights"
+        "source",
+        type=path_argument,
+        metavar="RUN_OR_WEIGHTS",
+        help="folder of a run, or file of weights",
     )
     parser.add_argument("repository", metavar="REPO_ID", help="OWNER/NAME, made if it isn't there")
     parser.add_argument("--private", action="store_true", help="only you and your organization")
@@ -170,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", metavar="ID", help="the card's license, such as mit")
     parser.add_argument(
         "--evaluation",
-        type=Path,
+        type=path_argument,
         nargs="+",
         default=[],
         metavar="RUN",

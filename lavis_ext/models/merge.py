@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import check_creatable, size_in_words
 from lavis_ext.config.command_line import add_imports_argument
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m lavis_ext.models.merge",
         description="Merge LoRA into the weights that it adapts.",
     )
-    parser.add_argument("weights", type=Path, help="file written by training")
-    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("weights", type=path_argument, help="file written by training")
+    parser.add_argument("out", type=path_argument, help="file to write")
     add_imports_argument(parser)
     options = parser.parse_args(argv)
     import_modules(list(options.imports))

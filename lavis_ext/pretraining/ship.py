@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import lavis_ext.pretraining  # noqa: F401  (registers the models that the runs name)
 from lavis_ext.checkpoints.trained_weights import TrainedWeights
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import written_aside
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m lavis_ext.pretraining.ship",
         description="Put weights trained by the recipes under projects/mini into the package.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--out", type=Path, default=MINIATURE, help="folder (%(default)s)")
+    parser.add_argument("runs", nargs="+", type=path_argument, help="folders of finished runs")
+    parser.add_argument("--out", type=path_argument, default=MINIATURE, help="folder (%(default)s)")
     options = parser.parse_args(argv)
     for run in options.runs:
         for path in ship(run, options.out):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavis_ext.common.errors import UserError
+from lavis_ext.common.files import is_folder_name
 from lavis_ext.config.schema import option, section
 from lavis_ext.datasets.faults import DataFaultsConfig
 from lavis_ext.datasets.samples import EXAMPLES, IMAGES, SampleSize
@@ -279,7 +280,7 @@ class RunConfig:
                     f"{where}.small_{role}_size is {size}: a share of the images is at most 1.0. "
                     f"Write {round(size)} for that number of examples."
                 )
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+        if self.name is not None and not is_folder_name(self.name):
             raise UserError(f"{where}.name is '{self.name}'; it must be the name of a folder.")
 
     def sharded(self, model: Any) -> list[str]:

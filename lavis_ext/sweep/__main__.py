@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from lavis_ext.common.errors import UserError, command
+from lavis_ext.common.files import is_folder_name
 from lavis_ext.config.loader import Config, assignments
 from lavis_ext.runners.launch import argument_parser, stem
 from lavis_ext.sweep.checks import checked
@@ -81,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.print_array:
         print(f"0-{count - 1}")
         return
-    name = arguments.name or f"{stem(configs[0])}-sweep"
+    name = f"{stem(configs[0])}-sweep" if arguments.name is None else arguments.name
+    if not is_folder_name(name):
+        raise UserError(f"--name is '{name}'; it must be the name of a folder.")
     folder = SweepFolder(Path(configs[0].run.output_dir) / name)
     if arguments.report_only:
         _report_only(folder, arguments, runs)

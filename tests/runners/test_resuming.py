@@ -259,7 +259,7 @@ def test_a_taken_name_and_restarts_without_resume_are_rejected(
         train(config("run.resume=null", "run.name=other"))
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", " "])
 def test_a_name_must_be_a_folders_name(config: Configured, name: str) -> None:
     with pytest.raises(UserError, match=r"run\.name is '.*'; it must be the name of a folder"):
         config(f"run.name='{name}'")

@@ -109,6 +109,14 @@ def test_more_values_extend_a_sweep_and_another_grid_needs_a_name_of_its_own(
     assert "Give this one its own --name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["", "../elsewhere", "/elsewhere"])
+def test_a_sweep_stays_in_the_output_folder(
+    sweep_of: SweepOf, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep_of(RATES).run("--name", name) == 2
+    assert f"--name is '{name}'; it must be the name of a folder" in capsys.readouterr().err
+
+
 def test_a_finished_run_of_another_config_is_not_taken_for_this_one(
     sweep_of: SweepOf, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.downloads import (
     CHUNK,
     GB,
@@ -293,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Download GQA from its authors' site to the layout that this library reads.",
     )
     parser.add_argument(
-        "out", type=Path, nargs="?", default=Path("data/gqa"), help="folder (%(default)s)"
+        "out", type=path_argument, nargs="?", default=Path("data/gqa"), help="folder (%(default)s)"
     )
     parser.add_argument(
         "--parts",

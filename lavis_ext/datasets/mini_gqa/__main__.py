@@ -3,8 +3,8 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import command
 from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS
 from lavis_ext.datasets.mini_gqa.writer import make_mini_gqa
@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m lavis_ext.datasets.mini_gqa",
         description="Draw synthetic scenes with questions, in the formats of the GQA download.",
     )
-    parser.add_argument("out", type=Path, help="folder to write; it must be absent or empty")
+    parser.add_argument(
+        "out", type=path_argument, help="folder to write; it must be absent or empty"
+    )
     parser.add_argument("--images", type=int, default=4000, help="number of scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
     parser.add_argument(

@@ -8,8 +8,8 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import command
 from lavis_ext.common.files import write_json
 from lavis_ext.common.logs import log_to_stderr
@@ -181,10 +181,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for name in ("A", "B"):
         parser.add_argument(
-            name, type=Path, help='a list of {"questionId": ..., "prediction": ...}'
+            name, type=path_argument, help='a list of {"questionId": ..., "prediction": ...}'
         )
     parser.add_argument(
-        "--attentions", type=Path, nargs=2, metavar=("A", "B"), help=f"of each, a {ATTENTIONS_HELP}"
+        "--attentions",
+        type=path_argument,
+        nargs=2,
+        metavar=("A", "B"),
+        help=f"of each, a {ATTENTIONS_HELP}",
     )
     add_grounding_options(parser)
     add_question_options(parser)

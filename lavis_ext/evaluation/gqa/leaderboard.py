@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import command
 from lavis_ext.common.logs import log_to_stderr
 from lavis_ext.datasets.gqa.questions import read_questions
@@ -29,18 +30,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--questions",
-        type=Path,
+        type=path_argument,
         required=True,
         help="all questions of the split, such as submission_all_questions.json",
     )
     parser.add_argument(
         "--predictions",
-        type=Path,
+        type=path_argument,
         nargs="+",
         required=True,
         help='lists of {"questionId": ..., "prediction": ...} without duplicates',
     )
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", type=path_argument, required=True, help="file to write")
     arguments = parser.parse_args(argv)
     log_to_stderr()
     check_output("--out", arguments.out)

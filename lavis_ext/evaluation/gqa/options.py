@@ -1,8 +1,8 @@
 """Options of the commands that score predictions."""
 
 import argparse
-from pathlib import Path
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError
 from lavis_ext.evaluation.bootstrap import FEWEST_RESAMPLES, RESAMPLES
 from lavis_ext.evaluation.gqa.predictions import check_output
@@ -17,17 +17,17 @@ def add_prediction_options(parser: argparse.ArgumentParser, *, required: bool = 
     """Add the options for predictions and for grounding."""
     parser.add_argument(
         "--predictions",
-        type=Path,
+        type=path_argument,
         required=required,
         help='list of {"questionId": ..., "prediction": ...}',
     )
-    parser.add_argument("--attentions", type=Path, help=ATTENTIONS_HELP)
+    parser.add_argument("--attentions", type=path_argument, help=ATTENTIONS_HELP)
     add_grounding_options(parser)
 
 
 def add_grounding_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for grounding besides attentions."""
-    parser.add_argument("--scenes", type=Path, help="scene graphs, for grounding")
+    parser.add_argument("--scenes", type=path_argument, help="scene graphs, for grounding")
     parser.add_argument(
         "--objectFeatures",
         dest="object_features",
@@ -46,11 +46,13 @@ def add_question_options(parser: argparse.ArgumentParser, *, required: bool = Tr
     """Add the options for questions, choices, consistency, comparison and intervals."""
     parser.add_argument(
         "--questions",
-        type=Path,
+        type=path_argument,
         required=required,
         help="questions of the split, a file or a folder",
     )
-    parser.add_argument("--choices", type=Path, help="choices file, for validity and plausibility")
+    parser.add_argument(
+        "--choices", type=path_argument, help="choices file, for validity and plausibility"
+    )
     parser.add_argument(
         "--consistency",
         action="store_true",
@@ -76,7 +78,7 @@ def add_question_options(parser: argparse.ArgumentParser, *, required: bool = Tr
         "don't",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
+    parser.add_argument("--json", type=path_argument, help="also write the metrics to this file")
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -5,10 +5,10 @@ For predictions from any source; evaluating a run writes its report automaticall
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from lavis_ext.common.arguments import path_argument
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import write_json
 from lavis_ext.common.logs import log_to_stderr
@@ -69,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", help="folder, archive or address of the images, for the examples"
     )
-    parser.add_argument("--log", type=Path, help="log.jsonl of the training run, for its curves")
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument(
+        "--log", type=path_argument, help="log.jsonl of the training run, for its curves"
+    )
+    parser.add_argument("--out", type=path_argument, required=True, help="HTML file to write")
     parser.add_argument(
         "--examples", type=int, default=EXAMPLES, help="questions to show (%(default)s)"
     )
