@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from lavis_ext.common.errors import UserError
 from lavis_ext.config.schema import option
+from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import SCENE_VALUES, SHAPES
+from lavis_ext.pretraining.close_ups import draw_close_up
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
 from lavis_ext.pretraining.descriptions import caption, value_of
 from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
@@ -71,6 +73,12 @@ class DescriptionDataConfig(PretrainingDataConfig):
         0.15, "Share of captions of uniformly drawn patches.", at_least=0, at_most=1
     )
     whole: float = option(0.15, "Share of captions of all patches.", at_least=0, at_most=1)
+    close_ups: float = option(
+        0.0, "Share of samples that show a part of the picture, enlarged.", at_least=0, at_most=1
+    )
+    zoom: float = option(
+        4.0, "Largest enlargement of such a part; drawn log-uniformly from 1 on.", at_least=1
+    )
 
     def check_together(self, where: str) -> None:
         """Raise UserError for more patches than the image has."""
@@ -100,8 +108,15 @@ class DescriptionDataset(PretrainingDataset):
     def draw(self, row: int, rng: random.Random) -> dict[str, Any]:
         """Draw ``captions`` and ``texts`` of a row, with their patches, ``image`` and labels."""
         image_id = self.records[row]
-        graph = self.split.graphs[image_id]
-        coverage = self._coverage(image_id)
+        picture = self.images.read(image_id)
+        graph, masks = self.split.graphs[image_id], self._masks(image_id)
+        questions: Sequence[GroundedQuestion] = self.split.questions.get(image_id, [])
+        if self.config.close_ups and rng.random() < self.config.close_ups:
+            close_up = draw_close_up(graph, masks, self.config.zoom, rng)
+            picture = picture.crop(close_up.box)
+            graph, masks = close_up.graph, close_up.masks
+            questions = []  # they are about the whole picture
+        coverage = self._coverage(masks)
         captions, patch_masks = [], []
         for _ in range(self.config.captions):
             chosen = self._caption_patches(coverage, rng)
@@ -112,12 +127,12 @@ class DescriptionDataset(PretrainingDataset):
             patch_masks.append(chosen)
         matched, mismatched, text_masks = [], [], []
         for _ in range(self.config.pairs):
-            true, false, patches = self._pair(image_id, graph, coverage, rng)
+            true, false, patches = self._pair(graph, questions, coverage, rng)
             matched.append(true)
             mismatched.append(false)
             text_masks.append(patches)
         return {
-            "image": self._image(image_id),
+            "image": self._process(picture)["image"],
             "patch_labels": self._labels(graph, coverage),
             "captions": captions,
             "patch_masks": np.array(patch_masks, dtype=bool).reshape(-1, coverage.shape[1]),
@@ -147,8 +162,8 @@ class DescriptionDataset(PretrainingDataset):
 
     def _pair(
         self,
-        image_id: str,
         graph: SceneGraph,
+        questions: Sequence[GroundedQuestion],
         coverage: npt.NDArray[np.float32],
         rng: random.Random,
     ) -> tuple[str, str, npt.NDArray[np.bool_]]:
@@ -165,7 +180,7 @@ class DescriptionDataset(PretrainingDataset):
                 most = self.config.close_patches or self.config.most_patches
                 count = round(fewest * (most / fewest) ** rng.random())
                 return *pair, self._draw_patches(self.BACKGROUND + coverage[index], count, rng)
-        pair = matching_pair(graph, self.split.questions.get(image_id, []), rng, self.world)
+        pair = matching_pair(graph, questions, rng, self.world)
         return *pair, np.ones(coverage.shape[1], bool)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -181,11 +196,11 @@ class DescriptionDataset(PretrainingDataset):
             ),
         }
 
-    def _coverage(self, image_id: str) -> npt.NDArray[np.float32]:
+    def _coverage(self, masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """float32 [objects, N], the share of each patch that each object covers."""
-        masks = torch.from_numpy(self._masks(image_id)).float()
         side = self.config.image_size // self.config.patch_size
-        shares: npt.NDArray[np.float32] = F.adaptive_avg_pool2d(masks[None], side)[0].numpy()
+        pixels = torch.from_numpy(masks).float()
+        shares: npt.NDArray[np.float32] = F.adaptive_avg_pool2d(pixels[None], side)[0].numpy()
         return shares.reshape(len(masks), -1)
 
     def _caption_patches(

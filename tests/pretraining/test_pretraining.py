@@ -52,6 +52,7 @@ def batch(dataset: PretrainingDataset, rows: list[int], epoch: int = 0) -> Any:
 
 DATASETS = [
     (DescriptionDataset, DescriptionDataConfig()),
+    (DescriptionDataset, DescriptionDataConfig(close_ups=0.5)),
     (MaskDataset, MaskDataConfig()),
     (ReadingDataset, ReadingDataConfig()),
 ]
@@ -86,7 +87,7 @@ def test_captions_are_about_objects_in_their_patches(split: Split) -> None:
     shown = []
     for row, image_id in enumerate(dataset.records):
         names = [item.name for item in split.graphs[image_id].objects]
-        coverage = dataset._coverage(image_id)
+        coverage = dataset._coverage(dataset._masks(image_id))
         for number in range(3 * row, 3 * row + 3):
             said = samples["captions"][number].split()[4]
             seen = coverage[:, samples["patch_mask"][number].numpy()].sum(axis=1)
@@ -104,7 +105,7 @@ def test_patches_are_labeled_with_the_object_that_covers_them(split: Split) -> N
     for labels, image_id in zip(samples["patch_labels"].numpy(), dataset.records, strict=True):
         graph = split.graphs[image_id]
         assert (labels[:, keys.index("weather")] == LABELS["weather"].index(graph.weather)).all()
-        coverage = dataset._coverage(image_id)
+        coverage = dataset._coverage(dataset._masks(image_id))
         for patch in range(64):
             found = labels[patch, keys.index("color")]
             if coverage[:, patch].max() < 0.25:
