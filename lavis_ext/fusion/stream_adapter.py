@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from lavis_ext.common.errors import UserError
 from lavis_ext.encoders.base import Encoder, Tokens
 
+Size = tuple[int, int]
+"""Rows and columns of patches."""
+
 
 class StreamLayout(NamedTuple):
     """Shape of a stream's tokens."""
 
     width: int
     """Channels."""
-    grid: tuple[int, int]
+    grid: Size
     """Rows and columns of patches."""
     prefix: int
     """Tokens before the patches, such as a class token."""
@@ -27,7 +30,7 @@ class StreamLayout(NamedTuple):
         return cls(encoder.width, encoder.grid, encoder.prefix)
 
 
-def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def resize_grid(tokens: Tensor, source: Size, target: Size) -> Tensor:
     """Tokens [B, h*w, C] of a grid ``source`` to [B, H*W, C] of ``target``, bilinear.
 
     Downscaling is antialiased, so every source token contributes. Raises ValueError if the number
@@ -47,13 +50,33 @@ def resize_grid(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]
     return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
+def window_of(first: Size, other: Size) -> Size:
+    """(r, s): patches of the grid ``other`` in one of ``first``, rounded up."""
+    return -(-other[0] // first[0]), -(-other[1] // first[1])
+
+
+def in_windows(patches: Tensor, source: Size, grid: Size, window: Size) -> Tensor:
+    """Patches [B, M, C] of a grid ``source`` to [B, h*w, r*s, C], those in each of h x w windows.
+
+    They are resized to a whole number of patches in each window.
+    """
+    (h, w), (r, s) = grid, window
+    resized = resize_grid(patches, source, (h * r, w * s))
+    windows = resized.unflatten(1, (h, r, w, s)).transpose(2, 3)
+    return windows.flatten(3, 4).flatten(1, 2)
+
+
 def patches_at(first: Tokens, other: Tokens) -> Tensor:
     """Patches of ``other`` [B, M, C] at the places of ``first``, [B, P+N, C].
 
     They are resized to its grid; its P prefix tokens get their mean.
     """
-    patches = resize_grid(other.values, other.grid, first.grid)
-    mean = other.values.mean(dim=1, keepdim=True).expand(-1, first.prefix, -1)
+    return with_prefix(first, resize_grid(other.values, other.grid, first.grid), other.values)
+
+
+def with_prefix(first: Tokens, patches: Tensor, of: Tensor) -> Tensor:
+    """Patches [B, N, C] after as many tokens as ``first`` has, the mean of ``of`` [B, M, C]."""
+    mean = of.mean(dim=1, keepdim=True).expand(-1, first.prefix, -1)
     return torch.cat((mean, patches), dim=1)
 
 

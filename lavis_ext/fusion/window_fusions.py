@@ -18,22 +18,8 @@ from torch import Tensor, nn
 from lavis_ext.config.schema import option
 from lavis_ext.encoders.base import Tokens
 from lavis_ext.fusion.base import FusionConfig, GridFusion, check_heads
-from lavis_ext.fusion.stream_adapter import StreamLayout, resize_grid
+from lavis_ext.fusion.stream_adapter import Size, StreamLayout, in_windows, window_of
 from lavis_ext.registry import registry
-
-Size = tuple[int, int]
-
-
-def window_of(first: Size, other: Size) -> Size:
-    """(r, s): patches of the grid ``other`` in one of ``first``, rounded up."""
-    return -(-other[0] // first[0]), -(-other[1] // first[1])
-
-
-def in_windows(values: Tensor, grid: Size, window: Size) -> Tensor:
-    """Patches [B, h*r * w*s, C], row by row, to [B, N, r*s, C], by window."""
-    (h, w), (r, s) = grid, window
-    windows = values.unflatten(1, (h, r, w, s)).transpose(2, 3)
-    return windows.flatten(3, 4).flatten(1, 2)
 
 
 class WindowedStream(nn.Module):
@@ -53,8 +39,7 @@ class WindowedStream(nn.Module):
 
     def forward(self, patches: Tensor, source: Size, grid: Size) -> tuple[Tensor, Tensor]:
         """Patches [B, M, C] of a grid ``source`` to keys and values [B, N, r*s, d_model]."""
-        target = grid[0] * self.window[0], grid[1] * self.window[1]
-        windows = in_windows(resize_grid(patches, source, target), grid, self.window)
+        windows = in_windows(patches, source, grid, self.window)
         if self.positions is not None:
             windows = windows + self.positions
         return self.key(windows), self.value(windows)

@@ -13,8 +13,7 @@ from lavis_ext.encoders.base import Tokens
 from lavis_ext.fusion.base import FusionEncoder
 from lavis_ext.fusion.expert_attention import rotary_angles, rotated
 from lavis_ext.fusion.network import FusionNetwork
-from lavis_ext.fusion.stream_adapter import StreamLayout, resize_grid
-from lavis_ext.fusion.window_fusions import in_windows, window_of
+from lavis_ext.fusion.stream_adapter import StreamLayout, in_windows, resize_grid, window_of
 from lavis_ext.registry import registry
 
 LOCAL = ["local_cross_attention", "spatial_aggregator"]
@@ -266,7 +265,7 @@ def test_only_a_reader_of_fine_patches_sees_their_order_in_a_window(name: str) -
 
 def test_windows_hold_the_patches_of_their_place() -> None:
     numbered = torch.arange(4 * 6.0).view(1, 24, 1)
-    windows = in_windows(numbered, (2, 3), (2, 2))
+    windows = in_windows(numbered, (4, 6), (2, 3), (2, 2))
     assert windows[0, :, :, 0].tolist() == [
         [0, 1, 6, 7],
         [2, 3, 8, 9],
@@ -351,6 +350,22 @@ def test_the_formula_of_channel_concat(two: tuple) -> None:
     norms, one, _, last = network.encoder.mlp
     expected = lin(last, F.gelu(lin(one, normed(norms, both))))
     torch.testing.assert_close(network(streams)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_of_windows_keep_every_finer_patch() -> None:
+    sizes = layouts((8, 8))
+    network = build("channel_concat", sizes, gate=False, windows=True, first=False)
+    streams = given(sizes)
+    windows = in_windows(streams["other0"].values, (8, 8), GRID, (2, 2)).flatten(2)
+    whole = torch.cat((windows.mean(dim=1, keepdim=True), windows), dim=1)
+    torch.testing.assert_close(network(streams), network.encoder.mlp(whole))
+    other_first = streams | {"grid": streams["grid"]._replace(values=streams["grid"].values + 1)}
+    assert torch.equal(network(other_first), network(streams)), "the first stream was read"
+
+
+def test_leaving_the_first_stream_out_is_refused_with_a_gate() -> None:
+    with pytest.raises(UserError, match=r"set model\.fusion\.gate=false"):
+        build("channel_concat", layouts((8, 8)), first=False)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
