@@ -32,7 +32,7 @@ from torch import nn
 from benchmarks import straightforward_answering
 from benchmarks.straightforward_answering import AS_PUBLISHED, MENDED
 from lavis_ext.common.files import write_json, written_aside
-from lavis_ext.common.packed_linears import quantize_linears
+from lavis_ext.common.packed_linears import int8_supported, quantize_linears
 from lavis_ext.common.tables import markdown
 from lavis_ext.config.typed import typed
 from lavis_ext.datasets.questions.dataset import QuestionBatch
@@ -46,6 +46,7 @@ LAVIS, FUSED, MASKED = "LAVIS's pipeline", "with fusion", "with fusion and masks
 PUBLISHED, WITH_CACHE = "LAVIS as published", "LAVIS with its cache"
 OURS, NARROW, INT8 = "lavis_ext", "lavis_ext, bf16", "lavis_ext, int8"
 LIBRARYS = (OURS, NARROW, INT8)
+"""The library's ways; of the two last those that the CPU has instructions for."""
 WAYS = {PUBLISHED: AS_PUBLISHED, WITH_CACHE: MENDED}
 STAGES = ("encoders", "fusion", "matching and masks", "captioner's ViT", "captions", "reading")
 
@@ -196,7 +197,7 @@ def measure(given: Namespace) -> dict[str, dict[str, dict[str, Timed]]]:
         for case in IMAGES
     }
     for model in models.values():  # first calls set up kernels
-        for way in LIBRARYS:
+        for way in filter(computed_here, LIBRARYS):
             run_once(model, make_samples(model, (0, 0)), way, Timed())
     for number in range(given.rounds):
         for case, images in IMAGES.items():
@@ -210,7 +211,14 @@ def measure(given: Namespace) -> dict[str, dict[str, dict[str, Timed]]]:
 
 def runs(pipeline: str, way: str) -> bool:
     """Whether ``way`` is measured: with a fusion, as published would only take time."""
-    return pipeline == LAVIS or way != PUBLISHED
+    return (pipeline == LAVIS or way != PUBLISHED) and computed_here(way)
+
+
+def computed_here(way: str) -> bool:
+    """Whether the CPU has instructions for a way's type; emulation would say nothing of others."""
+    if way == NARROW:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return way != INT8 or int8_supported()
 
 
 def ratio(slower: Timed, faster: Timed) -> str:

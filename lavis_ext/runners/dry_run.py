@@ -164,7 +164,11 @@ def run_costs(plan: TrainingPlan, parts: Prepared, on_meta: Any) -> Iterator[Fac
     """
     batch = next(iter(plan.batches))
     dataset = parts.datasets[TRAINING]
-    flops = count_flops(on_meta, dataset.__getitems__(batch), dataset.on_host)
+    samples = dataset.__getitems__(batch)
+    try:
+        flops = count_flops(on_meta, samples, dataset.on_host)
+    except (RuntimeError, NotImplementedError):  # such as a loss that depends on a tensor's value
+        flops = count_flops(parts.model, samples, dataset.on_host)
     yield from _flops_lines(flops)
     needed, free = StepMemory.of(parts.model, flops.activation_bytes), free_bytes(parts.device)
     yield (

@@ -70,13 +70,14 @@ class BatchFlops:
 def count_flops(model: TrainableModel, samples: Any, on_host: Sequence[str]) -> BatchFlops:
     """FLOPs of a batch in training.
 
-    ``model`` is on the ``meta`` device with its frozen parameters frozen. The batch is counted with
-    its examples once, twice and three times (``TrainableModel.with_examples``). The cost is a
-    quadratic polynomial in that factor (attention within a row); its constant term is the cost of
-    the images. For a model without ``with_examples``, the images get all of the cost. ``on_host``
-    names the data set's fields that determine shapes; they stay off ``meta``, which has no values.
+    ``model`` has its frozen parameters frozen; on the ``meta`` device nothing is computed. The
+    batch is counted with its examples once, twice and three times
+    (``TrainableModel.with_examples``). The cost is a quadratic polynomial in that factor (attention
+    within a row); its constant term is the cost of the images. For a model without
+    ``with_examples``, the images get all of the cost. ``on_host`` names the data set's fields that
+    determine shapes; they stay off ``meta``, which has no values.
     """
-    samples = to_device(samples, torch.device("meta"), on_host)
+    samples = to_device(samples, next(model.parameters()).device, on_host)
     examples = len(samples["ids"])
     images = images_of(samples)
     kept = _Kept(model)
@@ -123,9 +124,9 @@ def input_bytes(samples: Any) -> int:
 
 
 def images_of(samples: Any) -> int:
-    """The images of a batch."""
-    streams = samples.get("images") or {n: t.values for n, t in samples["tokens"].items()}
-    return len(next(iter(streams.values())))
+    """The images of a batch; its examples in a batch that has no images by stream."""
+    streams = samples.get("images") or {n: t.values for n, t in samples.get("tokens", {}).items()}
+    return len(next(iter(streams.values()), samples["ids"]))
 
 
 def count_passes(loss: Callable[[Any], torch.Tensor], samples: Any) -> Passes:

@@ -1,6 +1,7 @@
 """The miniature's recipes: data, models and shipped files."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lavis_ext.pretraining.mask_data import MaskDataConfig, MaskDataset
 from lavis_ext.pretraining.reading_data import ReadingDataConfig, ReadingDataset
 from lavis_ext.pretraining.ship import MINIATURE, ship
 from lavis_ext.registry import registry
+from lavis_ext.runners.dry_run import describe
 from lavis_ext.runners.launch import started
 
 PROJECT = Path(__file__).parents[2]
@@ -189,6 +191,20 @@ def test_a_recipe_trains_and_what_it_ships_loads_as_published_weights_do(
             part.state_dict().items(), loaded.state_dict().values(), strict=True
         ):
             assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("recipe", ["blip_close", "efficient_sam"])
+def test_a_recipe_tells_its_cost_though_its_losses_depend_on_values(
+    configured: Callable[..., Config],
+    mini_gqa: Path,
+    tmp_path: Path,
+    recipe: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    describe(tiny_recipe(configured, mini_gqa, tmp_path, recipe), ["train", "val", "testdev"])
+    said = capsys.readouterr().out
+    assert re.search(r"^FLOPs .*an image [1-9]", said, re.M), said
+    assert re.search(r"^measured .* step", said, re.M)
 
 
 def test_the_image_encoder_begins_with_labels_alone(
