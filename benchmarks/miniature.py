@@ -19,7 +19,7 @@ from benchmarks.processes import PROJECT, command, environment
 from lavis_ext.common.tables import markdown
 
 RECIPES = "projects/pnp-vqa"
-FUSIONS = ("difnet", "sum", "grid_only", "segmentation_only")
+FUSIONS = ("difnet", "sum", "first_only", "others_only")
 OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
 PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
