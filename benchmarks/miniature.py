@@ -9,41 +9,32 @@ runs, ``metrics.json`` and ``tables.md``; an interrupted call is resumed by the 
 import argparse
 import json
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import PROJECT, command, environment
+from benchmarks.runs import SPLIT, Metrics, Run, Runs
 from lavis_ext.common.tables import markdown
 
-RECIPES = "projects/pnp-vqa"
 FUSIONS = ("difnet", "sum", "first_only", "others_only")
-OWN_OPTIONS = {name: [f"model.fusion.name={name}"] for name in FUSIONS} | {"difnet": []}
 PATCHES = ("guided", "uniform", "all")
 CAPTIONS = (2, 5, 20)
 COMPARED = 100
 """Questions answered again with other batch sizes and by two processes."""
-WEIGHTS = "fusion_encoder_best.safetensors"
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The output folder and common options of all runs."""
+    """The runs, and how many questions the pipeline answers."""
 
-    out: Path
-    threads: int
+    runs: Runs
     questions: int
-    options: list[str]
 
-    def train(self, fusion: str, seed: int) -> Path:
-        """Train a model; returns the run's folder."""
-        where = self.out / "fusion" / f"{fusion}-{seed}"
-        options = [*OWN_OPTIONS[fusion], f"run.seed={seed}"]
-        return self._run("train.py", f"{RECIPES}/train/mini_train.yaml", where, options)
+    def train(self, fusion: str, seed: int) -> Run:
+        """Train a fusion."""
+        named = [] if fusion == "difnet" else [f"model.fusion.name={fusion}"]
+        return self.runs.train("mini_train", f"{fusion}-{seed}", [*named, f"run.seed={seed}"])
 
     def pointing(self, fusion: str, seed: int) -> Metrics:
         """Metrics of pointing and masks with trained weights."""
@@ -63,14 +54,12 @@ class Bench:
         }
         answers = {}
         for name, (options, processes) in variants.items():
-            where = self.out / "same" / name
-            options = [f"run.small_test_size={COMPARED}", *options, *self._weights(fusion, seed)]
-            run = self._run(
-                "evaluate.py", f"{RECIPES}/eval/mini_eval.yaml", where, options, processes
-            )
-            (path,) = run.glob("*/testdev_predictions.json")
-            records = json.loads(path.read_text(encoding="utf-8"))
-            answers[name] = {each["questionId"]: each["prediction"] for each in records}
+            where = self.runs.out / "same" / name
+            weights = self.train(fusion, seed).weights
+            options = [f"run.small_test_size={COMPARED}", *options, *weights]
+            run = self.runs.evaluate("mini_eval", where, options, processes)
+            text = (run.folder / f"{SPLIT}_predictions.json").read_text(encoding="utf-8")
+            answers[name] = {each["questionId"]: each["prediction"] for each in json.loads(text)}
         first, *others = answers.values()
         assert len(first) == COMPARED
         return {
@@ -78,55 +67,19 @@ class Bench:
             for name, other in zip(list(variants)[1:], others, strict=True)
         }
 
-    def metrics(self, run: Path) -> Metrics:
-        """Metrics of a run on testdev."""
-        (path,) = run.glob("*/metrics.json")
-        found: Metrics = json.loads(path.read_text(encoding="utf-8"))["testdev"]
-        return found
-
     def _evaluated(
         self, recipe: str, fusion: str, seed: int, name: str, options: list[str]
     ) -> Metrics:
-        where = self.out / name / f"{fusion}-{seed}"
-        options = [*self._weights(fusion, seed), *options]
-        return self.metrics(
-            self._run("evaluate.py", f"{RECIPES}/eval/{recipe}.yaml", where, options)
-        )
-
-    def _weights(self, fusion: str, seed: int) -> list[str]:
-        (weights,) = self.train(fusion, seed).glob(f"*/{WEIGHTS}")
-        return [f"model.fusion_weights={weights}"]
-
-    def _run(
-        self,
-        program: str,
-        recipe: str,
-        where: Path,
-        options: list[str],
-        processes: int = 1,
-    ) -> Path:
-        if list(where.glob("*/metrics.json")):
-            return where
-        where.mkdir(parents=True, exist_ok=True)
-        with (where / "output.txt").open("w", encoding="utf-8") as output:
-            arguments = ["--cfg-path", recipe, "--options", f"run.output_dir={where}"]
-            subprocess.run(
-                command([program, *arguments, *options, *self.options], processes),
-                cwd=PROJECT,
-                env=environment(self.threads),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=True,
-            )
-        print(f"done: {where}", flush=True)
-        return where
+        where = self.runs.out / name / f"{fusion}-{seed}"
+        options = [*self.train(fusion, seed).weights, *options]
+        return self.runs.evaluate(recipe, where, options).metrics
 
 
 def measure(bench: Bench, seeds: int, jobs: int) -> dict[str, list[Metrics]]:
     """Metrics by measurement, one entry per seed."""
     runs = [(fusion, seed) for seed in range(1, seeds + 1) for fusion in FUSIONS]
     named: dict[str, Callable[[str, int], Metrics]] = {
-        "training": lambda fusion, seed: bench.metrics(bench.train(fusion, seed)),
+        "training": lambda fusion, seed: bench.train(fusion, seed).metrics,
         "pointing": bench.pointing,
         "answers": lambda fusion, seed: bench.answers(fusion, seed, "answers", []),
     }
@@ -206,11 +159,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (%(default)s)")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
     given = parser.parse_args()
-    bench = Bench(given.out.resolve(), given.threads, given.questions, given.options)
+    out = given.out.resolve()
+    bench = Bench(Runs(out, given.threads, given.options), given.questions)
     found = measure(bench, given.seeds, given.jobs)
-    (bench.out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = tables(found)
-    (bench.out / "tables.md").write_text(text, encoding="utf-8")
+    (out / "tables.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lavis_ext.common.files import written_aside
+from lavis_ext.sweep.differences import Difference
 
 PAPER, FRAME, TEXT, FAINT = "#fcfbf8", "#d8d4ca", "#1f2427", "#5b6469"
 TRAINED, TRAINED_TEXT, FROZEN = "#c9691b", "#8f4208", "#4a7ba6"
@@ -164,3 +165,31 @@ def draw_accuracy(
         axes.set_ylabel("answers right on val, %")
         axes.grid(axis="y")
         axes.legend(frameon=False, loc="lower right")
+
+
+def draw_differences(studies: Mapping[str, Mapping[str, Difference]], path: Path) -> None:
+    """A panel a study: each fusion's difference, in points, and its 95 % interval."""
+    names = list(dict.fromkeys(name for found in studies.values() for name in found))
+    title = "Difference from the first stream alone, in points, with 95 % intervals"
+    with drawn(path, 300 + 300 * len(studies), 130 + 26 * len(names), title) as figure:
+        figure.text(0.02, 0.93, title, fontsize=14, fontweight="bold")
+        left = 210 / (300 + 300 * len(studies))
+        width = (0.98 - left) / max(1, len(studies))
+        for place, (study, found) in enumerate(studies.items()):
+            axes = figure.add_axes((left + place * width, 0.16, 0.86 * width, 0.62))
+            axes.axvline(0, color=FAINT, linewidth=1)
+            for row, name in enumerate(names):
+                if (difference := found.get(name)) is None:
+                    continue
+                low, high = difference.low, difference.high
+                sure = low is not None and high is not None and low * high > 0
+                color = TRAINED if sure and difference.value > 0 else FAINT
+                if low is not None and high is not None:
+                    axes.plot((100 * low, 100 * high), (row, row), color=color, linewidth=1.6)
+                axes.plot(100 * difference.value, row, "o", color=color, markersize=5)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_yticks(range(len(names)), names if place == 0 else [])
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(study)
+            axes.grid(axis="x")
+            axes.set_axisbelow(True)

@@ -1,7 +1,7 @@
 """The task ``gqa_pointing``: whether heat maps point at the objects in questions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
 from lavis_ext.datasets.gqa.object_masks import ObjectMask, read_object_masks
 from lavis_ext.datasets.gqa.questions import find_questions
 from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
+from lavis_ext.evaluation.by_image import ByImage
 from lavis_ext.evaluation.gqa.grounding import Attention, heat_grounding
 from lavis_ext.evaluation.gqa.pointing import chance_of_pointing, hot_iou, points_into
 from lavis_ext.evaluation.gqa.scorer import GqaScorer
 from lavis_ext.registry import registry
-from lavis_ext.tasks.base import Datasets, EvalStep
+from lavis_ext.tasks.base import Datasets, EvalStep, Evaluation, Totals, gathered
 from lavis_ext.tasks.gqa import GqaTask
 
 POINTING = (
@@ -30,6 +31,8 @@ POINTING = (
     Metric("refined_grounding", "share"),
     Metric("questions_without_points", better="min"),
 )
+LOCATED = "located"
+"""Name of the questions' metrics in evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +91,44 @@ class GqaPointingTask(GqaTask):
         return [*POINTING]
 
     def valid_step(self, model: Any, samples: Any) -> EvalStep:
-        """Sums and count of a batch."""
+        """Sums, count and each question's metrics of a batch."""
         located = model.locate(samples)
-        sums = dict.fromkeys(by_name(POINTING), 0.0)
+        found = {}
         for row, question_id in enumerate(samples["ids"]):
             target = self._targets[question_id]
             mask = target.mask.decode()
             heat = located.heat[row].reshape(located.grid).cpu().numpy()
             patch_heat = located.patch_heat[row].reshape(located.grid).cpu().numpy()
-            sums["pointing_accuracy"] += points_into(heat, mask)
-            sums["chance_accuracy"] += chance_of_pointing(mask, located.grid)
-            sums["raw_heat_iou"] += hot_iou(heat, mask)
-            sums["refined_heat_iou"] += hot_iou(located.refined[row].cpu().numpy(), mask)
-            sums["raw_grounding"] += heat_grounding(target.boxes, heat)
-            sums["refined_grounding"] += heat_grounding(target.boxes, patch_heat)
-            sums["questions_without_points"] += not bool((located.labels[row] == 1).any())
-        report = {name: torch.tensor(value) for name, value in sums.items()}
-        return EvalStep(report, len(samples["ids"]))
+            values = {
+                "pointing_accuracy": points_into(heat, mask),
+                "chance_accuracy": chance_of_pointing(mask, located.grid),
+                "raw_heat_iou": hot_iou(heat, mask),
+                "refined_heat_iou": hot_iou(located.refined[row].cpu().numpy(), mask),
+                "raw_grounding": heat_grounding(target.boxes, heat),
+                "refined_grounding": heat_grounding(target.boxes, patch_heat),
+                "questions_without_points": not bool((located.labels[row] == 1).any()),
+            }
+            found[question_id] = {name: float(value) for name, value in values.items()}
+        report = {
+            name: torch.tensor(sum(each[name] for each in found.values()))
+            for name in by_name(POINTING)
+        }
+        return EvalStep(report, len(samples["ids"]), {LOCATED: found})
+
+    def after_evaluation(self, val_result: Totals, dataset: Any, model: Any) -> Evaluation:
+        """Means over all processes' questions. Called by every process."""
+        evaluation = super().after_evaluation(val_result, dataset, model)
+        return replace(evaluation, details=gathered(val_result, LOCATED))
+
+    def by_image(self, dataset: Any, evaluation: Evaluation) -> ByImage | None:
+        """All metrics by image."""
+        columns = (dataset.table.columns[name].to_pylist() for name in ("question_id", "image_id"))
+        images = dict(zip(*columns, strict=True))
+        located: dict[str, dict[str, float]] = evaluation.details
+        values = {
+            name: np.array([each[name] for each in located.values()]) for name in by_name(POINTING)
+        }
+        return ByImage.of(values, [images[question] for question in located])
 
 
 def read_targets(

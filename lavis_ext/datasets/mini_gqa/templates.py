@@ -85,8 +85,8 @@ _DRAWS: tuple[tuple[TemplateFunction, int, int], ...] = (
 """Draws of each template for a scene of shapes, and for one of fine parts."""
 
 TEMPLATES: dict[str, list[tuple[TemplateFunction, int]]] = {
-    world.name: [(row[0], row[place]) for row in _DRAWS if row[place]]
-    for place, world in enumerate((SHAPES, FINE), start=1)
+    world.name: [(template, draws[place]) for template, *draws in _DRAWS if draws[place]]
+    for place, world in enumerate((SHAPES, FINE))
 }
 """Number of draws of each template for a scene, by world.
 

@@ -62,7 +62,12 @@ def test_the_task_draws_no_mismatched_questions_for_its_part_of_the_split(
     assert "mismatched_input" not in samples or not samples["mismatched_input"]
     model = task.build_model(cfg).eval()
     result = task.evaluation(model, [samples], cuda_enabled=False)
-    metrics = task.after_evaluation(result, dataset, model).metrics
+    evaluation = task.after_evaluation(result, dataset, model)
+    metrics, by_image = evaluation.metrics, task.by_image(dataset, evaluation)
+    assert by_image is not None
+    assert set(by_image.images) == set(dataset.table.columns["image_id"].to_pylist())
+    for name, value in metrics.items():
+        assert by_image.mean(name) == pytest.approx(value), name
     assert metrics["pointing_accuracy"] > 5 * metrics["chance_accuracy"], "the miniature that ships"
     assert metrics["refined_heat_iou"] > 1.5 * metrics["raw_heat_iou"]
     assert metrics["refined_grounding"] > 1.1 * metrics["raw_grounding"] > 0
