@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 
 from benchmarks import straightforward_answering
 from benchmarks.straightforward_answering import AS_PUBLISHED, MENDED
@@ -75,8 +74,11 @@ def make_models(*, small: bool, captions: int) -> dict[str, PnpVqaFusion]:
     masked, lavis = (
         make_model(pipeline, small=small, captions=captions) for pipeline in (MASKED, LAVIS)
     )
-    lavis.captioner, lavis.reader = masked.captioner, masked.reader
-    lavis._modules["streams"] = nn.ModuleDict({lavis.first: masked.blip})
+    # Not the modules, since the model keeps others that share theirs.
+    for part in ("blip", "captioner", "reader"):
+        own, others = (getattr(model, part).parameters() for model in (lavis, masked))
+        for parameter, other in zip(own, others, strict=True):
+            parameter.data = other.data
     fused = copy.copy(masked)
     fused.segmenting = []
     return {LAVIS: lavis, FUSED: fused, MASKED: masked}
