@@ -73,7 +73,8 @@ function tableColumns() {
     const shownEnd = (end) => isMetricShare ? String(+(100 * end).toFixed(6)) : compact(end);
     columns.push([`Difference${unit}`, ({ difference }) => difference?.shown ?? "", "value"]);
     columns.push(["95 % interval", ({ difference }) => difference?.interval ?? ""]);
-    columns.push(["Over", ({ difference }) => difference?.over ?? ""]);
+    // Where it is the same for all, the note below the table says it.
+    if (new Set(differences.map(({ over }) => over)).size > 1) columns.push(["Over", ({ difference }) => difference?.over ?? ""]);
     columns.push([range.map(shownEnd).join(" to "),
       ({ difference }, place) => difference ? plot(differenceStrip(difference, place, range)) : "", "range"]);
   }

@@ -65,10 +65,12 @@ def notes(results: Results) -> list[str]:
     differences = [each.difference for each in results.choices if each.difference]
     if differences:
         points = ", in percentage points" if results.metric.unit == "share" else ""
-        intervals = any(each.low is not None for each in differences)
+        kinds = {each.over for each in differences if each.low is not None}
+        over = "images, seeds or both" if len(kinds) > 1 else "".join(kinds)
+        intervals = f", with a 95 % interval over {over}" if over else ""
         lines.append(
             f"difference: to {label(results, results.choices[0])}, over the seeds that both "
-            f"have{points}" + intervals * ", with a 95 % interval over images, seeds or both"
+            f"have{points}{intervals}"
         )
     if has_blind(results):
         lines.append(
