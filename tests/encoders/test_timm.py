@@ -131,7 +131,9 @@ def test_weights_saved_from_timm_give_timms_tokens(tmp_path: Path, model: str, s
     with torch.no_grad():
         expected = theirs.forward_features(encoder.normalize(images))
         found = encoder.encode(images)
-    assert torch.equal(found.flatten().sort().values, expected.flatten().sort().values)
+    # Not bit for bit: weights are laid out differently, and kernels sum in another order.
+    ours, timms = (each.flatten().sort().values for each in (found, expected))
+    torch.testing.assert_close(ours, timms, rtol=1e-4, atol=1e-5)
     report = encoder.load_report
     assert report is not None
     assert report.missing == ()

@@ -11,7 +11,7 @@ from tests.fuzzing.fuzz import TARGETS, Target
 
 pytestmark = pytest.mark.beyond_core
 
-EXAMPLES = {"questions": 300, "vqa": 300, "configs": 40, "weights": 150, "names": 300}
+EXAMPLES = {"questions": 300, "vqa": 300, "configs": 60, "weights": 150, "names": 300}
 
 
 @pytest.mark.parametrize("name", TARGETS)
