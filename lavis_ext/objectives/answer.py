@@ -27,6 +27,12 @@ class AnswerConfig(QuestionHeadConfig):
         "Minimum number of training questions with an answer for it to be a choice.",
         at_least=1,
     )
+    grounded: bool = option(
+        False,
+        "BLIP reads the question together with the fused tokens, as in its question answering (Li "
+        "et al., 2022, Figure 5), instead of alone. So words find what they name before the head "
+        "has learned anything.",
+    )
     label_smoothing: float = option(
         0.0, "Share of a target that is spread evenly over all answers.", at_least=0, at_most=1
     )
@@ -51,9 +57,14 @@ class AnswerObjective(Objective):
         self.vocabulary: AnswerVocabulary = sizes.vocabulary
         self.head = build_head(config, sizes, outputs=len(sizes.vocabulary))
 
+    @classmethod
+    def reads_with_blip(cls, config: AnswerConfig) -> bool:
+        """Whether the question is read with the image."""
+        return config.grounded
+
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses, and numbers of correct answers and of answers outside the vocabulary."""
-        scores = self.head(batch.fused, batch.questions, batch.question_states)
+        scores = self._scores(batch)
         targets = send(self.vocabulary.targets(batch.samples["answer"]), scores.device)
         losses = F.cross_entropy(
             scores,
@@ -70,6 +81,11 @@ class AnswerObjective(Objective):
 
     def predict(self, batch: FusedBatch) -> list[str]:
         """The answer with the highest score for each question."""
-        scores: torch.Tensor = self.head(batch.fused, batch.questions, batch.question_states)
-        best = scores.argmax(dim=-1)
+        best = self._scores(batch).argmax(dim=-1)
         return [self.vocabulary.answers[place] for place in best.tolist()]
+
+    def _scores(self, batch: FusedBatch) -> torch.Tensor:
+        """[Q, answers]."""
+        states = batch.grounded_states if self.config.grounded else batch.question_states
+        scores: torch.Tensor = self.head(batch.fused, batch.questions, states)
+        return scores

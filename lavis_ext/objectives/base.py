@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from lavis_ext.datasets.questions.dataset import QuestionBatch
 from lavis_ext.datasets.questions.vocabulary import AnswerVocabulary
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions, send
 from lavis_ext.encoders.questions import QuestionReader
+
+if TYPE_CHECKING:
+    from lavis_ext.encoders.blip.encoder import BlipEncoder
 
 
 @dataclass
@@ -109,6 +112,11 @@ class FusedBatch:
         """States of ``pairs`` after the text encoder, without an image, float [R, P, W]."""
         return self.pairs.pack(self._read(self._paired))
 
+    @cached_property
+    def grounded_states(self) -> torch.Tensor:
+        """States of ``questions`` that BLIP has read with the fused tokens, float [R, P, W]."""
+        return cast("BlipEncoder", self.encoder).read_with_image(self.fused, self.questions)
+
     @property
     def _paired(self) -> list[str]:
         matched = self.samples.get("matched_input", self.samples["text_input"])
@@ -161,7 +169,7 @@ class Objective(nn.Module, ABC):
         Config: dataclass of its options, a subclass of ObjectiveConfig.
         metrics: metrics in its report besides the loss.
         needs_mismatched: whether batches need mismatched questions.
-        needs_blip: whether BLIP has to read the questions, as it also matches them.
+        needs_blip: whether BLIP has to read the questions, as it also reads images with them.
         needs_vocabulary: whether it needs the answer vocabulary; its options then have
             ``vocabulary_size``.
         needs_statements: whether batches need ``statement``, answers as sentences.
@@ -182,6 +190,11 @@ class Objective(nn.Module, ABC):
     def __init__(self, config: Any, sizes: HeadSizes) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def reads_with_blip(cls, config: Any) -> bool:
+        """``needs_blip``, unless it depends on the options."""
+        return cls.needs_blip
 
     @abstractmethod
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:

@@ -18,8 +18,8 @@ from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import SCENE_VALUES, SHAPES
 from lavis_ext.pretraining.close_ups import draw_close_up
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
-from lavis_ext.pretraining.descriptions import caption, value_of
-from lavis_ext.pretraining.matching_pairs import matching_pair, mention_pair
+from lavis_ext.pretraining.descriptions import caption, sentence, value_of
+from lavis_ext.pretraining.matching_pairs import fact_pair, matching_pair, mention_pair
 
 LABELS: dict[str, tuple[str, ...]] = {
     **{key: SHAPES.values[key] for key in ("name", "color", "pattern", "size")},
@@ -73,6 +73,13 @@ class DescriptionDataConfig(PretrainingDataConfig):
         0.15, "Share of captions of uniformly drawn patches.", at_least=0, at_most=1
     )
     whole: float = option(0.15, "Share of captions of all patches.", at_least=0, at_most=1)
+    sentences: float = option(
+        0.0,
+        "Share of captions, and of pairs about one object, that are whole sentences, as GQA's "
+        "answers: the gear is red.",
+        at_least=0,
+        at_most=1,
+    )
     close_ups: float = option(
         0.0, "Share of samples that show a part of the picture, enlarged.", at_least=0, at_most=1
     )
@@ -123,7 +130,8 @@ class DescriptionDataset(PretrainingDataset):
             seen = coverage[:, chosen].sum(axis=1) / coverage.sum(axis=1)
             weights = seen**self.SHARPNESS + 1e-6
             item = rng.choices(graph.objects, weights.tolist())[0]
-            captions.append(caption(item, graph, rng))
+            text_of = sentence if self._is_sentence(rng) else caption
+            captions.append(text_of(item, graph, rng))
             patch_masks.append(chosen)
         matched, mismatched, text_masks = [], [], []
         for _ in range(self.config.pairs):
@@ -174,14 +182,22 @@ class DescriptionDataset(PretrainingDataset):
         """
         if rng.random() < self.config.close:
             index = rng.randrange(len(graph.objects))
-            pair = mention_pair(graph, graph.objects[index], rng, self.world)
+            pair_of = fact_pair if self._is_sentence(rng) else mention_pair
+            pair = pair_of(graph, graph.objects[index], rng, self.world)
             if pair is not None:
                 fewest = self.config.fewest_patches
                 most = self.config.close_patches or self.config.most_patches
                 count = round(fewest * (most / fewest) ** rng.random())
                 return *pair, self._draw_patches(self.BACKGROUND + coverage[index], count, rng)
-        pair = matching_pair(graph, questions, rng, self.world)
+        pair = None
+        if self._is_sentence(rng):
+            pair = fact_pair(graph, rng.choice(graph.objects), rng, self.world)
+        if pair is None:
+            pair = matching_pair(graph, questions, rng, self.world)
         return *pair, np.ones(coverage.shape[1], bool)
+
+    def _is_sentence(self, rng: random.Random) -> bool:
+        return bool(self.config.sentences) and rng.random() < self.config.sentences
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`DescriptionSamples`."""

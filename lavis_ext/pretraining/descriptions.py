@@ -1,4 +1,4 @@
-"""Texts about a mini-GQA scene, drawn from its scene graph: captions, true and false mentions.
+"""Texts about a mini-GQA scene, drawn from its scene graph: captions, sentences, mentions.
 
 A mention is the phrase for an object in a question: "large red circle", "striped shape", "curved
 shape".
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
+from lavis_ext.datasets.mini_gqa.query_questions import place_phrase
 from lavis_ext.datasets.mini_gqa.scenes import MIDDLE_BAND
 from lavis_ext.datasets.mini_gqa.vocabulary import (
     ADJECTIVE_ORDER,
@@ -78,6 +79,33 @@ def scene_phrase(graph: SceneGraph) -> str:
     return f"in a {graph.weather} {graph.place}"
 
 
+def sentence(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
+    """Draw a true sentence about an object or the scene, in the words of GQA's ``fullAnswer``.
+
+    Half of them state an attribute or the name: "the red gear is five-toothed".
+    """
+    kind = rng.random()
+    if kind < 0.5:
+        key = rng.choice([key for key in ("name", *ADJECTIVE_ORDER) if value_of(item, key)])
+        value = value_of(item, key)
+        assert value is not None
+        return Fact(Mention.draw(item, rng, leave_out=key), value).words
+    if kind < 0.65 and item.relations:
+        relation, other_id = rng.choice(item.relations)
+        other = next(each for each in graph.objects if each.id == other_id)
+        words = Mention.draw(item, rng).words
+        return f"the {words} is {relation} the {Mention.draw(other, rng).words}"
+    if kind < 0.75 and (where := position(item, graph)):
+        side = rng.choice(where.split())
+        return f"the {Mention.draw(item, rng).words} is at the {side} of the picture"
+    if kind < 0.9:
+        words = Mention.draw(item, rng).words
+        return f"there is {article(words)} {words}"
+    if kind < 0.95:
+        return f"it is {graph.weather}"
+    return f"the scene is {place_phrase(graph.place)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Mention:
     """Adjectives and a noun (a name, a category or "shape") for an object."""
@@ -96,12 +124,16 @@ class Mention:
         return cls(values)
 
     @classmethod
-    def draw(cls, item: GraphObject, rng: random.Random) -> "Mention":
-        """Draw a true mention of ``item`` with up to two adjectives."""
-        having = [key for key in ADJECTIVE_ORDER if value_of(item, key)]
+    def draw(
+        cls, item: GraphObject, rng: random.Random, *, leave_out: str | None = None
+    ) -> "Mention":
+        """Draw a true mention of ``item`` with up to two adjectives, without the type left out."""
+        having = [key for key in ADJECTIVE_ORDER if key != leave_out and value_of(item, key)]
         keys = rng.sample(having, rng.choice((0, 1, 1, 2)))
         nouns = ("name", "name", "name", "category", None) if keys else ("name",)
         noun = rng.choice(nouns)
+        if noun == leave_out:
+            noun = "category"
         named = value_of(item, noun) if noun else None
         return cls((*adjectives(item, keys), *([named] if named else [])))
 
@@ -137,4 +169,32 @@ class Mention:
             mention = Mention((*before, value, *after))
             if not mention.matches(graph):
                 return mention
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An attribute's value or the name of what a mention is about."""
+
+    about: Mention
+    value: str
+
+    @property
+    def words(self) -> str:
+        """The sentence: "the red gear is five-toothed", "the small round shape is a coin"."""
+        name = KEY_OF[self.value] == "name"
+        said = f"{article(self.value)} {self.value}" if name else self.value
+        return f"the {self.about.words} is {said}"
+
+    def swapped(self, graph: SceneGraph, rng: random.Random, world: World) -> "Fact | None":
+        """Replace the value, so that the sentence is true of no object of the scene.
+
+        None if no such value is found in ``SWAP_ATTEMPTS`` draws.
+        """
+        key = KEY_OF[self.value]
+        of_kind = world.categories[CATEGORY_OF[self.value]] if key == "name" else world.values[key]
+        for _ in range(SWAP_ATTEMPTS):
+            value = rng.choice(of_kind)
+            if not Mention((*self.about.values, value)).matches(graph):
+                return Fact(self.about, value)
         return None

@@ -11,7 +11,7 @@ from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, World
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
-from lavis_ext.pretraining.descriptions import caption
+from lavis_ext.pretraining.descriptions import caption, sentence
 
 
 class ReadingSamples(TypedDict):
@@ -39,6 +39,12 @@ class ReadingDataConfig(PretrainingDataConfig):
         5.0,
         "Sampling weight of objects in the question for captions, relative to 1 for others.",
         at_least=1,
+    )
+    sentences: float = option(
+        0.0,
+        "Share of captions that are whole sentences, as a captioner writes that has read some.",
+        at_least=0,
+        at_most=1,
     )
     errors: float = option(
         0.05, "Share of captions with one wrong word, like a captioner's mistakes.", at_least=0
@@ -83,14 +89,18 @@ class ReadingDataset(PretrainingDataset):
         return {name: [sample[name] for sample in samples] for name in samples[0]}
 
     def _caption(self, item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
-        text = caption(item, graph, rng)
+        share = self.config.sentences
+        text_of = sentence if share and rng.random() < share else caption
+        text = text_of(item, graph, rng)
         return with_wrong_word(text, rng, self.world) if rng.random() < self.config.errors else text
 
 
 def with_wrong_word(text: str, rng: random.Random, world: World) -> str:
-    """Replace one attribute or name of a caption by a random one of the same type."""
+    """Replace one attribute or name of a caption, if it has any, by a random one of its type."""
     words = text.split()
     places = [place for place, word in enumerate(words) if word in KEY_OF]
+    if not places:  # such as "there is a round shape"
+        return text
     place = rng.choice(places)
     words[place] = rng.choice(world.values[KEY_OF[words[place]]])
     return " ".join(words)

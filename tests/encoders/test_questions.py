@@ -123,7 +123,11 @@ def test_its_weights_file_is_not_saved_again(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objectives": {"itm": None}}, "model.objectives.itm: this objective matches questions"),
+        ({"objectives": {"itm": None}}, "model.objectives.itm: here BLIP reads questions with"),
+        (
+            {"objectives": {"answer": {"grounded": True}}},
+            "model.objectives.answer: here BLIP reads",
+        ),
         ({"question_encoder": {"encoder": "lstm"}}, "No question encoder is registered as 'lstm'"),
         ({"question_encoder": "bert"}, "model.question_encoder is 'bert'; it must be a mapping"),
         ({"question_encoder": {**SIZES, "heads": 5}}, "heads is 5; it must divide width 24"),

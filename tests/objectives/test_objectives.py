@@ -111,6 +111,20 @@ def test_scores_depend_on_the_question_and_on_each_stream(name: str) -> None:
             assert not torch.equal(losses(), losses(images=images))
 
 
+def test_a_grounded_question_is_read_as_for_matching() -> None:
+    model = make_model({"answer": {**HEAD, "grounded": True}}).eval()
+    torch.nn.init.ones_(model.fusion.gate)
+    batch = model._batch(make_samples())
+    read = model.blip.blip.itm_head(batch.grounded_states.flatten(0, 1)[batch.questions.first])
+    torch.testing.assert_close(read, model.blip.match(batch.fused, batch.questions))
+    (gradient,) = torch.autograd.grad(batch.grounded_states.sum(), batch.fused)
+    assert gradient.abs().sum() > 0
+    alone = make_model({"answer": HEAD}).eval()
+    alone.load_state_dict(model.state_dict())
+    samples = make_samples()
+    assert not torch.equal(mean_loss(alone, samples), mean_loss(model, samples))
+
+
 def test_the_head_objective_keeps_the_text_encoder_out_of_the_backward_pass() -> None:
     model = make_model({"head": HEAD})
     freeze_all_but(model, trained_patterns(model, None))

@@ -11,8 +11,8 @@ from lavis_ext.datasets.gqa.grounded_questions import read_grounded_questions
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph, read_scene_graphs
 from lavis_ext.datasets.mini_gqa import make_mini_gqa
 from lavis_ext.datasets.mini_gqa.vocabulary import FINE, KEY_OF, SHAPES, World
-from lavis_ext.pretraining.descriptions import Mention, caption, value_of
-from lavis_ext.pretraining.matching_pairs import matching_pair
+from lavis_ext.pretraining.descriptions import Mention, caption, sentence, value_of
+from lavis_ext.pretraining.matching_pairs import fact_pair, matching_pair
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,49 @@ def test_captions_have_all_attributes_of_an_object(graphs: dict[str, SceneGraph]
                     for each in others
                 ) or rest.startswith(f" in a {graph.weather}")
     assert kinds >= {"", "on", "to", "above", "below", "in"}
+
+
+def test_sentences_are_true(world: World, of_world: dict[str, SceneGraph]) -> None:
+    rng = random.Random(0)
+    kinds = set()
+    for graph in of_world.values():
+        for item in graph.objects * 4:
+            text = sentence(item, graph, rng)
+            if said := re.fullmatch(r"the (.*) is (an? )?([\w-]+)", text):
+                assert is_fact(graph, said[1], said[3]), text
+                kinds.add("value")
+            elif said := re.fullmatch(r"there is an? (.*)", text):
+                assert Mention.parse(said[1]).matches(graph), text
+                kinds.add("there")
+            elif text in (f"it is {graph.weather}",) or text.startswith("the scene is"):
+                assert graph.weather in text or graph.place in text
+                kinds.add("scene")
+            else:
+                said = re.fullmatch(r"the (.*?) is .* the (.*)", text)
+                assert said is not None, text
+                assert Mention.parse(said[1]).matches(graph), text
+                assert said[2] == "picture" or Mention.parse(said[2]).matches(graph), text
+                kinds.add("place")
+    assert kinds == {"value", "there", "scene", "place"}
+
+
+def is_fact(graph: SceneGraph, about: str, value: str) -> bool:
+    return Mention((*Mention.parse(about).values, value)).matches(graph)
+
+
+def test_false_sentences_differ_in_the_value(world: World, of_world: dict[str, SceneGraph]) -> None:
+    rng = random.Random(0)
+    for graph in of_world.values():
+        for item in graph.objects:
+            pair = fact_pair(graph, item, rng, world)
+            if pair is None:
+                continue
+            facts = [re.fullmatch(r"the (.*) is (an? )?([\w-]+)", text) for text in pair]
+            (about, _, value), (also, _, other) = (fact.groups() for fact in facts if fact)
+            assert about == also
+            assert KEY_OF[value] == KEY_OF[other]
+            assert is_fact(graph, about, value)
+            assert not is_fact(graph, about, other)
 
 
 @pytest.mark.parametrize(

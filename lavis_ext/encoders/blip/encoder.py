@@ -291,6 +291,20 @@ class BlipEncoder(BlipImageEncoder, QuestionReader):
     ) -> Tensor:
         """Logits [Q, 2] of question matching; index 1 is "question and image belong together".
 
+        Arguments are those of ``read_with_image``.
+        """
+        states = self.read_with_image(tokens, packed, token_mask, probe)
+        return self.blip.itm_head(states.flatten(0, 1)[packed.first])
+
+    def read_with_image(
+        self,
+        tokens: Tensor,
+        packed: PackedQuestions,
+        token_mask: Tensor | None = None,
+        probe: AttentionProbe | None = None,
+    ) -> Tensor:
+        """Question tokens [R, P, text_width] that have attended to their images.
+
         ``tokens`` [I, 1+N, vision_width] are image tokens, or fused tokens in their place;
         gradients reach them through cross-attention. With ``first_token: enc`` the first token is
         [ENC] instead of [CLS], as this part of BLIP was trained (salesforce/BLIP,
@@ -301,7 +315,7 @@ class BlipEncoder(BlipImageEncoder, QuestionReader):
         if self.config.first_token == "enc":
             input_ids = input_ids.flatten().index_fill(0, packed.first, self.enc_token_id)
             input_ids = input_ids.view_as(packed.input_ids)
-        states = self._read_text(
+        return self._read_text(
             self.blip.text_encoder,
             input_ids,
             packed.question,
@@ -311,7 +325,6 @@ class BlipEncoder(BlipImageEncoder, QuestionReader):
             None if token_mask is None else packed.spread(token_mask.bool()),
             probe,
         )
-        return self.blip.itm_head(states.flatten(0, 1)[packed.first])
 
 
 def check_image_size(images: Tensor, config: BlipSizesConfig) -> None:

@@ -94,10 +94,11 @@ class PnpVqaFusionConfig(ModelConfig):
             key = f"{where}.objectives.{name}"
             schema = schema_of("objective", name, key)
             self.objectives[name] = typed(schema, {} if options is None else options, key)
-            if self.question_encoder and registry.get_objective_class(name).needs_blip:
+            objective = registry.get_objective_class(name)
+            if self.question_encoder and objective.reads_with_blip(self.objectives[name]):
                 raise UserError(
-                    f"{key}: this objective matches questions with BLIP's text encoder, which "
-                    f"doesn't read them with {where}.question_encoder. Leave one of the two out."
+                    f"{key}: here BLIP reads questions with their images, and "
+                    f"{where}.question_encoder reads them in its place. Leave one of the two out."
                 )
         for name in self.fusions:
             self._check_fused_part(name, where)
