@@ -11,7 +11,7 @@ recipes+=(projects/pnp-vqa/train/mini_train.yaml)
 package=lavis_ext/miniature
 if [ "${1:-}" = fine ]; then
     shift
-    recipes=(projects/mini/fine/{efficient_sam,blip,reader}.yaml)
+    recipes=(projects/mini/fine/{efficient_sam,blip,blip_sentences,reader}.yaml)
     package=lavis_ext/miniature/fine
 fi
 mkdir -p output

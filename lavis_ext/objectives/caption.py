@@ -1,6 +1,5 @@
 """Describe pictures through the captioner's frozen decoder."""
 
-import re
 from typing import ClassVar
 
 import torch
@@ -19,8 +18,7 @@ class CaptionObjective(Objective):
     (``model.fusions.captioner``), and predicts each word from those before it (teacher forcing).
     The loss of a sentence is the mean over its words and [SEP], without the prompt (Li et al.,
     2022, section 3.2). Sentences are GQA's ``fullAnswer`` or, in data without, question and answer,
-    in lower case, without punctuation around them and without the "yes," or "no," of a reply, which
-    describes nothing. A question without an answer has no loss.
+    in lower case and without punctuation around them. A question without an answer has no loss.
     """
 
     metrics = (Metric("word_accuracy", "share"), Metric("without_sentence", "share", "min"))
@@ -29,8 +27,11 @@ class CaptionObjective(Objective):
 
     def forward(self, batch: FusedBatch) -> ObjectiveOutput:
         """Losses, and sums of word accuracies and of questions without a sentence."""
+        # Imported here because it takes a second, which `import lavis_ext` doesn't need.
+        from lavis_ext.decoders.fid_reader import normalize_answer
+
         captioner, tokens = batch.parts[self.part]
-        sentences = [description_of(each or "") for each in batch.samples["statement"]]
+        sentences = [normalize_answer(each or "") for each in batch.samples["statement"]]
         scored = captioner.score_sentences(tokens, batch.samples["image_index"], sentences)
         known = send(torch.tensor([bool(each) for each in sentences]), tokens.device)
         return ObjectiveOutput(
@@ -40,11 +41,3 @@ class CaptionObjective(Objective):
                 "without_sentence": (~known).float().sum(),
             },
         )
-
-
-def description_of(statement: str) -> str:
-    """What a statement says about the picture: "the gear is red" of "Yes, the gear is red."."""
-    # Imported here because it takes a second, which `import lavis_ext` doesn't need.
-    from lavis_ext.decoders.fid_reader import normalize_answer
-
-    return re.sub(r"^(yes|no), ", "", normalize_answer(statement))

@@ -227,6 +227,26 @@ def test_wrong_configs_name_their_key(changes: dict, message: str, vocab: Path) 
         BlipEncoder(tiny(vocab, **changes))
 
 
+def test_a_convolutional_stem_has_the_patches_of_the_linear_one(
+    vocab: Path, images: torch.Tensor, tmp_path: Path
+) -> None:
+    encoder = build(vocab, stem="convolutions")
+    tokens = encoder.encode(images)
+    assert tokens.shape == build(vocab).encode(images).shape
+    # What a patch shows reaches its own token first.
+    first = encoder.blip.vision_model.embeddings.patch_embedding
+    changed = images.float()
+    changed[:, :, :8, :8] = 1 - changed[:, :, :8, :8]
+    difference = (first(changed) - first(images.float())).abs().sum(dim=1).mean(dim=0)
+    assert difference.argmax() == 0
+    with pytest.raises(UserError, match="stem: convolutions can't be written for transformers"):
+        encoder.save_for_transformers(tmp_path / "out")
+    saved = tmp_path / "blip"
+    build(vocab).save_for_transformers(saved)
+    with pytest.raises(UserError, match=r"blip\.weights has a linear layer there"):
+        build(vocab, stem="convolutions", weights=str(saved))
+
+
 def test_images_of_another_size_are_errors(vocab: Path) -> None:
     with pytest.raises(UserError, match="40x32"):
         build(vocab).encode(torch.zeros(1, 3, 40, 32))

@@ -30,9 +30,12 @@ class Statements:
         self._full = table.extracted(FULL_ANSWER)
 
     def sentences(self, rows: npt.ArrayLike) -> list[str | None]:
-        """Statements of these rows as they are written; None without an answer."""
+        """Statements of these rows without "Yes," in front, which describes nothing.
+
+        None without an answer.
+        """
         return [
-            full or (None if answer is None else f"{question} {answer}")
+            SPOKEN.sub("", full) or (None if answer is None else f"{question} {answer}")
             for question, answer, full in self._read(rows)
         ]
 

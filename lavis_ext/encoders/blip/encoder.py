@@ -35,6 +35,7 @@ from lavis_ext.encoders.base import Encoder, EncoderConfig
 from lavis_ext.encoders.blip.names import MATCHING_NAMES
 from lavis_ext.encoders.blip.packed_questions import PackedQuestions
 from lavis_ext.encoders.blip.passes import AttentionProbe, encode_pixels, read_text
+from lavis_ext.encoders.blip.stem import GROUPS, ConvolutionalStem
 from lavis_ext.encoders.pixels import PixelNormalization
 from lavis_ext.encoders.questions import QuestionReader
 from lavis_ext.registry import registry
@@ -130,6 +131,12 @@ class BlipEncoderConfig(BlipSizesConfig, PretrainedConfig, EncoderConfig):
         "first token of a question in matching: enc, as BLIP was trained, or cls, as transformers",
         choices=("enc", "cls"),
     )
+    stem: str = option(
+        "patches",
+        "How pixels become patches: patches is BLIP's linear layer; convolutions learn faster when "
+        "all is trained from scratch (weights: null).",
+        choices=("patches", "convolutions"),
+    )
     weights: str | None = option(BASE_COCO, WEIGHTS_HELP, files=WEIGHT_FILES)
     allow_unexpected: list[str] = option(lambda: [*OLD_BUFFERS], ALLOW_UNEXPECTED_HELP)
 
@@ -145,6 +152,19 @@ class BlipEncoderConfig(BlipSizesConfig, PretrainedConfig, EncoderConfig):
             raise UserError(
                 f"{where}.max_question_tokens is {self.max_question_tokens}, but there are only "
                 f"{self.max_position_embeddings} position embeddings (max_position_embeddings)."
+            )
+        if self.stem == "patches":
+            return
+        if self.weights is not None:
+            raise UserError(
+                f"{where}.stem is {self.stem}, but {where}.weights has a linear layer there. Set "
+                f"{where}.weights=null to train from scratch, or {where}.stem=patches."
+            )
+        if self.patch_size & (self.patch_size - 1) or self.vision_width % GROUPS:
+            raise UserError(
+                f"{where}.stem is {self.stem}, which needs a {where}.patch_size that is a power of "
+                f"two, not {self.patch_size}, and a {where}.vision_width that is a multiple of "
+                f"{GROUPS}, not {self.vision_width}."
             )
 
 
@@ -198,6 +218,11 @@ class BlipEncoder(BlipImageEncoder, QuestionReader):
                 image_text_hidden_size=config.projection_dim,
             )
         )
+        if config.stem == "convolutions":
+            vision: Any = self.blip.vision_model
+            vision.embeddings.patch_embedding = ConvolutionalStem(
+                config.patch_size, config.vision_width
+            )
         self._encode_pixels: Callable[..., Tensor] = encode_pixels
         self._read_text: Callable[..., Tensor] = read_text
         self.load_report = load_pretrained(
@@ -235,8 +260,13 @@ class BlipEncoder(BlipImageEncoder, QuestionReader):
         """Write a folder for transformers' ``BlipForImageTextRetrieval`` and processor.
 
         There, questions begin with [CLS]; in this encoder, by default with [ENC]. Raises OSError
-        if it can't be written.
+        if it can't be written, and UserError for a stem that transformers doesn't have.
         """
+        if self.config.stem != "patches":
+            raise UserError(
+                f"An image encoder with stem: {self.config.stem} can't be written for transformers,"
+                " whose BLIP has a linear layer there."
+            )
         side = self.config.image_size
         processor = transformers.BlipProcessor(
             transformers.BlipImageProcessor(
