@@ -354,13 +354,34 @@ def test_the_formula_of_channel_concat(two: tuple) -> None:
 
 def test_channels_of_windows_keep_every_finer_patch() -> None:
     sizes = layouts((8, 8))
-    network = build("channel_concat", sizes, gate=False, windows=True, first=False)
+    network = build("channel_concat", sizes, gate=False, finer="windows", first=False)
     streams = given(sizes)
     windows = in_windows(streams["other0"].values, (8, 8), GRID, (2, 2)).flatten(2)
     whole = torch.cat((windows.mean(dim=1, keepdim=True), windows), dim=1)
     torch.testing.assert_close(network(streams), network.encoder.mlp(whole))
     other_first = streams | {"grid": streams["grid"]._replace(values=streams["grid"].values + 1)}
     assert torch.equal(network(other_first), network(streams)), "the first stream was read"
+
+
+@pytest.mark.parametrize(
+    ("other", "strides"), [((8, 8), [1, 2]), ((4, 4), [1]), ((9, 12), [1, 2, 2])]
+)
+def test_convolutions_bring_a_finer_grid_to_the_first(other: tuple, strides: list[int]) -> None:
+    sizes = layouts(other)
+    network = build("channel_concat", sizes, gate=False, finer="convolutions", first=False)
+    (convolutions,) = network.encoder.convolutions
+    found = [each for each in convolutions.layers if isinstance(each, torch.nn.Conv2d)]
+    assert [each.stride[0] for each in found] == strides
+    streams = given(sizes)
+    tokens = streams["other0"]
+    states = resize_grid(convolutions.norm(tokens.values), other, convolutions.target)
+    states = states.transpose(1, 2).unflatten(2, convolutions.target)
+    for each in found:
+        states = F.gelu(F.conv2d(states, each.weight, each.bias, each.stride, padding=1))
+    patches = states.flatten(2).transpose(1, 2)
+    assert patches.shape[1] == GRID[0] * GRID[1]
+    whole = torch.cat((patches.mean(dim=1, keepdim=True), patches), dim=1)
+    torch.testing.assert_close(network(streams), network.encoder.mlp(whole))
 
 
 def test_leaving_the_first_stream_out_is_refused_with_a_gate() -> None:
