@@ -61,10 +61,10 @@ class ChannelConcatConfig(FusionConfig):
 
 
 class StridedConvolutions(nn.Module):
-    """Patches on a finer grid to a coarser one: convolutions of 3x3, each with stride 2 but one.
+    """Patches on a finer grid to a coarser one, by convolutions of 3x3 with stride 2.
 
-    The first has stride 1, so that equal grids are mixed with their neighbors, too. As the finer
-    grid has to be the coarser one times a power of two, it is resized to the next such grid first.
+    As the finer grid has to be the coarser one times a power of two, it is resized to the next such
+    grid first. Equal grids get one convolution with stride 1.
     """
 
     def __init__(self, layout: StreamLayout, grid: Size, width: int) -> None:
@@ -74,10 +74,11 @@ class StridedConvolutions(nn.Module):
         self.target = (grid[0] << halvings, grid[1] << halvings)
         self.norm = nn.LayerNorm(layout.width)
         self.layers = nn.Sequential()
-        for step in range(halvings + 1):
-            before = width if step else layout.width
-            self.layers.append(nn.Conv2d(before, width, 3, stride=2 if step else 1, padding=1))
+        before = layout.width
+        for stride in [2] * halvings or [1]:
+            self.layers.append(nn.Conv2d(before, width, 3, stride=stride, padding=1))
             self.layers.append(nn.GELU())
+            before = width
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches [B, M, C] to [B, N, width]."""

@@ -152,12 +152,14 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of an objective's inputs, blocks of the text encoder, and the vocabulary."""
+    """Widths of an objective's inputs, blocks of the text encoder, and vocabularies."""
 
     token_width: int
     text_width: int
     text_layers: int
     vocabulary: AnswerVocabulary | None
+    words: int
+    """Words of the tokenizer."""
 
 
 class Objective(nn.Module, ABC):

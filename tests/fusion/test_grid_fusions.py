@@ -363,9 +363,7 @@ def test_channels_of_windows_keep_every_finer_patch() -> None:
     assert torch.equal(network(other_first), network(streams)), "the first stream was read"
 
 
-@pytest.mark.parametrize(
-    ("other", "strides"), [((8, 8), [1, 2]), ((4, 4), [1]), ((9, 12), [1, 2, 2])]
-)
+@pytest.mark.parametrize(("other", "strides"), [((8, 8), [2]), ((4, 4), [1]), ((9, 12), [2, 2])])
 def test_convolutions_bring_a_finer_grid_to_the_first(other: tuple, strides: list[int]) -> None:
     sizes = layouts(other)
     network = build("channel_concat", sizes, gate=False, finer="convolutions", first=False)

@@ -16,7 +16,7 @@ IMAGE = [0, 0, 0, 0, 1, 2]
 def test_questions_together_score_as_each_alone() -> None:
     torch.manual_seed(0)
     config = AnswerConfig(head="glimpses", width=16, glimpses=2)
-    head = build_head(config, HeadSizes(WIDTH, TEXT, 1, None), OUTPUTS).eval()
+    head = build_head(config, HeadSizes(WIDTH, TEXT, 1, None, 0), OUTPUTS).eval()
     tokens = torch.randn(IMAGES, TOKENS, WIDTH)
     states = torch.randn(len(LENGTHS), int(LENGTHS.max()), TEXT)
     mask = (torch.arange(int(LENGTHS.max())) < LENGTHS[:, None]).long()
@@ -34,7 +34,7 @@ def test_questions_together_score_as_each_alone() -> None:
 def test_image_and_question_matter() -> None:
     torch.manual_seed(0)
     config = AnswerConfig(head="glimpses", width=16, glimpses=2)
-    head = build_head(config, HeadSizes(WIDTH, TEXT, 1, None), OUTPUTS).eval()
+    head = build_head(config, HeadSizes(WIDTH, TEXT, 1, None, 0), OUTPUTS).eval()
     one = torch.ones(1, 4, dtype=torch.long)
     packed = pack_questions(one, one, [0], 1, torch.device("cpu"))
     tokens, states = torch.randn(1, TOKENS, WIDTH), torch.randn(1, 4, TEXT)

@@ -213,7 +213,7 @@ def _only(samples: QuestionBatch, q: int) -> QuestionBatch:
 
 def test_training_without_objectives_lists_the_registered_ones() -> None:
     with pytest.raises(
-        UserError, match=r"model\.objectives is empty.*: answer, caption, head, itm, vqa\."
+        UserError, match=r"model\.objectives is empty.*: answer, caption, head, itm, vqa, words\."
     ):
         make_model({})
 

@@ -173,7 +173,8 @@ class PnpVqaFusion(LavisCalls, TrainableModel, GenerativeModel):
             }
         )
         token_width, asking = encoders[self.first].width, self._question_reader
-        sizes = HeadSizes(token_width, asking.text_width, asking.text_layers, vocabulary)
+        words = max(asking.tokenizer.get_vocab().values()) + 1
+        sizes = HeadSizes(token_width, asking.text_width, asking.text_layers, vocabulary, words)
         self.objectives = nn.ModuleDict(
             {
                 name: registry.get_objective_class(name)(options, sizes)
