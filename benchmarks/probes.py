@@ -6,9 +6,15 @@
 
 A probe is ridge regression onto one column per value, in closed form (Alain and Bengio, 2017, probe
 likewise with linear classifiers), from a stream's tokens at an object's place: the five points of
-its box that are its center and half-way to its edges, interpolated between tokens. Images of the
-training split are divided into images to fit, to choose the penalty, and to test; each seed divides
-them anew. The folder gets ``metrics.json`` and ``table.md``.
+its box that are its center and half-way to its edges, interpolated between tokens. Of a finer
+stream, also from all of its patches in the place of the first stream's grid that has the object's
+center, as fusions by windows read them: objects lie anywhere in it, and across its edges. Images of
+the training split are divided into images to fit, to choose the penalty, and to test; each seed
+divides them anew. The folder gets ``metrics.json`` and ``table.md``.
+
+Below the table stands each stream's effective rank (Roy and Vetterli, EUSIPCO 2007), the number of
+directions over which its tokens' variance is spread. What lies in directions of little variance is
+slow to be learned by gradient descent.
 """
 
 import argparse
@@ -16,7 +22,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +40,7 @@ from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF, KEY_OF, SHAPES, 
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.streams import build_streams
-from lavis_ext.fusion.stream_adapter import resize_grid
+from lavis_ext.fusion.stream_adapter import Size, in_windows, resize_grid, window_of
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 
@@ -44,6 +50,9 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties, per example, of standardized features."""
 FITTED, CHOSEN = 0.6, 0.75
 """Shares of the images up to which they are fitted, and used to choose the penalty."""
+
+RANKED = 8
+"""Batches of images whose tokens the effective rank is of."""
 
 Features = npt.NDArray[np.float32]
 Metrics = dict[str, dict[str, list[float]]]
@@ -57,11 +66,13 @@ class Probed:
         images: int [N], the image of each object.
         values: value of each attribute type of each object, [N] each; None where it has none.
         features: float32 [N, D] by the name of the tokens.
+        ranks: effective rank and width of each stream's tokens.
     """
 
     images: npt.NDArray[np.int64]
     values: dict[str, list[str | None]]
     features: dict[str, Features]
+    ranks: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def at_objects(tokens: Tokens, graphs: Sequence[SceneGraph]) -> Tensor:
@@ -78,6 +89,27 @@ def at_objects(tokens: Tokens, graphs: Sequence[SceneGraph]) -> Tensor:
         )
         found.append(sampled[0].permute(1, 2, 0).flatten(1))
     return torch.cat(found)
+
+
+def in_their_windows(tokens: Tokens, grid: Size, graphs: Sequence[SceneGraph]) -> Tensor:
+    """Patches of B images in the windows of ``grid`` that have N objects' centers, [N, r*s*D]."""
+    patches = tokens.values[:, tokens.prefix :]
+    windows = in_windows(patches, tokens.grid, grid, window_of(grid, tokens.grid)).flatten(2)
+    found = []
+    for each, graph in zip(windows, graphs, strict=True):
+        for item in graph.objects:
+            x, y, width, height = item.box
+            row = int((y + height / 2) / graph.height * grid[0])
+            column = int((x + width / 2) / graph.width * grid[1])
+            found.append(each[min(row, grid[0] - 1) * grid[1] + min(column, grid[1] - 1)])
+    return torch.stack(found)
+
+
+def effective_rank(tokens: Tensor) -> float:
+    """Exponential of the entropy of the shares of variance of tokens [N, D]."""
+    shares = torch.linalg.eigvalsh(torch.cov(tokens.double().T)).clamp(min=0)
+    shares = shares / shares.sum()
+    return float(torch.special.entr(shares).sum().exp())
 
 
 def value_of(item: GraphObject, key: str) -> str | None:
@@ -132,10 +164,18 @@ def read_features(data: Path, streams: Streams, world: World, images: int) -> Pr
     chosen = sorted(graphs)[:images]
     folder = ImageFolder(data / "images")
     features: dict[str, list[Tensor]] = defaultdict(list)
+    patches: dict[str, list[Tensor]] = defaultdict(list)
+    first, *others = streams.encoders
     for batch in _batches(chosen, 25):
         of_batch = [graphs[image_id] for image_id in batch]
-        for name, tokens in streams.tokens(folder, batch).items():
+        found = streams.tokens(folder, batch)
+        for name, tokens in found.items():
             features[name].append(at_objects(tokens, of_batch))
+        for name in others:
+            window = in_their_windows(found[name], found[first].grid, of_batch)
+            features[f"{name}, window"].append(window)
+        for name in streams.encoders if len(patches[first]) < RANKED else ():
+            patches[name].append(found[name].values[:, found[name].prefix :].flatten(0, 1))
     objects = [(n, item) for n, image_id in enumerate(chosen) for item in graphs[image_id].objects]
     joined = {name: torch.cat(parts).numpy() for name, parts in features.items()}
     plain = list(streams.encoders)
@@ -145,6 +185,10 @@ def read_features(data: Path, streams: Streams, world: World, images: int) -> Pr
         images=np.array([number for number, _ in objects]),
         values={key: [value_of(item, key) for _, item in objects] for key in world.values},
         features=joined,
+        ranks={
+            name: (effective_rank(torch.cat(parts)), parts[0].shape[1])
+            for name, parts in patches.items()
+        },
     )
 
 
@@ -246,10 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{given.data}."
         ) from error
     streams = Streams(given.model_type, dict(given.weights), given.options)
-    metrics = measure(read_features(given.data, streams, world, given.images), given.seeds)
+    probed = read_features(given.data, streams, world, given.images)
+    metrics = measure(probed, given.seeds)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    text = table(metrics)
+    text = table(metrics) + "\nEffective rank: "
+    text += (
+        ", ".join(f"{name} {rank:.1f} of {d}" for name, (rank, d) in probed.ranks.items()) + "\n"
+    )
     (given.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.probes import POINTS, Probed, at_objects, main, measure, table
+from benchmarks.probes import (
+    POINTS,
+    Probed,
+    at_objects,
+    effective_rank,
+    in_their_windows,
+    main,
+    measure,
+    table,
+)
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.encoders.base import Tokens
 
@@ -43,11 +52,29 @@ def test_tokens_are_read_at_the_place_of_an_object() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_window_is_that_of_an_objects_center() -> None:
+    values = torch.arange(64.0).view(1, 64, 1)
+    item = GraphObject("1", "coin", (40, 60, 20, 10), (), ())  # its center is (50, 65)
+    graph = SceneGraph(128, 128, None, None, (item,))
+    found = in_their_windows(Tokens(values, (8, 8), 0), (4, 4), [graph])
+    assert found.tolist() == [[34, 35, 42, 43]]
+
+
+def test_the_effective_rank_counts_directions_of_variance() -> None:
+    directions = torch.randn(4000, 6) @ torch.linalg.qr(torch.randn(6, 6)).Q
+    assert effective_rank(directions) == pytest.approx(6, abs=0.1)
+    directions[:, 2:] = 0
+    assert effective_rank(directions) == pytest.approx(2, abs=0.1)
+
+
 def test_the_command_writes_metrics_and_a_table(
     mini_gqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(tmp_path / "out"), "--data", str(mini_gqa), "--images", "30", "--seeds", "2"])
-    assert "| color |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| color |" in printed
+    assert "segmentation, window" in printed
+    assert "Effective rank: grid " in printed
     assert (tmp_path / "out" / "metrics.json").is_file()
     with pytest.raises(SystemExit):
         main([str(tmp_path / "out"), "--data", str(tmp_path)])
