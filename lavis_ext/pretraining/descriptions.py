@@ -103,6 +103,7 @@ def sentence(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
         return f"there is {article(words)} {words}"
     if kind < 0.95:
         return f"it is {graph.weather}"
+    assert graph.place is not None
     return f"the scene is {place_phrase(graph.place)}"
 
 
