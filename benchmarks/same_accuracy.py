@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
+from benchmarks.straightforward import AS_MEASURED
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.common.tables import markdown
 
@@ -58,6 +59,7 @@ def train(given: argparse.Namespace, way: str, seed: int) -> Path:
         where.mkdir(parents=True, exist_ok=True)
         every = max(1, given.steps // given.points)
         options = [
+            *AS_MEASURED,
             *options_of(way, given.questions),
             f"run.seed={seed}",
             f"run.max_steps={given.steps}",

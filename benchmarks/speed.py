@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks import plots
 from benchmarks.processes import PROJECT, command, environment
-from benchmarks.straightforward import STRAIGHTFORWARD, Ways, straightforward_loss
+from benchmarks.straightforward import AS_MEASURED, STRAIGHTFORWARD, Ways, straightforward_loss
 from lavis_ext import distributed
 from lavis_ext.common.files import write_json, written_aside
 from lavis_ext.common.tables import markdown
@@ -196,7 +196,8 @@ def make_config(given: Namespace, variant: Variant) -> Config:
     if variant.stored:
         options.append(f"run.features.root={root / 'features'}")
         options += ["run.features.make=true", "run.features.batch_size=8"]
-    return Config(Namespace(cfg_path=str(PROJECT / RECIPE), options=[*options, *variant.options]))
+    options += [*AS_MEASURED, *variant.options]
+    return Config(Namespace(cfg_path=str(PROJECT / RECIPE), options=options))
 
 
 def unfuse(optimizer: torch.optim.Optimizer) -> None:

@@ -33,6 +33,12 @@ from lavis_ext.objectives.question_head import QuestionHead
 from lavis_ext.registry import registry
 from lavis_ext.tasks.gqa import GqaFusionTask
 
+AS_MEASURED = (
+    "datasets.gqa_fusion.mismatched.text=question",
+    "model.objectives.itm.distillation=0",
+)
+"""Options of the recipes that the loop is compared with: it has no distillation."""
+
 
 @dataclass(frozen=True)
 class Ways:

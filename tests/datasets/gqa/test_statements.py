@@ -62,7 +62,7 @@ def test_a_statement_is_the_full_answer_or_question_and_answer_together(
     assert Statements(in_memory).to_match([0]) == ["What color is it? red"]
     assert Statements(table).sentences([0, 5, 3, 7]) == [
         "The ring is red.",
-        "No, there is no ring.",
+        "there is no ring.",
         "Is there a ring? yes",
         None,
     ]
