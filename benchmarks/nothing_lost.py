@@ -4,12 +4,13 @@
     python -m benchmarks.nothing_lost output/nothing_lost --revision 869268d --no-speed
 
 The earlier revision is checked out into the folder (``git worktree``; it stays there). Both train
-the miniature's fusion by ``mini_train.yaml`` from the same initial weights, which the earlier one
-draws, on the same mini-GQA with the same seed and one thread. The largest difference of a step's
-losses must not exceed 1e-6, or the exit code is 1. Then both time their training steps by turns
-(``benchmarks.speed --small``), and their import. Each checkout runs its own ``train.py`` and
-``benchmarks.speed``; nothing else is required of the earlier one. Writes ``metrics.json`` and
-``table.md``. The earlier revision's training is kept for later calls; this checkout's is not.
+the miniature's fusion by the earlier one's ``mini_train.yaml`` from the same initial weights, which
+the earlier one draws, on the same mini-GQA with the same seed and one thread. The largest
+difference of a step's losses must not exceed 1e-6, or the exit code is 1. Then both time their
+training steps by turns (``benchmarks.speed --small``), and their import. Each checkout runs its own
+``train.py`` and ``benchmarks.speed``; nothing else is required of the earlier one. Writes
+``metrics.json`` and ``table.md``. The earlier revision's training is kept for later calls; this
+checkout's is not.
 """
 
 import argparse
@@ -61,12 +62,12 @@ class Checkout:
             raise SystemExit(f"{self.name}: python {shown} failed:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def train(self, output: Path, name: str, *options: str) -> Path:
+    def train(self, recipe: Path, output: Path, name: str, *options: str) -> Path:
         """Train a run unless it is complete; returns its folder."""
         folder = output / name
         if not (folder / "metrics.json").exists():
             print(f"training {name} in {self.folder}", flush=True)
-            arguments = ["train.py", "--cfg-path", RECIPE, "--options"]
+            arguments = ["train.py", "--cfg-path", str(recipe), "--options"]
             self.python(*arguments, f"run.output_dir={output}", f"run.name={name}", *options)
         return folder
 
@@ -126,12 +127,13 @@ def compare_training(given: argparse.Namespace, both: Sequence[Checkout]) -> dic
     # A step with learning rate 0 leaves the initial weights unchanged.
     unmoved = ["run.max_steps=1", "run.warmup_steps=2", "run.warmup_lr=0", "run.valid_splits=[]"]
     label = f"{given.images}_{given.seed}"
-    initial = old.train(given.out, f"initial_{label}", *common, *unmoved) / WEIGHTS
+    recipe = old.folder.resolve() / RECIPE  # today's may have other losses
+    initial = old.train(recipe, given.out, f"initial_{label}", *common, *unmoved) / WEIGHTS
     ways = [f"model.fusion_weights={initial}", f"run.max_steps={given.steps}", "run.log_freq=1"]
     ways.append(f"run.val_every_steps={given.steps}")
     names = {each: f"{each.name}_{label}_{given.steps}" for each in both}
     shutil.rmtree(given.out / names[both[1]], ignore_errors=True)  # it may be of other code
-    folders = [each.train(given.out, name, *common, *ways) for each, name in names.items()]
+    folders = [each.train(recipe, given.out, name, *common, *ways) for each, name in names.items()]
     before, after = map(losses, folders)
     scores = [json.loads((folder / "metrics.json").read_text())["val"] for folder in folders]
     return {

@@ -35,13 +35,14 @@ from lavis_ext.ask.pipeline import model_section
 from lavis_ext.common.errors import UserError, command
 from lavis_ext.common.files import parse_json
 from lavis_ext.common.tables import markdown
-from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph, read_scene_graphs
-from lavis_ext.datasets.mini_gqa.vocabulary import CATEGORY_OF, KEY_OF, SHAPES, WORLDS, World
+from lavis_ext.datasets.gqa.scene_graphs import SceneGraph, read_scene_graphs
+from lavis_ext.datasets.mini_gqa.vocabulary import SHAPES, WORLDS, World
 from lavis_ext.datasets.pictures import ImageFolder
 from lavis_ext.encoders.base import Tokens
 from lavis_ext.encoders.streams import build_streams
 from lavis_ext.fusion.stream_adapter import Size, in_windows, resize_grid, window_of
 from lavis_ext.models.pnp_vqa.model import PnpVqaFusion
+from lavis_ext.pretraining.descriptions import value_of
 from lavis_ext.processors.image import StreamImagesConfig, StreamImagesProcessor
 
 POINTS = ((0.5, 0.5), (0.25, 0.5), (0.75, 0.5), (0.5, 0.25), (0.5, 0.75))
@@ -110,13 +111,6 @@ def effective_rank(tokens: Tensor) -> float:
     shares = torch.linalg.eigvalsh(torch.cov(tokens.double().T)).clamp(min=0)
     shares = shares / shares.sum()
     return float(torch.special.entr(shares).sum().exp())
-
-
-def value_of(item: GraphObject, key: str) -> str | None:
-    """An object's value of an attribute type."""
-    if key in ("name", "category"):
-        return item.name if key == "name" else CATEGORY_OF[item.name]
-    return next((value for value in item.attributes if KEY_OF[value] == key), None)
 
 
 class Streams:

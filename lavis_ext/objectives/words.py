@@ -1,7 +1,7 @@
 """Find the words that are said of an image in its fused tokens."""
 
+import math
 import re
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,11 +24,6 @@ RARE = -4.0
 """Initial score: before training, a token shows hardly any word."""
 
 
-@dataclass
-class WordsConfig(ObjectiveConfig):
-    """Options of the objective ``words``."""
-
-
 @registry.register_objective("words")
 class WordsObjective(Objective):
     """Word detectors on single tokens, trained with texts about whole images.
@@ -42,11 +37,10 @@ class WordsObjective(Objective):
     for all of its questions, and 0 without words. The detectors are used in training only.
     """
 
-    Config = WordsConfig
     metrics = (Metric("found", "share"),)
     needs_statements = True
 
-    def __init__(self, config: WordsConfig, sizes: HeadSizes) -> None:
+    def __init__(self, config: ObjectiveConfig, sizes: HeadSizes) -> None:
         super().__init__(config, sizes)
         self.norm = nn.LayerNorm(sizes.token_width)
         self.detectors = nn.Linear(sizes.token_width, sizes.words)
@@ -65,7 +59,7 @@ class WordsObjective(Objective):
         count = shown.sum(dim=1)
         losses = -torch.where(shown > 0, present, absent).sum(dim=1) / count.clamp(min=1)
         losses = losses.where(count > 0, 0.0)
-        found = ((absent.detach() < -torch.log(torch.tensor(2.0))) * shown).sum(dim=1)
+        found = ((absent.detach() < -math.log(2)) * shown).sum(dim=1)
         rows = send(index, tokens.device)
         return ObjectiveOutput(losses[rows], {"found": (found / count.clamp(min=1))[rows].sum()})
 

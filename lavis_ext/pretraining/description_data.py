@@ -18,7 +18,7 @@ from lavis_ext.datasets.gqa.scene_graphs import SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import SCENE_VALUES, SHAPES
 from lavis_ext.pretraining.close_ups import draw_close_up
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
-from lavis_ext.pretraining.descriptions import caption, sentence, value_of
+from lavis_ext.pretraining.descriptions import describe, happens, value_of
 from lavis_ext.pretraining.matching_pairs import fact_pair, matching_pair, mention_pair
 
 LABELS: dict[str, tuple[str, ...]] = {
@@ -118,7 +118,7 @@ class DescriptionDataset(PretrainingDataset):
         picture = self.images.read(image_id)
         graph, masks = self.split.graphs[image_id], self._masks(image_id)
         questions: Sequence[GroundedQuestion] = self.split.questions.get(image_id, [])
-        if self.config.close_ups and rng.random() < self.config.close_ups:
+        if happens(self.config.close_ups, rng):
             close_up = draw_close_up(graph, masks, self.config.zoom, rng)
             picture = picture.crop(close_up.box)
             graph, masks = close_up.graph, close_up.masks
@@ -130,8 +130,7 @@ class DescriptionDataset(PretrainingDataset):
             seen = coverage[:, chosen].sum(axis=1) / coverage.sum(axis=1)
             weights = seen**self.SHARPNESS + 1e-6
             item = rng.choices(graph.objects, weights.tolist())[0]
-            text_of = sentence if self._is_sentence(rng) else caption
-            captions.append(text_of(item, graph, rng))
+            captions.append(describe(item, graph, rng, sentences=self.config.sentences))
             patch_masks.append(chosen)
         matched, mismatched, text_masks = [], [], []
         for _ in range(self.config.pairs):
@@ -182,7 +181,7 @@ class DescriptionDataset(PretrainingDataset):
         """
         if rng.random() < self.config.close:
             index = rng.randrange(len(graph.objects))
-            pair_of = fact_pair if self._is_sentence(rng) else mention_pair
+            pair_of = fact_pair if happens(self.config.sentences, rng) else mention_pair
             pair = pair_of(graph, graph.objects[index], rng, self.world)
             if pair is not None:
                 fewest = self.config.fewest_patches
@@ -190,14 +189,11 @@ class DescriptionDataset(PretrainingDataset):
                 count = round(fewest * (most / fewest) ** rng.random())
                 return *pair, self._draw_patches(self.BACKGROUND + coverage[index], count, rng)
         pair = None
-        if self._is_sentence(rng):
+        if happens(self.config.sentences, rng):
             pair = fact_pair(graph, rng.choice(graph.objects), rng, self.world)
         if pair is None:
             pair = matching_pair(graph, questions, rng, self.world)
         return *pair, np.ones(coverage.shape[1], bool)
-
-    def _is_sentence(self, rng: random.Random) -> bool:
-        return bool(self.config.sentences) and rng.random() < self.config.sentences
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """See :class:`DescriptionSamples`."""

@@ -54,6 +54,12 @@ def position(item: GraphObject, graph: SceneGraph) -> str:
     return " ".join(words)
 
 
+def related(item: GraphObject, graph: SceneGraph, rng: random.Random) -> tuple[str, GraphObject]:
+    """Draw one of the object's relations: its words, and the other object."""
+    relation, other_id = rng.choice(item.relations)
+    return relation, next(each for each in graph.objects if each.id == other_id)
+
+
 def caption(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
     """Draw a true caption of an object: all of its attributes, and often one more fact.
 
@@ -65,8 +71,7 @@ def caption(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
     if kind < 0.35 and (where := position(item, graph)):
         return f"{words} on the {where}"
     if kind < 0.7 and item.relations:
-        relation, other_id = rng.choice(item.relations)
-        other = next(each for each in graph.objects if each.id == other_id)
+        relation, other = related(item, graph, rng)
         beside = phrase(other, ("color",))
         return f"{words} {relation} {article(beside)} {beside}"
     if kind < 0.85:
@@ -86,13 +91,9 @@ def sentence(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
     """
     kind = rng.random()
     if kind < 0.5:
-        key = rng.choice([key for key in ("name", *ADJECTIVE_ORDER) if value_of(item, key)])
-        value = value_of(item, key)
-        assert value is not None
-        return Fact(Mention.draw(item, rng, leave_out=key), value).words
+        return Fact.draw(item, rng).words
     if kind < 0.65 and item.relations:
-        relation, other_id = rng.choice(item.relations)
-        other = next(each for each in graph.objects if each.id == other_id)
+        relation, other = related(item, graph, rng)
         words = Mention.draw(item, rng).words
         return f"the {words} is {relation} the {Mention.draw(other, rng).words}"
     if kind < 0.75 and (where := position(item, graph)):
@@ -105,6 +106,16 @@ def sentence(item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
         return f"it is {graph.weather}"
     assert graph.place is not None
     return f"the scene is {place_phrase(graph.place)}"
+
+
+def describe(item: GraphObject, graph: SceneGraph, rng: random.Random, *, sentences: float) -> str:
+    """Draw a caption of an object or, with the probability ``sentences``, a sentence."""
+    return (sentence if happens(sentences, rng) else caption)(item, graph, rng)
+
+
+def happens(probability: float, rng: random.Random) -> bool:
+    """Draw whether something happens. With 0 nothing is drawn, so that later draws stay."""
+    return probability > 0 and rng.random() < probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +190,14 @@ class Fact:
 
     about: Mention
     value: str
+
+    @classmethod
+    def draw(cls, item: GraphObject, rng: random.Random) -> "Fact":
+        """Draw a true fact about ``item``."""
+        key = rng.choice([key for key in ("name", *ADJECTIVE_ORDER) if value_of(item, key)])
+        value = value_of(item, key)
+        assert value is not None
+        return cls(Mention.draw(item, rng, leave_out=key), value)
 
     @property
     def words(self) -> str:

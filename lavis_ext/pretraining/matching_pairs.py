@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
-from lavis_ext.datasets.mini_gqa.vocabulary import ADJECTIVE_ORDER, ANY_SHAPE, World, article
-from lavis_ext.pretraining.descriptions import Fact, Mention, value_of
+from lavis_ext.datasets.mini_gqa.vocabulary import ANY_SHAPE, World, article
+from lavis_ext.pretraining.descriptions import Fact, Mention
 
 STATEMENTS = 0.4
 """Share of pairs of statements ("a red circle"); the others are questions."""
@@ -48,10 +48,7 @@ def fact_pair(
 
     None if ``Fact.swapped`` finds no such value.
     """
-    key = rng.choice([key for key in ("name", *ADJECTIVE_ORDER) if value_of(item, key)])
-    value = value_of(item, key)
-    assert value is not None
-    fact = Fact(Mention.draw(item, rng, leave_out=key), value)
+    fact = Fact.draw(item, rng)
     false = fact.swapped(graph, rng, world)
     return (fact.words, false.words) if false else None
 

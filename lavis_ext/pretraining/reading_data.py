@@ -11,7 +11,7 @@ from lavis_ext.datasets.gqa.grounded_questions import GroundedQuestion
 from lavis_ext.datasets.gqa.scene_graphs import GraphObject, SceneGraph
 from lavis_ext.datasets.mini_gqa.vocabulary import KEY_OF, World
 from lavis_ext.pretraining.datasets import PretrainingDataConfig, PretrainingDataset
-from lavis_ext.pretraining.descriptions import caption, sentence
+from lavis_ext.pretraining.descriptions import describe
 
 
 class ReadingSamples(TypedDict):
@@ -89,9 +89,7 @@ class ReadingDataset(PretrainingDataset):
         return {name: [sample[name] for sample in samples] for name in samples[0]}
 
     def _caption(self, item: GraphObject, graph: SceneGraph, rng: random.Random) -> str:
-        share = self.config.sentences
-        text_of = sentence if share and rng.random() < share else caption
-        text = text_of(item, graph, rng)
+        text = describe(item, graph, rng, sentences=self.config.sentences)
         return with_wrong_word(text, rng, self.world) if rng.random() < self.config.errors else text
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.objectives.base import FusedBatch, HeadSizes
-from lavis_ext.objectives.words import NEGATED, WordsConfig, WordsObjective
+from lavis_ext.objectives.base import FusedBatch, HeadSizes, ObjectiveConfig
+from lavis_ext.objectives.words import NEGATED, WordsObjective
 
 WORDS = ["red", "blue", "gear", "coin", "small"]
 WIDTH = 12
@@ -26,7 +26,7 @@ def batch(
     tokens: torch.Tensor, index: list[int], statements: list[str | None]
 ) -> tuple[WordsObjective, FusedBatch]:
     torch.manual_seed(0)
-    objective = WordsObjective(WordsConfig(), HeadSizes(WIDTH, 1, 1, None, len(WORDS)))
+    objective = WordsObjective(ObjectiveConfig(), HeadSizes(WIDTH, 1, 1, None, len(WORDS)))
     samples: Any = {"image_index": torch.tensor(index), "statement": statements}
     return objective, FusedBatch(tokens, tokens, samples, Reader())  # type: ignore[arg-type]
 
